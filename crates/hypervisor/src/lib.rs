@@ -1,1 +1,4 @@
-//! Placeholder.
+//! The privileged side of Enclos: `enclos-hypervisor`, which owns the attestation CA and the machine's
+//! partitions, and `enclos-vmm`, one process per enclave.
+
+#![warn(missing_docs)]
