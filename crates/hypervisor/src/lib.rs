@@ -2,3 +2,6 @@
 //! partitions, and `enclos-vmm`, one process per enclave.
 
 #![warn(missing_docs)]
+
+pub mod nsm_device;
+pub mod vhost_user;
