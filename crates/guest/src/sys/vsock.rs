@@ -6,6 +6,8 @@ use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
+use tokio::io::unix::AsyncFd;
+
 use super::{check, timeval};
 
 /// `SO_VM_SOCKETS_CONNECT_TIMEOUT` with the old `timeval`, `linux/vm_sockets.h`.
@@ -86,6 +88,16 @@ pub fn listen(port: u32) -> io::Result<OwnedFd> {
     // SAFETY: listen takes no pointers.
     check(unsafe { libc::listen(socket.as_raw_fd(), BACKLOG) })?;
     Ok(socket)
+}
+
+/// [`listen`], registered with the tokio runtime that runs this.
+///
+/// # Errors
+/// The system calls'.
+pub fn listen_async(port: u32) -> io::Result<AsyncFd<OwnedFd>> {
+    let socket = listen(port)?;
+    // SAFETY: the descriptor is owned by `socket`, which the result owns; it is always the same one.
+    unsafe { AsyncFd::register(socket) }.map_err(io::Error::from)
 }
 
 /// Accepts one connection and says which context it is from.

@@ -1,0 +1,168 @@
+//! From a vsock port of the enclave to the application's TCP port of the same number.
+//!
+//! Only the parent may connect: a context id is no authentication, but another enclave's never gets here. Either
+//! side may close its half and go on reading.
+
+use std::io;
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use enclos_api::guest::PARENT_CID;
+use tokio::net::{TcpStream, UnixStream};
+use tokio::sync::Semaphore;
+use tokio::time::{sleep, timeout};
+
+use super::transport::Accept;
+use crate::log;
+
+/// `VMADDR_CID_HOST`: what a vhost back-end may call the parent.
+const HOST_CID: u32 = 2;
+
+/// Connections at a time and port; more wait in the listener's queue, so a flood costs the application nothing.
+pub const MAX_CONNECTIONS: usize = 1024;
+
+/// How long the application may take to accept.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Pause after an accept that failed, for want of descriptors for example.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// How often a silent application is asked whether it accepts yet.
+const READY_INTERVAL: Duration = Duration::from_millis(20);
+
+/// Forwards every connection of `listener` to 127.0.0.1:`port`, for ever.
+pub async fn serve(mut listener: impl Accept, port: u16) {
+    let limit = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    loop {
+        let Ok(permit) = Arc::clone(&limit).acquire_owned().await else {
+            return;
+        };
+        match listener.accept().await {
+            Ok((stream, PARENT_CID | HOST_CID)) => {
+                tokio::spawn(async move {
+                    // The other end's reset is its own business; both sockets are closed either way.
+                    let _ = forward(stream, port).await;
+                    drop(permit);
+                });
+            }
+            Ok((_, cid)) => {
+                log::line(
+                    "enclos-agent",
+                    format_args!("port {port}: refused context id {cid}"),
+                );
+            }
+            Err(error) => {
+                log::line(
+                    "enclos-agent",
+                    format_args!("port {port}: cannot accept: {error}"),
+                );
+                sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+async fn forward(mut stream: UnixStream, port: u16) -> io::Result<()> {
+    let connect = TcpStream::connect((Ipv4Addr::LOCALHOST, port));
+    let mut app = timeout(CONNECT_TIMEOUT, connect)
+        .await
+        .map_err(io::Error::other)??;
+    app.set_nodelay(true)?;
+    tokio::io::copy_bidirectional(&mut stream, &mut app).await?;
+    Ok(())
+}
+
+/// Returns once 127.0.0.1:`port` accepts a connection.
+pub async fn until_ready(port: u16) {
+    while TcpStream::connect((Ipv4Addr::LOCALHOST, port))
+        .await
+        .is_err()
+    {
+        sleep(READY_INTERVAL).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::transport::Boxed;
+    use super::*;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+    use tokio::sync::mpsc;
+
+    /// Hands out streams that the test made.
+    struct Given(mpsc::Receiver<(UnixStream, u32)>);
+
+    impl Accept for Given {
+        fn accept(&mut self) -> Boxed<'_, io::Result<(UnixStream, u32)>> {
+            Box::pin(async {
+                self.0
+                    .recv()
+                    .await
+                    .ok_or_else(|| io::Error::other("no more"))
+            })
+        }
+    }
+
+    async fn enclave() -> (TcpListener, mpsc::Sender<(UnixStream, u32)>) {
+        let app = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (sender, receiver) = mpsc::channel(8);
+        tokio::spawn(serve(Given(receiver), app.local_addr().unwrap().port()));
+        (app, sender)
+    }
+
+    async fn bounded<T>(future: impl Future<Output = T>) -> T {
+        timeout(Duration::from_secs(10), future).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_half_closed_request_is_still_answered() {
+        let (app, sender) = enclave().await;
+        let (mut client, inside) = UnixStream::pair().unwrap();
+        sender.send((inside, 3)).await.unwrap();
+        client.write_all(b"question").await.unwrap();
+        client.shutdown().await.unwrap();
+        let (mut served, _) = bounded(app.accept()).await.unwrap();
+        let mut request = Vec::new();
+        bounded(served.read_to_end(&mut request)).await.unwrap();
+        assert_eq!(request, b"question");
+        served.write_all(b"answer").await.unwrap();
+        drop(served);
+        let mut answer = Vec::new();
+        bounded(client.read_to_end(&mut answer)).await.unwrap();
+        assert_eq!(answer, b"answer");
+    }
+
+    #[tokio::test]
+    async fn a_foreign_context_is_refused_and_the_parent_still_served() {
+        let (app, sender) = enclave().await;
+        let (mut foreign, inside) = UnixStream::pair().unwrap();
+        sender.send((inside, 17)).await.unwrap();
+        let mut nothing = Vec::new();
+        assert_eq!(bounded(foreign.read_to_end(&mut nothing)).await.unwrap(), 0);
+        let (_client, inside) = UnixStream::pair().unwrap();
+        sender.send((inside, 2)).await.unwrap();
+        bounded(app.accept()).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn an_application_that_does_not_listen_closes_the_stream() {
+        let (app, sender) = enclave().await;
+        drop(app);
+        let (mut client, inside) = UnixStream::pair().unwrap();
+        sender.send((inside, 3)).await.unwrap();
+        let mut nothing = Vec::new();
+        assert_eq!(bounded(client.read_to_end(&mut nothing)).await.unwrap(), 0);
+    }
+
+    #[tokio::test]
+    async fn readiness_waits_for_the_first_accept() {
+        let app = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = app.local_addr().unwrap().port();
+        bounded(until_ready(port)).await;
+        drop(app);
+        let waiting = timeout(Duration::from_millis(80), until_ready(port)).await;
+        assert!(waiting.is_err());
+    }
+}
