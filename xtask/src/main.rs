@@ -1,1 +1,118 @@
-fn main() {}
+//! The project's own commands: `cargo xtask demo`, `test`, `prepush`, `setup`, `bench-boot`.
+//!
+//! Every command does all of its own set-up. This program stays small and compiles in seconds, because it must run
+//! before anything else can: it installs packages, builds the rest and hands over. What needs Enclos's own code
+//! (starting its processes, telling the demo's story) lives in the `e2e` crate.
+
+#![forbid(unsafe_code)]
+
+mod build;
+mod direction;
+mod host;
+mod prepush;
+mod report;
+mod rootfs;
+mod shell;
+mod style;
+mod workspace;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+use crate::build::Built;
+use crate::report::Report;
+use crate::shell::Shell;
+use crate::workspace::Workspace;
+
+/// Commands of the Enclos project.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Task,
+}
+
+#[derive(Debug, Subcommand)]
+enum Task {
+    /// The whole loop in real virtual machines, and everything that must fail.
+    Demo {
+        /// Leave it running and print the addresses; Ctrl-C ends it.
+        #[arg(long)]
+        keep: bool,
+    },
+    /// Unit tests, then end-to-end tests in real virtual machines.
+    Test {
+        /// Only end-to-end tests whose name contains this.
+        filter: Option<String>,
+    },
+    /// What to run before a change is sent: format, lints, dependencies, style, docs, unit tests.
+    Prepush {
+        /// Leave the unit tests out.
+        #[arg(long)]
+        no_tests: bool,
+    },
+    /// Installs what is missing and builds everything, nothing else.
+    Setup,
+    /// Time to the first answer of an enclave, against plain QEMU with the same kernel and files.
+    BenchBoot {
+        /// Interleaved runs of each.
+        #[arg(long, default_value_t = 5)]
+        runs: u32,
+    },
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    match run(arguments.command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            report::failure(&error);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(task: Task) -> Result<()> {
+    let workspace = Workspace::find()?;
+    let mut report = Report::new();
+    match task {
+        Task::Prepush { no_tests } => prepush::run(&workspace, &mut report, !no_tests),
+        Task::Setup => set_up(&workspace, &mut report).map(drop),
+        Task::Demo { keep } => {
+            let built = set_up(&workspace, &mut report)?;
+            let keep = keep.then_some("--keep");
+            built.shell(&workspace, "enclos-demo").args(keep).run()
+        }
+        Task::Test { filter } => {
+            prepush::unit_tests(&workspace, &mut report)?;
+            let built = set_up(&workspace, &mut report)?;
+            end_to_end(&workspace, &built, &mut report, filter)
+        }
+        Task::BenchBoot { runs } => {
+            let built = set_up(&workspace, &mut report)?;
+            let runs = runs.to_string();
+            built.shell(&workspace, "enclos-bench-boot").arg(runs).run()
+        }
+    }
+}
+
+fn set_up(workspace: &Workspace, report: &mut Report) -> Result<Built> {
+    report.stage("Debian packages", || host::install_missing(workspace))?;
+    build::everything(workspace, report)
+}
+
+/// The virtual machines of two tests fill two cores: more at once would only measure the scheduler.
+fn end_to_end(
+    workspace: &Workspace,
+    built: &Built,
+    report: &mut Report,
+    filter: Option<String>,
+) -> Result<()> {
+    report.heading("End-to-end tests");
+    let cargo = Shell::cargo(workspace).args(["test", "--release", "-p", "enclos-e2e"]);
+    let cargo = cargo.args(["--features", "vm", "--no-fail-fast", "--"]);
+    let cargo = cargo.args(filter).args(["--test-threads", "2"]);
+    built.environment(workspace, cargo).run()
+}

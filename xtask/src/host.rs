@@ -1,0 +1,169 @@
+//! What the machine must have, and how it gets it.
+//!
+//! On Debian and what derives from it, missing packages are installed with apt-get (through sudo for a plain
+//! user). Elsewhere a missing program is named together with what it is for.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+
+use crate::shell::Shell;
+use crate::workspace::Workspace;
+
+/// One thing that must be there.
+struct Need {
+    /// How its presence is told.
+    present: fn() -> bool,
+    /// Debian package that brings it.
+    package: &'static str,
+    /// What it is for, as the end of "… is needed to".
+    purpose: &'static str,
+}
+
+const NEEDS: [Need; 7] = [
+    Need {
+        present: || {
+            in_path("qemu-system-x86_64") && Path::new("/usr/share/qemu/qboot.rom").exists()
+        },
+        package: "qemu-system-x86",
+        purpose: "run enclaves (engine `qemu`: qemu-system-x86_64 with its firmware qboot.rom)",
+    },
+    Need {
+        present: || in_path("mmdebstrap"),
+        package: "mmdebstrap",
+        purpose: "make the Python example's root file system from Debian packages",
+    },
+    Need {
+        present: || {
+            Shell::new("python3")
+                .args(["-m", "pip", "--version"])
+                .succeeds()
+        },
+        package: "python3-pip",
+        purpose: "fetch the Python example's wheels",
+    },
+    Need {
+        present: || is_root() || in_path("newuidmap"),
+        package: "uidmap",
+        purpose: "run mmdebstrap without being root",
+    },
+    Need {
+        present: || in_path("cc"),
+        package: "gcc",
+        purpose: "compile C that some crates carry",
+    },
+    Need {
+        present: || in_path("cmake"),
+        package: "cmake",
+        purpose: "compile C that some crates carry",
+    },
+    Need {
+        present: || in_path("openssl"),
+        package: "openssl",
+        purpose: "check from outside that key releases have the standard's shape",
+    },
+];
+
+/// Installs what is missing, or says what it is.
+pub(crate) fn install_missing(_workspace: &Workspace) -> Result<()> {
+    let missing: Vec<&Need> = NEEDS.iter().filter(|need| !(need.present)()).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    if !is_debian() {
+        bail!("{}", explanation(&missing));
+    }
+    let packages: Vec<&str> = missing.iter().map(|need| need.package).collect();
+    install(&packages)?;
+    match missing.iter().find(|need| !(need.present)()) {
+        None => Ok(()),
+        Some(need) => bail!(
+            "package {} is installed, but what is needed to {} is still not found in PATH",
+            need.package,
+            need.purpose
+        ),
+    }
+}
+
+fn install(packages: &[&str]) -> Result<()> {
+    let apt = |arguments: &[&str]| {
+        let shell = if is_root() {
+            Shell::new("apt-get")
+        } else {
+            Shell::new("sudo").arg("apt-get")
+        };
+        shell
+            .env("DEBIAN_FRONTEND", "noninteractive")
+            .args(arguments)
+            .read()
+    };
+    let hint = || format!("install by hand: apt-get install {}", packages.join(" "));
+    apt(&["update"]).with_context(hint)?;
+    let mut arguments = vec!["install", "--yes", "--no-install-recommends"];
+    arguments.extend(packages);
+    apt(&arguments).map(drop).with_context(hint)
+}
+
+fn explanation(missing: &[&Need]) -> String {
+    let mut text = String::from("this machine is not a Debian, so nothing was installed. Missing:");
+    for need in missing {
+        text += &format!(
+            "\n  {} (Debian's package name), needed to {}",
+            need.package, need.purpose
+        );
+    }
+    text
+}
+
+fn is_debian() -> bool {
+    let release = fs::read_to_string("/etc/os-release").unwrap_or_default();
+    names_debian(&release) && in_path("apt-get")
+}
+
+fn names_debian(os_release: &str) -> bool {
+    let values = os_release.lines().filter_map(|line| {
+        let (name, value) = line.split_once('=')?;
+        matches!(name, "ID" | "ID_LIKE").then_some(value)
+    });
+    let mut words = values.flat_map(|value| value.trim_matches('"').split(' '));
+    words.any(|word| word == "debian")
+}
+
+pub(crate) fn in_path(program: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let standard = ["/usr/sbin".into(), "/sbin".into()];
+    std::env::split_paths(&path)
+        .chain(standard)
+        .any(|dir| dir.join(program).is_file())
+}
+
+/// The owner of `/proc/self` is the effective user.
+fn is_root() -> bool {
+    use std::os::unix::fs::MetadataExt;
+    fs::metadata("/proc/self").is_ok_and(|metadata| metadata.uid() == 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn debian_and_its_children_are_told_from_others() {
+        assert!(names_debian("NAME=\"x\"\nID=debian\n"));
+        assert!(names_debian("ID=ubuntu\nID_LIKE=debian\n"));
+        assert!(names_debian("ID=pop\nID_LIKE=\"ubuntu debian\"\n"));
+        assert!(!names_debian("ID=fedora\nPRETTY_NAME=\"not debian\"\n"));
+        assert!(!names_debian(""));
+    }
+
+    #[test]
+    fn the_explanation_names_package_and_purpose() {
+        let text = explanation(&NEEDS.iter().collect::<Vec<_>>());
+        assert!(
+            NEEDS
+                .iter()
+                .all(|need| text.contains(need.package) && text.contains(need.purpose))
+        );
+    }
+}

@@ -1,0 +1,82 @@
+//! What every change must pass before it is sent.
+
+use anyhow::Result;
+
+use crate::report::Report;
+use crate::shell::Shell;
+use crate::workspace::Workspace;
+use crate::{direction, style};
+
+/// Runs every check, cheapest first.
+pub(crate) fn run(workspace: &Workspace, report: &mut Report, tests: bool) -> Result<()> {
+    report.stage("Format", || format(workspace))?;
+    report.stage("Direction of dependencies", || direction::check(workspace))?;
+    report.stage("Sizes of files and functions", || style::check(workspace))?;
+    report.stage("Clippy", || clippy(workspace))?;
+    report.stage("Documentation", || documentation(workspace))?;
+    deny(workspace, report)?;
+    if tests {
+        unit_tests(workspace, report)?;
+    }
+    Ok(())
+}
+
+/// Runs the unit tests of the workspace. The end-to-end tests stay out: they need the crate feature `vm`.
+pub(crate) fn unit_tests(workspace: &Workspace, report: &mut Report) -> Result<()> {
+    report.heading("Unit tests");
+    Shell::cargo(workspace)
+        .args(["test", "--workspace", "--no-fail-fast"])
+        .run()
+}
+
+/// Workspaces of their own: what runs inside enclaves is built for another target.
+const OTHER_MANIFESTS: [&str; 2] = ["examples/rust-backend/Cargo.toml", "e2e/guest/Cargo.toml"];
+
+fn format(workspace: &Workspace) -> Result<()> {
+    Shell::cargo(workspace)
+        .args(["fmt", "--all", "--check"])
+        .run()?;
+    for manifest in OTHER_MANIFESTS {
+        Shell::cargo(workspace)
+            .args(["fmt", "--check", "--manifest-path", manifest])
+            .run()?;
+    }
+    Ok(())
+}
+
+fn clippy(workspace: &Workspace) -> Result<()> {
+    let cargo = Shell::cargo(workspace).args(["clippy", "--quiet", "--workspace", "--all-targets"]);
+    cargo
+        .args(["--all-features", "--", "-D", "warnings"])
+        .run()?;
+    for manifest in OTHER_MANIFESTS {
+        let cargo =
+            Shell::cargo(workspace).args(["clippy", "--quiet", "--all-targets", "--locked"]);
+        cargo
+            .args(["--manifest-path", manifest, "--", "-D", "warnings"])
+            .run()?;
+    }
+    Ok(())
+}
+
+fn documentation(workspace: &Workspace) -> Result<()> {
+    let cargo = Shell::cargo(workspace).args(["doc", "--quiet", "--workspace", "--no-deps"]);
+    cargo.env("RUSTDOCFLAGS", "-D warnings").run()
+}
+
+/// Licences, sources and duplicates by deny.toml. cargo-deny takes minutes to build, so it is used where it is
+/// installed and its absence is said, not hidden. The advisories need a database from the Internet and have their own job.
+fn deny(workspace: &Workspace, report: &mut Report) -> Result<()> {
+    if !Shell::cargo(workspace)
+        .args(["deny", "--version"])
+        .succeeds()
+    {
+        report
+            .heading("Licences and sources: not checked, `cargo install cargo-deny` is not there");
+        return Ok(());
+    }
+    report.stage("Licences and sources", || {
+        let cargo = Shell::cargo(workspace).args(["deny", "--log-level", "error"]);
+        cargo.args(["check", "bans", "licenses", "sources"]).run()
+    })
+}
