@@ -1,0 +1,44 @@
+"""PyPI's aws-nsm-interface, unmodified, against /dev/nsm: each connection to port 5000 gets one line of JSON."""
+
+import json
+import socket
+
+import aws_nsm_interface as nsm
+
+
+def observe() -> dict:
+    device = nsm.open_nsm_device()
+    try:
+        document = nsm.get_attestation_doc(device, user_data=b"from Python", nonce=b"\x07" * 16)
+        return {
+            "describe": plain(nsm.describe_nsm(device)),
+            "pcr0": plain(nsm.describe_pcr(device, 0)),
+            "extended": plain(nsm.extend_pcr(device, 17, b"enclos")),
+            "locked": nsm.lock_pcr(device, 17),
+            "random": plain(nsm.get_random(device)),
+            "document": plain(document["document"]),
+        }
+    finally:
+        nsm.close_nsm_device(device)
+
+
+def plain(value):
+    """Bytes as hex, sets as lists: what JSON can hold."""
+    if isinstance(value, bytes):
+        return value.hex()
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [plain(item) for item in value]
+    return value
+
+
+with socket.create_server(("127.0.0.1", 5000)) as server:
+    while True:
+        peer, _ = server.accept()
+        with peer:
+            try:
+                answer = observe()
+            except Exception as error:
+                answer = {"error": repr(error)}
+            peer.sendall(json.dumps(answer).encode() + b"\n")

@@ -1,0 +1,73 @@
+//! The application of the end-to-end tests' images: one program, its first argument says what it does.
+//!
+//! | argument | does |
+//! |---|---|
+//! | `echo` | answers every stream on vsock port 7000 with its own bytes, and ends each side as the peer does |
+//! | `nsm` | answers connections on TCP port 5000 with what AWS's NSM crate sees, as one line of JSON |
+//! | `dial PORT BYTES STREAMS` | sends a pattern to the parent on as many streams and checks what returns |
+//! | `facts` | answers connections on TCP port 5000 with user, folder, arguments, environment, clock |
+//! | `exit STATUS` | ends with this status |
+//! | `abort` | ends by a signal |
+//! | `wait` | does nothing |
+//!
+//! Every one but `exit` and `abort` prints a first line, so that a console shows when it began.
+
+mod echo;
+mod facts;
+mod nsm;
+mod pattern;
+
+use std::io::Write;
+use std::net::{Ipv4Addr, TcpListener};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+
+/// The ingress port of every test image.
+const PORT: u16 = 5000;
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    match run(&words) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("e2e-guest: {error:#}");
+            ExitCode::from(101)
+        }
+    }
+}
+
+fn run(words: &[&str]) -> Result<ExitCode> {
+    match *words {
+        ["exit", status] => return Ok(ExitCode::from(status.parse::<u8>()?)),
+        ["abort"] => std::process::abort(),
+        _ => println!("e2e-guest: {}", words.join(" ")),
+    }
+    match *words {
+        ["echo"] => echo::serve()?,
+        ["nsm"] => answer(nsm::observe)?,
+        ["facts"] => answer(facts::observe)?,
+        ["dial", port, bytes, streams] => {
+            echo::dial(port.parse()?, bytes.parse()?, streams.parse()?)?;
+        }
+        ["wait"] => loop {
+            std::thread::sleep(Duration::from_secs(3600));
+        },
+        _ => bail!("unknown arguments {words:?}"),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Answers each connection with one observation.
+fn answer(observe: fn() -> Result<serde_json::Value>) -> Result<()> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, PORT)).context("cannot listen")?;
+    for stream in listener.incoming() {
+        let observed =
+            observe().unwrap_or_else(|error| serde_json::json!({ "error": format!("{error:#}") }));
+        // A peer that left early is its own business: the next one gets its answer.
+        let _ = writeln!(stream?, "{observed}");
+    }
+    Ok(())
+}
