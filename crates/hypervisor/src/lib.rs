@@ -5,3 +5,4 @@
 
 pub mod nsm_device;
 pub mod vhost_user;
+pub mod vsock;

@@ -32,8 +32,8 @@ use vmm_sys_util::{
 };
 
 use crate::vhost_user::{
-    self, Chain, FrontendSocket, Handle, Health, MAX_QUEUE_SIZE, Memory, Ring, StartError, lock,
-    snapshot,
+    self, Chain, FrontendSocket, Handle, Health, MAX_QUEUE_SIZE, Memory, Ring, StartError,
+    VHOST_USER_F_PROTOCOL_FEATURES, lock, snapshot,
 };
 
 /// Turns one request into one reply. Called on the device's thread, one request at a time.
@@ -44,9 +44,6 @@ const MAX_REQUEST: usize = 0x1000;
 
 /// `{"Error": "BufferTooSmall"}`, for a reply that does not fit the driver's buffer.
 const BUFFER_TOO_SMALL: &[u8] = b"\xa1\x65Error\x6eBufferTooSmall";
-
-/// `VHOST_USER_F_PROTOCOL_FEATURES`: the front end may ask for protocol features.
-pub(crate) const VHOST_USER_F_PROTOCOL_FEATURES: u64 = 1 << 30;
 
 /// The NSM device.
 #[derive(Debug, Clone, Copy)]

@@ -34,7 +34,7 @@ use vhost_user_backend::{
     ShutdownHandle, VhostUserBackend, VhostUserDaemon, VringEpollHandler, VringMutex,
     VringStateMutGuard, VringT,
 };
-use virtio_queue::{DescriptorChain, QueueT};
+use virtio_queue::{DescriptorChain, QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestAddressSpace, GuestMemoryAtomic, GuestMemoryMmap};
 
 /// Guest memory as the front end hands it over; it may be replaced while the guest runs.
@@ -42,6 +42,9 @@ pub(crate) type Memory = GuestMemoryAtomic<GuestMemoryMmap>;
 
 /// Largest queue either device accepts: QEMU's `virtio-mmio` offers 1024 entries.
 pub(crate) const MAX_QUEUE_SIZE: usize = 1024;
+
+/// `VHOST_USER_F_PROTOCOL_FEATURES`: the front end may ask for protocol features.
+pub(crate) const VHOST_USER_F_PROTOCOL_FEATURES: u64 = 1 << 30;
 
 /// Most buffers accepted in one descriptor chain. Linux sends 64 KiB in at most 18; the rest is head-room for
 /// other drivers, while a chain built to waste time ends here.
@@ -377,6 +380,11 @@ impl<'a> Ring<'a> {
             }
             _ => self.give_up("an available entry names no descriptor"),
         }
+    }
+
+    /// Puts the chain taken last back; it is the next one again.
+    pub(crate) fn unpop(&mut self) {
+        self.state.get_queue_mut().go_to_previous_position();
     }
 
     /// Whether the driver has made a chain available. An index further ahead than the queue is long is a lie.
