@@ -1,0 +1,153 @@
+//! What a command says when it fails, and the exit status that goes with it.
+//!
+//! Two layouts, one content: what happened, why, what to do.
+//!
+//! ```text
+//! [ E19 ] cannot open /x.eif                      error: cannot open /x.pem
+//!   because: No such file or directory              because: No such file or directory
+//!   hint: …                                         hint: …
+//! For details: nitro-cli explain --error-code E19
+//! ```
+//!
+//! The left one is nitro-cli's, for nitro-cli's commands: the status is the code's number. The right one is for
+//! Enclos's own commands: status 1. `docs/exit-codes.md` lists all.
+
+use std::fmt::{self, Write as _};
+use std::path::Path;
+
+use crate::codes::Code;
+
+pub(crate) type Outcome<T = ()> = Result<T, Failure>;
+
+/// A failed command.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    code: Option<Code>,
+    error: anyhow::Error,
+    hint: Option<String>,
+}
+
+impl Failure {
+    /// A failure of one of nitro-cli's commands.
+    pub(crate) fn aws(code: Code, error: impl Into<anyhow::Error>) -> Self {
+        Self {
+            code: Some(code),
+            error: error.into(),
+            hint: None,
+        }
+    }
+
+    /// A failure of one of nitro-cli's commands that has no cause besides its text.
+    pub(crate) fn aws_text(code: Code, text: impl fmt::Display) -> Self {
+        Self::aws(code, anyhow::anyhow!("{text}"))
+    }
+
+    /// A failure of one of Enclos's own commands.
+    pub(crate) fn text(text: impl fmt::Display) -> Self {
+        anyhow::anyhow!("{text}").into()
+    }
+
+    /// A file could not be used: E19 in nitro-cli's commands.
+    pub(crate) fn file(
+        code: Option<Code>,
+        doing: &str,
+        path: &Path,
+        error: std::io::Error,
+    ) -> Self {
+        let error = anyhow::Error::new(error).context(format!("cannot {doing} {}", path.display()));
+        Self {
+            code,
+            error,
+            hint: None,
+        }
+    }
+
+    /// Adds what to do.
+    #[must_use]
+    pub(crate) fn hint(mut self, hint: impl fmt::Display) -> Self {
+        self.hint = Some(hint.to_string());
+        self
+    }
+
+    /// Takes the code away, for a command of Enclos's own that uses shared parts.
+    #[must_use]
+    pub(crate) fn without_code(mut self) -> Self {
+        self.code = None;
+        self
+    }
+
+    /// Says what was being done.
+    #[must_use]
+    pub(crate) fn context(mut self, text: impl fmt::Display) -> Self {
+        self.error = self.error.context(text.to_string());
+        self
+    }
+
+    /// Exit status of the process.
+    pub(crate) fn exit_status(&self) -> u8 {
+        self.code.map_or(1, Code::exit_status)
+    }
+
+    /// What stderr is to say, lines ended.
+    pub(crate) fn render(&self, command: &str) -> String {
+        let mut text = match self.code {
+            Some(code) => format!("[ {code} ] {}\n", self.error),
+            None => format!("error: {}\n", self.error),
+        };
+        for cause in self.error.chain().skip(1) {
+            let _ = writeln!(text, "  because: {cause}");
+        }
+        for hint in self.hint.iter().flat_map(|hint| hint.lines()) {
+            let _ = writeln!(text, "  hint: {hint}");
+        }
+        if let Some(code) = self.code {
+            let _ = writeln!(text, "For details: {command} explain --error-code {code}");
+        }
+        text
+    }
+}
+
+impl<E: Into<anyhow::Error>> From<E> for Failure {
+    fn from(error: E) -> Self {
+        Self {
+            code: None,
+            error: error.into(),
+            hint: None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn not_found() -> std::io::Error {
+        std::io::ErrorKind::NotFound.into()
+    }
+
+    #[test]
+    fn nitro_cli_layout_names_code_cause_and_hint() {
+        let path = Path::new("/x.eif");
+        let failure =
+            Failure::file(Some(Code::FILE_OPERATION), "open", path, not_found()).hint("look");
+        assert_eq!(failure.exit_status(), 19);
+        assert_eq!(
+            failure.render("nitro-cli"),
+            "[ E19 ] cannot open /x.eif\n  because: entity not found\n  hint: look\n\
+             For details: nitro-cli explain --error-code E19\n"
+        );
+    }
+
+    #[test]
+    fn own_layout_has_no_code() {
+        let failure = Failure::file(None, "open", Path::new("/x.pem"), not_found());
+        assert_eq!(
+            (
+                failure.exit_status(),
+                failure.render("enclos").lines().count()
+            ),
+            (1, 2)
+        );
+        assert_eq!(Failure::text("no").render("enclos"), "error: no\n");
+    }
+}

@@ -1,0 +1,107 @@
+//! `enclos`: one binary for whoever builds, runs, verifies and calls enclaves. Called as `nitro-cli` it has
+//! nitro-cli's commands only.
+//!
+//! ```text
+//! main ── nitro/   AWS's commands: flags, JSON and codes as scripts expect them
+//!      └─ own/     Enclos's commands
+//!            both use: daemon (control sockets), dirs (where things are), failure (what is said and
+//!            which status is left with), codes (AWS's error table), term (stdout and stderr)
+//! ```
+
+#![forbid(unsafe_code)]
+
+mod codes;
+mod daemon;
+mod dirs;
+mod failure;
+mod nitro;
+mod own;
+mod term;
+
+use std::ffi::OsString;
+use std::path::Path;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Confidential computing on your own machines: build, run, verify and call enclaves
+#[derive(Debug, Parser)]
+#[command(
+    name = "enclos",
+    version,
+    arg_required_else_help = true,
+    infer_subcommands = false
+)]
+#[command(
+    after_help = "A first run:\n  enclos doctor\n  enclos kernel fetch\n  enclos up\n  enclos build ./rootfs -o app.eif\n  \
+                        enclos run-enclave --cpu-count 2 --memory 512 --eif-path app.eif --publish 8080:5000\n\n\
+                        Called as nitro-cli it takes nitro-cli's commands and prints its JSON."
+)]
+struct Enclos {
+    #[command(subcommand)]
+    command: EnclosCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum EnclosCommand {
+    #[command(flatten)]
+    Nitro(nitro::Command),
+    #[command(flatten)]
+    Own(own::Command),
+}
+
+/// nitro-cli's commands, served by Enclos
+#[derive(Debug, Parser)]
+#[command(name = "nitro-cli", version, arg_required_else_help = true)]
+struct NitroCli {
+    #[command(subcommand)]
+    command: nitro::Command,
+}
+
+fn main() -> ExitCode {
+    let args: Vec<OsString> = std::env::args_os().collect();
+    let (name, outcome) = if is_nitro_cli(&args) {
+        ("nitro-cli", nitro::run(NitroCli::parse_from(args).command))
+    } else {
+        let outcome = match Enclos::parse_from(args).command {
+            EnclosCommand::Nitro(command) => nitro::run(command),
+            EnclosCommand::Own(command) => own::run(command),
+        };
+        ("enclos", outcome)
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            term::note(failure.render(name).trim_end());
+            ExitCode::from(failure.exit_status())
+        }
+    }
+}
+
+fn is_nitro_cli(args: &[OsString]) -> bool {
+    let name = args.first().and_then(|name| Path::new(name).file_name());
+    name.is_some_and(|name| name == "nitro-cli")
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_options_are_consistent() {
+        Enclos::command().debug_assert();
+        NitroCli::command().debug_assert();
+    }
+
+    #[test]
+    fn the_name_decides_the_face() {
+        assert!(is_nitro_cli(&["/usr/bin/nitro-cli".into()]));
+        assert!(!is_nitro_cli(&[
+            "/usr/bin/enclos".into(),
+            "nitro-cli".into()
+        ]));
+        assert!(!is_nitro_cli(&[]));
+    }
+}

@@ -1,0 +1,41 @@
+//! `describe-eif`: what an image is, as AWS prints it, and on stderr everything that is wrong with it.
+
+use std::fs::File;
+use std::io::BufReader;
+
+use super::args::DescribeEif;
+use super::output::DescribedEif;
+use crate::codes::Code;
+use crate::failure::{Failure, Outcome};
+use crate::term;
+
+pub(super) fn run(args: &DescribeEif) -> Outcome {
+    let path = &args.eif_path;
+    let file = File::open(path)
+        .map_err(|error| Failure::file(Some(Code::FILE_OPERATION), "open", path, error))?;
+    let report = enclos_eif::inspect(&mut BufReader::new(file)).map_err(|error| {
+        Failure::aws(
+            Code::EIF_PARSING,
+            anyhow::Error::new(error).context(format!("cannot describe {}", path.display())),
+        )
+        .hint("an image that was cut off or damaged on the way must be copied or built again")
+    })?;
+    for finding in &report.findings {
+        term::note(format_args!(
+            "warning: {}; this image will not be run",
+            chain(finding)
+        ));
+    }
+    term::json(&DescribedEif::from(report))
+}
+
+/// An error and its causes on one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text += &format!(": {cause}");
+        source = cause.source();
+    }
+    text
+}

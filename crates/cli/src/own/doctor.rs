@@ -1,0 +1,449 @@
+//! `enclos doctor`: what this machine has, what it lacks, what to do.
+//!
+//! Every check is a function from the machine to a [`Finding`]; a missing thing that something needs makes the status 1.
+
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use clap::Args;
+use serde::Serialize;
+
+use super::kernel;
+use super::services::{gateway_answers, hypervisor_answers};
+use crate::daemon;
+use crate::dirs;
+use crate::failure::{Failure, Outcome};
+use crate::term;
+
+/// Options of `doctor`.
+#[derive(Debug, Args)]
+pub(crate) struct Doctor {
+    /// Print the findings as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// How much a finding matters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+enum Level {
+    /// As it should be.
+    Good,
+    /// Something optional is missing or could be better.
+    Note,
+    /// Something needed is missing.
+    Bad,
+}
+
+#[derive(Debug, Serialize)]
+struct Finding {
+    what: &'static str,
+    level: Level,
+    found: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    todo: Option<String>,
+}
+
+impl Finding {
+    fn good(what: &'static str, found: impl Into<String>) -> Self {
+        Self {
+            what,
+            level: Level::Good,
+            found: found.into(),
+            todo: None,
+        }
+    }
+
+    fn note(what: &'static str, found: impl Into<String>, todo: impl Into<String>) -> Self {
+        Self {
+            what,
+            level: Level::Note,
+            found: found.into(),
+            todo: Some(todo.into()),
+        }
+    }
+
+    fn bad(what: &'static str, found: impl Into<String>, todo: impl Into<String>) -> Self {
+        Self {
+            what,
+            level: Level::Bad,
+            found: found.into(),
+            todo: Some(todo.into()),
+        }
+    }
+
+    fn line(&self) -> String {
+        let mark = match self.level {
+            Level::Good => '✓',
+            Level::Note => '–',
+            Level::Bad => '✗',
+        };
+        let mut line = format!("{mark} {:<12} {}\n", self.what, self.found);
+        for todo in self.todo.iter().flat_map(|todo| todo.lines()) {
+            let _ = writeln!(line, "  {:<12} → {todo}", "");
+        }
+        line
+    }
+}
+
+pub(super) fn run(args: &Doctor) -> Outcome {
+    let packages = Packages::of_this_machine();
+    let mut findings = vec![cores(), memory(), qemu(packages)];
+    findings.extend(engine());
+    findings.extend([
+        programs(),
+        guest(),
+        kernel(packages),
+        rootfs_tool(packages),
+        container_tool(packages),
+    ]);
+    findings.extend([hypervisor(), gateway()]);
+    if args.json {
+        term::json(&findings)?;
+    } else {
+        term::out(&findings.iter().map(Finding::line).collect::<String>())?;
+    }
+    match findings
+        .iter()
+        .filter(|finding| finding.level == Level::Bad)
+        .count()
+    {
+        0 => Ok(()),
+        1 => Err(Failure::text(
+            "1 thing that is needed is missing; what to do is shown above",
+        )),
+        count => Err(Failure::text(format_args!(
+            "{count} things that are needed are missing; what to do is shown above"
+        ))),
+    }
+}
+
+/// Which distribution's package names to recommend.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Packages {
+    Debian,
+    Fedora,
+    Arch,
+    Suse,
+    Alpine,
+    Other,
+}
+
+impl Packages {
+    fn of_this_machine() -> Self {
+        Self::from_os_release(&std::fs::read_to_string("/etc/os-release").unwrap_or_default())
+    }
+
+    fn from_os_release(text: &str) -> Self {
+        let ids = text.lines().filter_map(|line| {
+            line.strip_prefix("ID=")
+                .or_else(|| line.strip_prefix("ID_LIKE="))
+        });
+        let known = |id: &str| match id {
+            "debian" | "ubuntu" => Some(Self::Debian),
+            "fedora" | "rhel" | "centos" | "amzn" => Some(Self::Fedora),
+            "arch" => Some(Self::Arch),
+            "suse" | "opensuse" => Some(Self::Suse),
+            "alpine" => Some(Self::Alpine),
+            _ => None,
+        };
+        ids.flat_map(|ids| ids.trim_matches('"').split(' '))
+            .find_map(known)
+            .unwrap_or(Self::Other)
+    }
+
+    /// How to install a thing, by its package's name there.
+    fn install(self, tool: &str) -> String {
+        let name = match (self, tool) {
+            (Self::Debian, "qemu") => "qemu-system-x86",
+            (Self::Fedora, "qemu") => "qemu-system-x86-core",
+            (Self::Arch, "qemu") => "qemu-system-x86",
+            (Self::Suse, "qemu") => "qemu-x86",
+            (Self::Alpine, "qemu") => "qemu-system-x86_64",
+            (_, tool) => tool,
+        };
+        match self {
+            Self::Debian => format!("apt-get install --no-install-recommends {name}"),
+            Self::Fedora => format!("dnf install {name}"),
+            Self::Arch => format!("pacman -S {name}"),
+            Self::Suse => format!("zypper install {name}"),
+            Self::Alpine => format!("apk add {name}"),
+            Self::Other => format!("install {name} with this distribution's package manager"),
+        }
+    }
+}
+
+fn cores() -> Finding {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    if cores < 2 {
+        return Finding::note(
+            "cores",
+            "1",
+            "an enclave and its host share it; expect slow boots",
+        );
+    }
+    Finding::good("cores", cores.to_string())
+}
+
+/// Below this an enclave with a Python application does not boot beside its host.
+const WANTED_MIB: u64 = 1024;
+
+fn memory() -> Finding {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    match (
+        meminfo_mib(&text, "MemTotal"),
+        meminfo_mib(&text, "MemAvailable"),
+    ) {
+        (Some(total), Some(free)) if free < WANTED_MIB => {
+            let todo = format!("free memory: {WANTED_MIB} MiB and more are wanted for an enclave");
+            Finding::note("memory", format!("{free} of {total} MiB available"), todo)
+        }
+        (Some(total), Some(free)) => {
+            Finding::good("memory", format!("{free} of {total} MiB available"))
+        }
+        _ => Finding::note(
+            "memory",
+            "unknown: /proc/meminfo cannot be read",
+            "mount /proc",
+        ),
+    }
+}
+
+fn meminfo_mib(text: &str, name: &str) -> Option<u64> {
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
+    Some(line.trim().strip_suffix(" kB")?.parse::<u64>().ok()? / 1024)
+}
+
+const QEMU: &str = "qemu-system-x86_64";
+
+/// Oldest QEMU that the engine is tested with.
+const QEMU_AT_LEAST: (u32, u32) = (7, 2);
+
+fn qemu(packages: Packages) -> Finding {
+    let Some(path) = dirs::in_path(QEMU) else {
+        return Finding::bad(
+            "qemu",
+            format!("{QEMU} not found in PATH"),
+            packages.install("qemu"),
+        );
+    };
+    match kernel::output(Command::new(&path).arg("--version")) {
+        Ok(text) => qemu_version(text.lines().next().unwrap_or_default(), packages),
+        Err(failure) => Finding::bad(
+            "qemu",
+            failure.render("enclos").trim().to_owned(),
+            packages.install("qemu"),
+        ),
+    }
+}
+
+fn qemu_version(line: &str, packages: Packages) -> Finding {
+    let version = line.split_whitespace().find_map(|word| {
+        let (major, rest) = word.split_once('.')?;
+        Some((
+            major.parse::<u32>().ok()?,
+            rest.split('.').next()?.parse::<u32>().ok()?,
+        ))
+    });
+    match version {
+        Some(version) if version >= QEMU_AT_LEAST => Finding::good("qemu", line),
+        Some(_) => Finding::bad(
+            "qemu",
+            format!("{line}: older than 7.2"),
+            packages.install("qemu"),
+        ),
+        None => Finding::note(
+            "qemu",
+            format!("{line}: version not recognised"),
+            "7.2 or later is needed",
+        ),
+    }
+}
+
+/// What `enclos-hypervisor probe` says, one finding per engine.
+fn engine() -> Vec<Finding> {
+    let program = dirs::program("enclos-hypervisor");
+    if dirs::in_path(&program).is_none() {
+        return Vec::new();
+    }
+    let probed = kernel::output(Command::new(&program).arg("probe"));
+    let probed = probed.and_then(|text| Ok(serde_json::from_str::<serde_json::Value>(&text)?));
+    match probed {
+        Ok(probe) => vec![Finding::good("engine", probe.to_string())],
+        Err(failure) => {
+            let todo = "no enclave can run here until the probe succeeds";
+            vec![Finding::bad(
+                "engine",
+                failure.render("enclos").trim().replace("\n", ";"),
+                todo,
+            )]
+        }
+    }
+}
+
+fn programs() -> Finding {
+    let names = [
+        "enclos-hypervisor",
+        "enclos-vmm",
+        "enclos-gateway",
+        "enclos-kms",
+    ];
+    let missing: Vec<_> = names
+        .into_iter()
+        .filter(|name| dirs::in_path(dirs::program(name)).is_none())
+        .collect();
+    if missing.is_empty() {
+        return Finding::good("programs", "all of Enclos's daemons are here");
+    }
+    let todo = "put them beside `enclos`, or their directory into PATH";
+    Finding::bad(
+        "programs",
+        format!("not found: {}", missing.join(", ")),
+        todo,
+    )
+}
+
+fn guest() -> Finding {
+    let todo = "set ENCLOS_GUEST_DIR to the directory with the static enclos-init and enclos-agent";
+    match dirs::guest() {
+        Ok(dir) if has_guest(&dir) => Finding::good("guest", dir.display().to_string()),
+        Ok(dir) => Finding::bad(
+            "guest",
+            format!("no enclos-init and enclos-agent in {}", dir.display()),
+            todo,
+        ),
+        Err(_) => Finding::bad("guest", "directory unknown", todo),
+    }
+}
+
+fn has_guest(dir: &Path) -> bool {
+    [["enclos-init", "init"], ["enclos-agent", "agent"]]
+        .iter()
+        .all(|names| names.iter().any(|name| dir.join(name).is_file()))
+}
+
+fn kernel(packages: Packages) -> Finding {
+    let todo = match packages {
+        Packages::Debian => "run `enclos kernel fetch`".to_owned(),
+        _ => "run `enclos kernel fetch --deb FILE` with linux-image-6.12.*-cloud-amd64 from \
+              https://packages.debian.org/bookworm/linux-image-6.12-cloud-amd64 (needs dpkg-deb: package dpkg)"
+            .to_owned(),
+    };
+    match kernel::newest() {
+        Ok(Some(dir)) => Finding::good("kernel", dir.display().to_string()),
+        _ => Finding::bad("kernel", "none in the cache", todo),
+    }
+}
+
+fn rootfs_tool(packages: Packages) -> Finding {
+    match dirs::in_path("mmdebstrap") {
+        Some(path) => Finding::good("mmdebstrap", path.display().to_string()),
+        None => Finding::note(
+            "mmdebstrap",
+            "not found: needed to build the Python example without a registry",
+            packages.install("mmdebstrap"),
+        ),
+    }
+}
+
+fn container_tool(packages: Packages) -> Finding {
+    let found: Vec<PathBuf> = ["docker", "podman", "buildah"]
+        .into_iter()
+        .filter_map(dirs::in_path)
+        .collect();
+    match found.first() {
+        Some(path) => Finding::good("containers", path.display().to_string()),
+        None => Finding::note(
+            "containers",
+            "no docker, podman or buildah: images are built from archives and root file systems only",
+            packages.install("podman"),
+        ),
+    }
+}
+
+fn hypervisor() -> Finding {
+    daemon_finding(
+        "hypervisor",
+        hypervisor_answers(),
+        daemon::hypervisor_socket(),
+    )
+}
+
+fn gateway() -> Finding {
+    daemon_finding("gateway", gateway_answers(), daemon::gateway_socket())
+}
+
+fn daemon_finding(what: &'static str, up: bool, socket: Outcome<PathBuf>) -> Finding {
+    match socket {
+        Ok(socket) if up => Finding::good(what, format!("answers at {}", socket.display())),
+        Ok(socket) => Finding::note(
+            what,
+            format!("does not answer at {}", socket.display()),
+            "run `enclos up`",
+        ),
+        Err(_) => Finding::note(what, "run directory unknown", "set ENCLOS_RUN_DIR"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn packages_are_named_as_the_distribution_names_them() {
+        let of = Packages::from_os_release;
+        assert_eq!(of("NAME=x\nID=debian\n"), Packages::Debian);
+        assert_eq!(
+            of("ID=linuxmint\nID_LIKE=\"ubuntu debian\"\n"),
+            Packages::Debian
+        );
+        assert_eq!(
+            of("ID=\"rocky\"\nID_LIKE=\"rhel centos fedora\"\n"),
+            Packages::Fedora
+        );
+        assert_eq!(
+            of("ID=\"opensuse-leap\"\nID_LIKE=\"suse opensuse\"\n"),
+            Packages::Suse
+        );
+        assert_eq!(of("ID=plan9\n"), Packages::Other);
+        assert!(
+            Packages::Debian
+                .install("qemu")
+                .ends_with("qemu-system-x86")
+        );
+        assert_eq!(Packages::Arch.install("podman"), "pacman -S podman");
+    }
+
+    #[test]
+    fn old_qemu_is_refused_and_new_is_not() {
+        let level = |line| qemu_version(line, Packages::Debian).level;
+        assert_eq!(
+            level("QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg-7+deb12u18)"),
+            Level::Good
+        );
+        assert_eq!(level("QEMU emulator version 10.0.2"), Level::Good);
+        assert_eq!(level("QEMU emulator version 7.1.0"), Level::Bad);
+        assert_eq!(level("something else"), Level::Note);
+    }
+
+    #[test]
+    fn memory_is_read_in_mib() {
+        let text = "MemTotal:        8147080 kB\nMemFree: 1 kB\nMemAvailable:    2097152 kB\n";
+        assert_eq!(meminfo_mib(text, "MemTotal"), Some(7956));
+        assert_eq!(meminfo_mib(text, "MemAvailable"), Some(2048));
+        assert_eq!(meminfo_mib(text, "Mem"), None);
+    }
+
+    #[test]
+    fn a_line_says_what_to_do() {
+        let line = Finding::bad("qemu", "not found", "install it").line();
+        assert_eq!(
+            line,
+            "✗ qemu         not found\n               → install it\n"
+        );
+        assert_eq!(Finding::good("cores", "2").line(), "✓ cores        2\n");
+    }
+}

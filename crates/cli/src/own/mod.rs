@@ -1,0 +1,41 @@
+//! Enclos's own commands.
+
+mod doctor;
+mod kernel;
+mod services;
+mod wait;
+
+use clap::Subcommand;
+
+use crate::failure::{Failure, Outcome};
+
+/// Enclos's own commands.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Check this machine and say what to do about what is missing
+    Doctor(doctor::Doctor),
+    /// Fetch or locate the kernel that images are built with
+    #[command(subcommand)]
+    Kernel(kernel::Kernel),
+    /// Start the hypervisor and the gateway (and a KMS) in the background
+    Up(services::Up),
+    /// Stop what `up` started
+    Down(services::Down),
+    /// Show daemons, directories, enclaves and published ports
+    Status,
+    /// Wait for an enclave to end and print how it did
+    Wait(wait::Wait),
+}
+
+/// Runs one of Enclos's own commands.
+pub(crate) fn run(command: Command) -> Outcome {
+    let outcome = match command {
+        Command::Doctor(args) => doctor::run(&args),
+        Command::Kernel(args) => kernel::run(&args),
+        Command::Up(args) => services::up(&args),
+        Command::Down(args) => services::down(&args),
+        Command::Status => services::status(),
+        Command::Wait(args) => wait::run(args),
+    };
+    outcome.map_err(Failure::without_code)
+}

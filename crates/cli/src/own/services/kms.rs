@@ -1,0 +1,108 @@
+//! The development KMS of `enclos up --kms`.
+//!
+//! It trusts this installation's attestation root and has one principal, the host's role, whose credentials go into a file
+//! that only this user can read and that `host.toml` names.
+
+use std::fs;
+use std::io::Write as _;
+use std::net::{SocketAddr, TcpStream};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use enclos_api::control::{Request, Success};
+
+use super::Places;
+use super::host_file::HostFile;
+use crate::daemon;
+use crate::dirs;
+use crate::failure::{Failure, Outcome};
+use crate::own::kernel::output;
+use crate::term;
+
+pub(super) const REGION: &str = "us-east-1";
+pub(super) const ACCOUNT: &str = "000000000000";
+pub(super) const ROLE_ARN: &str = "arn:aws:iam::000000000000:role/enclos-host";
+
+/// Where the KMS is to serve, and where its files are.
+#[derive(Debug)]
+pub(super) struct Wanted {
+    pub(super) listen: SocketAddr,
+    pub(super) dev_listen: SocketAddr,
+    pub(super) data: PathBuf,
+    pub(super) credentials: PathBuf,
+}
+
+impl Wanted {
+    pub(super) fn new(places: &Places, listen: SocketAddr, dev_listen: SocketAddr) -> Self {
+        let data = places.state.join("kms");
+        Self {
+            listen,
+            dev_listen,
+            credentials: places.state.join("host-credentials.json"),
+            data,
+        }
+    }
+}
+
+/// Starts the KMS and makes the host's principal. The hypervisor is up.
+pub(super) fn start(places: &Places, wanted: &Wanted, host: &HostFile) -> Outcome {
+    let root = places.state.join("attestation-root.pem");
+    write(&root, &root_certificate()?, 0o644)?;
+    fs::create_dir_all(&wanted.data)
+        .map_err(|error| Failure::file(None, "create", &wanted.data, error))?;
+    let mut service = places.service("kms");
+    service.arg("serve").arg("--data").arg(&wanted.data);
+    service.arg("--listen").arg(wanted.listen.to_string());
+    service.arg("--dev-http").arg(wanted.dev_listen.to_string());
+    service.arg("--trust-root").arg(&root);
+    service.start(&|| {
+        service.pid().is_some() && accepts(wanted.listen) && accepts(wanted.dev_listen)
+    })?;
+    make_principal(&service.program, wanted, host)?;
+    term::note(format_args!(
+        "kms: AWS_ENDPOINT_URL_KMS=http://{} AWS_ACCESS_KEY_ID=test AWS_SECRET_ACCESS_KEY=test AWS_REGION={REGION}",
+        wanted.dev_listen
+    ));
+    Ok(())
+}
+
+fn root_certificate() -> Outcome<String> {
+    match daemon::hypervisor(&Request::Host)? {
+        Success::Host(host) => Ok(host.root_certificate),
+        other => Err(daemon::unexpected(&other)),
+    }
+}
+
+fn accepts(address: SocketAddr) -> bool {
+    TcpStream::connect_timeout(&address, Duration::from_secs(1)).is_ok()
+}
+
+/// Credentials that exist already are kept: enclaves may be using them.
+fn make_principal(program: &Path, wanted: &Wanted, host: &HostFile) -> Outcome {
+    if wanted.credentials.exists() {
+        return Ok(());
+    }
+    let arn = host
+        .config
+        .role
+        .as_ref()
+        .map_or(ROLE_ARN, |role| role.arn.as_str());
+    let mut command = Command::new(dirs::in_path(program).unwrap_or_else(|| program.to_owned()));
+    command
+        .args(["principal", "add", "--arn", arn, "--data"])
+        .arg(&wanted.data);
+    write(&wanted.credentials, &output(&mut command)?, 0o600)
+}
+
+fn write(path: &Path, text: &str, mode: u32) -> Outcome {
+    let file = fs::File::options()
+        .create(true)
+        .write(true)
+        .truncate(true)
+        .mode(mode)
+        .open(path);
+    let written = file.and_then(|mut file| file.write_all(text.as_bytes()));
+    written.map_err(|error| Failure::file(None, "write", path, error))
+}
