@@ -161,6 +161,15 @@ impl<'a> Builder<'a> {
         self
     }
 
+    /// One more ramdisk, written by a function when its turn comes.
+    #[must_use]
+    pub fn ramdisk_from(
+        self,
+        producer: impl FnOnce(&mut dyn Write) -> io::Result<()> + 'a,
+    ) -> Self {
+        self.ramdisk(Source::Producer(Box::new(producer)))
+    }
+
     /// Writes the image from the beginning of `out`, which is empty, and returns its measurements.
     ///
     /// # Errors

@@ -25,6 +25,8 @@ mod packing;
 mod reader;
 
 pub mod cpio;
+#[cfg(feature = "build")]
+pub mod image;
 pub mod kernel;
 pub mod ramdisk;
 pub mod signature;

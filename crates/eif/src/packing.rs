@@ -7,7 +7,7 @@ use std::io::{self, BufRead, Read, Write};
 
 /// Most memory an xz decoder may take, in KiB: twice the 32 MiB dictionary of the kernel's own build, far
 /// below the 4 GiB that a header may ask for.
-const XZ_MEMORY_KIB: u32 = 80 << 10;
+pub(crate) const XZ_MEMORY_KIB: u32 = 80 << 10;
 
 /// Largest block of lz4's legacy format, from its specification.
 const LZ4_LEGACY_BLOCK: usize = 8 << 20;

@@ -1,0 +1,234 @@
+//! Applying a tar archive to a [`Tree`]: a layer with its whiteouts, or a whole root file system.
+
+use std::collections::BTreeSet;
+use std::io::{self, BufRead, BufReader, Read};
+
+use tar::{Entry, EntryType};
+
+use crate::cpio::{Attributes, Special};
+use crate::packing::{Packing, XZ_MEMORY_KIB};
+
+use super::error::ImageError;
+use super::tree::{Kind, PathError, Spool, Tree};
+
+/// Most bytes that one archive may unpack to: far above any enclave's memory, below what fills a disk
+/// unnoticed.
+const MAX_UNPACKED: u64 = 64 << 30;
+
+/// Most entries that one archive may have.
+const MAX_ENTRIES: u64 = 4 << 20;
+
+const WHITEOUT: &[u8] = b".wh.";
+const OPAQUE: &[u8] = b".wh..wh..opq";
+/// Other names of aufs, which the image specification reserves.
+const RESERVED: &[u8] = b".wh..wh.";
+
+/// Whether whiteouts are honoured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Whiteouts {
+    /// The archive is a layer.
+    Honour,
+    /// The archive is a whole file system.
+    Ignore,
+}
+
+/// Reads a tar archive, packed or not.
+pub(crate) fn unpacked<'r, R: Read + 'r>(reader: R) -> io::Result<Box<dyn Read + 'r>> {
+    let mut reader = BufReader::with_capacity(128 << 10, reader);
+    let packing = Packing::of(reader.fill_buf()?);
+    Ok(match packing {
+        Some(Packing::Gzip) => Box::new(flate2::bufread::MultiGzDecoder::new(reader)),
+        Some(Packing::Zstd) => Box::new(zstd::stream::read::Decoder::with_buffer(reader)?),
+        Some(Packing::Xz) => Box::new(lzma_rust2::XzReader::new_mem_limit(
+            reader,
+            true,
+            XZ_MEMORY_KIB,
+        )),
+        _ => Box::new(reader),
+    })
+}
+
+/// Applies an unpacked archive and reads it to its end. Adds to `lost` the paths whose extended attributes
+/// an initial RAM file system cannot hold.
+pub(crate) fn apply<R: Read>(
+    name: &str,
+    reader: R,
+    whiteouts: Whiteouts,
+    tree: &mut Tree,
+    spool: &mut Spool,
+    lost: &mut BTreeSet<String>,
+) -> Result<(), ImageError> {
+    tree.begin_layer();
+    let mut archive = tar::Archive::new(reader.take(MAX_UNPACKED));
+    let mut count = 0;
+    for entry in archive.entries().map_err(ImageError::layer(name))? {
+        let entry = entry.map_err(ImageError::layer(name))?;
+        count += 1;
+        if count > MAX_ENTRIES {
+            return Err(ImageError::entry(
+                name,
+                b"",
+                format!("is one of over {MAX_ENTRIES}"),
+            ));
+        }
+        Applier {
+            name,
+            whiteouts,
+            tree,
+            spool,
+            lost,
+        }
+        .entry(entry)?;
+    }
+    drain(name, archive.into_inner())
+}
+
+/// What is behind the end of an archive is read too, so that digests cover all of it.
+fn drain<R: Read>(name: &str, mut rest: io::Take<R>) -> Result<(), ImageError> {
+    io::copy(&mut rest, &mut io::sink()).map_err(ImageError::layer(name))?;
+    if rest.limit() == 0 {
+        let limit = MAX_UNPACKED;
+        return Err(ImageError::TooLarge {
+            name: name.to_owned(),
+            len: limit,
+            limit,
+        });
+    }
+    Ok(())
+}
+
+struct Applier<'a> {
+    name: &'a str,
+    whiteouts: Whiteouts,
+    tree: &'a mut Tree,
+    spool: &'a mut Spool,
+    lost: &'a mut BTreeSet<String>,
+}
+
+impl Applier<'_> {
+    fn entry<R: Read>(&mut self, mut entry: Entry<'_, R>) -> Result<(), ImageError> {
+        let path = entry.path_bytes().into_owned();
+        if self.whiteouts == Whiteouts::Honour && self.whiteout(&path)? {
+            return Ok(());
+        }
+        let attributes = attributes(&entry).map_err(ImageError::layer(self.name))?;
+        self.note_xattrs(&mut entry, &path)?;
+        let kind = match entry.header().entry_type() {
+            EntryType::Directory => {
+                return self.check(&path, |tree| tree.directory(&path, attributes));
+            }
+            EntryType::XGlobalHeader => return Ok(()),
+            EntryType::Link => {
+                let target = self.link_name(&entry, &path)?;
+                return self.check(&path, |tree| tree.link(&path, &target));
+            }
+            EntryType::Symlink => Kind::Symlink(self.link_name(&entry, &path)?),
+            EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => {
+                // Old archives mark directories by a slash at the end of the name only.
+                if path.ends_with(b"/") {
+                    return self.check(&path, |tree| tree.directory(&path, attributes));
+                }
+                Kind::File(
+                    self.spool
+                        .store(&mut entry)
+                        .map_err(ImageError::layer(self.name))?,
+                )
+            }
+            other => Kind::Special(self.special(&entry, &path, other)?),
+        };
+        self.check(&path, |tree| tree.set(&path, attributes, kind).map(drop))
+    }
+
+    /// Whether the path is a whiteout, applied.
+    fn whiteout(&mut self, path: &[u8]) -> Result<bool, ImageError> {
+        let start = path
+            .iter()
+            .rposition(|b| *b == b'/')
+            .map_or(0, |slash| slash + 1);
+        let (parent, name) = path.split_at(start);
+        if name == OPAQUE {
+            self.check(path, |tree| tree.opaque(parent))?;
+        } else if name.starts_with(RESERVED) {
+            // aufs's own bookkeeping, which means nothing to anyone else.
+        } else if let Some(hidden) = name.strip_prefix(WHITEOUT) {
+            if matches!(hidden, b"" | b"." | b"..") {
+                return Err(ImageError::entry(
+                    self.name,
+                    path,
+                    "is a whiteout of nothing",
+                ));
+            }
+            let hidden = [parent, hidden].concat();
+            self.check(path, |tree| tree.whiteout(&hidden))?;
+        } else {
+            return Ok(false);
+        }
+        Ok(true)
+    }
+
+    fn check(
+        &mut self,
+        path: &[u8],
+        apply: impl FnOnce(&mut Tree) -> Result<(), PathError>,
+    ) -> Result<(), ImageError> {
+        apply(self.tree).map_err(|e| ImageError::entry(self.name, path, e.to_string()))
+    }
+
+    fn link_name<R: Read>(&self, entry: &Entry<'_, R>, path: &[u8]) -> Result<Vec<u8>, ImageError> {
+        let target = entry.link_name_bytes().filter(|target| !target.is_empty());
+        let target = target.map(|target| target.into_owned());
+        target.ok_or_else(|| ImageError::entry(self.name, path, "is a link to nothing"))
+    }
+
+    fn special<R: Read>(
+        &self,
+        entry: &Entry<'_, R>,
+        path: &[u8],
+        kind: EntryType,
+    ) -> Result<Special, ImageError> {
+        let failed = ImageError::layer(self.name);
+        let major = entry.header().device_major().map_err(&failed)?.unwrap_or(0);
+        let minor = entry.header().device_minor().map_err(&failed)?.unwrap_or(0);
+        match kind {
+            EntryType::Char => Ok(Special::Character { major, minor }),
+            EntryType::Block => Ok(Special::Block { major, minor }),
+            EntryType::Fifo => Ok(Special::Fifo),
+            other => {
+                let problem = format!("has the unknown type {:?}", char::from(other.as_byte()));
+                Err(ImageError::entry(self.name, path, problem))
+            }
+        }
+    }
+
+    fn note_xattrs<R: Read>(
+        &mut self,
+        entry: &mut Entry<'_, R>,
+        path: &[u8],
+    ) -> Result<(), ImageError> {
+        let failed = ImageError::layer(self.name);
+        let Some(extensions) = entry.pax_extensions().map_err(&failed)? else {
+            return Ok(());
+        };
+        for extension in extensions {
+            let extension = extension.map_err(&failed)?;
+            let key = extension.key_bytes();
+            if key.starts_with(b"SCHILY.xattr.") || key.starts_with(b"LIBARCHIVE.xattr.") {
+                self.lost.insert(String::from_utf8_lossy(path).into_owned());
+            }
+        }
+        Ok(())
+    }
+}
+
+fn attributes<R: Read>(entry: &Entry<'_, R>) -> io::Result<Attributes> {
+    let header = entry.header();
+    let id = |value: u64| {
+        let message = "owner does not fit 32 bits";
+        u32::try_from(value).map_err(|_| io::Error::new(io::ErrorKind::InvalidData, message))
+    };
+    Ok(Attributes {
+        mode: header.mode()? & 0o7777,
+        uid: id(header.uid()?)?,
+        gid: id(header.gid()?)?,
+    })
+}

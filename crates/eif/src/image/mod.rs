@@ -1,0 +1,518 @@
+//! From a container image or root file system to an enclave image (feature `build`).
+//!
+//! ```text
+//! kernel ───────────────────────────────▶ kernel section       (as its package ships it)
+//! enclos-init, enclos-agent, modules ───▶ ramdisk 0, runtime   (PCR1)
+//! OCI layout, docker archive, ──▶ Tree ─▶ ramdisk 1, app       (PCR2)
+//! folder or tar      + enclos.toml ─────▶   /enclos/config.json
+//! ```
+//!
+//! The same inputs give the same bytes: entries are sorted, times are one fixed value, nothing of the host
+//! (paths, users, clock) gets in.
+
+mod config;
+mod error;
+mod layer;
+mod module;
+mod oci;
+mod rootfs;
+mod runtime;
+mod tree;
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use enclos_api::PROTOCOL_VERSION;
+use enclos_api::config::{EnclaveConfig, Process};
+use serde_json::Value;
+use x509_cert::der::DateTime;
+
+use crate::builder::Builder;
+use crate::cpio::{Archive, Attributes};
+use crate::kernel;
+use crate::measure::Measurements;
+use crate::metadata::{BuildMetadata, Metadata};
+
+pub use config::{App, BuildConfig, ConfigError};
+pub use error::ImageError;
+pub use module::{ModuleError, retarget_nsm};
+pub use runtime::GuestBinaries;
+
+use oci::{Blobs, Image, ImageConfig};
+use tree::{Body, Kind, Spool, Tree, write_tree};
+
+/// The measured command line. Whatever an engine needs beside it comes from the hypervisor, unmeasured.
+///
+/// | word | why |
+/// |---|---|
+/// | `console=ttyS0` | the only console an engine offers, and only in debug mode |
+/// | `reboot=t panic=1` | an enclave that fails ends at once, by the one way that every engine understands |
+/// | `quiet` | console output is paid for in boot time |
+/// | `8250.nr_uarts=1` | one serial port is there, probing for others takes time |
+/// | `cryptomgr.notests` | the kernel's self-tests of its ciphers take longer than the rest of their set-up |
+/// | `random.trust_cpu=on` | as on AWS; the NSM adds its entropy later |
+pub const DEFAULT_CMDLINE: &str =
+    "console=ttyS0 reboot=t panic=1 quiet 8250.nr_uarts=1 cryptomgr.notests random.trust_cpu=on";
+
+/// Environment of an application that sets no `PATH`, docker's own default.
+const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// Directories that init mounts on; made where an image lacks them.
+const MOUNT_POINTS: [(&str, u32); 6] = [
+    ("dev", 0o755),
+    ("proc", 0o755),
+    ("run", 0o755),
+    ("sys", 0o755),
+    ("tmp", 0o1777),
+    ("var", 0o755),
+];
+
+/// What an image is made of.
+#[derive(Debug, Clone)]
+pub struct BuildSpec {
+    /// The application: an OCI layout or archive, a `docker save` archive, a root file system as folder or tar.
+    pub source: PathBuf,
+    /// Which image, where the source holds several.
+    pub reference: Option<String>,
+    /// `enclos.toml`.
+    pub config: BuildConfig,
+    /// The kernel, a bzImage.
+    pub kernel: PathBuf,
+    /// The kernel's modules: a folder that has them somewhere below it.
+    pub modules: PathBuf,
+    /// The programs that run inside.
+    pub guest: GuestBinaries,
+    /// The measured command line.
+    pub cmdline: String,
+    /// Name of the image in its metadata; default: the source's.
+    pub name: Option<String>,
+    /// Version of the image in its metadata; default: the source's digest, or `1.0`.
+    pub version: Option<String>,
+    /// The user's own metadata.
+    pub custom_metadata: Value,
+    /// Time of the build and of all files, in seconds since 1970: [`source_date_epoch`].
+    pub epoch: u32,
+    /// The file to write. It appears whole or not at all.
+    pub output: PathBuf,
+}
+
+/// What was built.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct Built {
+    /// PCR0, PCR1 and PCR2.
+    pub measurements: Measurements,
+    /// The metadata that was written.
+    pub metadata: Metadata,
+    /// The measured configuration.
+    pub config: EnclaveConfig,
+    /// Length of the image in bytes.
+    pub len: u64,
+    /// What the user should know, one sentence each.
+    pub warnings: Vec<String>,
+}
+
+/// `SOURCE_DATE_EPOCH`, or 0 when it is not set.
+///
+/// # Errors
+/// [`ImageError::Value`] when it is no number of seconds before the year 2106.
+pub fn source_date_epoch() -> Result<u32, ImageError> {
+    let Some(value) = std::env::var_os("SOURCE_DATE_EPOCH") else {
+        return Ok(0);
+    };
+    let value = value.to_string_lossy();
+    value.parse().map_err(|_| ImageError::Value {
+        field: "SOURCE_DATE_EPOCH",
+        value: value.into_owned(),
+        expected: "seconds since 1970 that fit 32 bits",
+    })
+}
+
+/// Builds an image.
+///
+/// # Errors
+/// [`ImageError`]; the output file is then as it was before.
+pub fn assemble(spec: &BuildSpec) -> Result<Built, ImageError> {
+    let folder = match spec.output.parent() {
+        Some(folder) if folder != Path::new("") => folder,
+        _ => Path::new("."),
+    };
+    let written = ImageError::file("write", &spec.output);
+    let mut spool = Spool::new(tempfile::tempfile_in(folder).map_err(&written)?);
+    let mut app = load(spec, folder, &mut spool)?;
+    let mut warnings = app.warnings(spec);
+    let config = enclave_config(spec, &app.image.config, &mut warnings)?;
+    complete(&mut app.image.tree);
+    let kernel = read_kernel(&spec.kernel)?;
+    let version = kernel::version(&kernel);
+    let runtime = runtime::runtime(&spec.guest, &spec.modules, version.as_deref())?;
+    let metadata = app.metadata(spec, version);
+    let json = serde_json::to_vec(&config).map_err(ImageError::Encode)?;
+    let empty = Spool::new(tempfile::tempfile_in(folder).map_err(&written)?);
+    let mut output = tempfile::NamedTempFile::new_in(folder).map_err(&written)?;
+    let measurements = Builder::new()
+        .kernel(kernel)
+        .cmdline(spec.cmdline.trim())
+        .metadata(metadata.clone())
+        .ramdisk_from(|out| write_runtime(out, spec.epoch, &runtime, &empty))
+        .ramdisk_from(|out| write_app(out, spec.epoch, &app.image.tree, &spool, json))
+        .write(&mut output)?;
+    let len = output.as_file().metadata().map_err(&written)?.len();
+    publish(output, &spec.output).map_err(&written)?;
+    Ok(Built {
+        measurements,
+        metadata,
+        config,
+        len,
+        warnings,
+    })
+}
+
+/// Gives the finished file its name and the permissions of any new file.
+fn publish(file: tempfile::NamedTempFile, path: &Path) -> io::Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    file.as_file()
+        .set_permissions(fs::Permissions::from_mode(0o644))?;
+    file.as_file().sync_all()?;
+    file.persist(path).map(drop).map_err(|error| error.error)
+}
+
+fn read_kernel(path: &Path) -> Result<Vec<u8>, ImageError> {
+    let len = fs::metadata(path)
+        .map_err(ImageError::file("read", path))?
+        .len();
+    let limit = kernel::MAX_VMLINUX;
+    if len > limit {
+        return Err(ImageError::TooLarge {
+            name: path.display().to_string(),
+            len,
+            limit,
+        });
+    }
+    fs::read(path).map_err(ImageError::file("read", path))
+}
+
+fn write_runtime(out: &mut dyn Write, epoch: u32, tree: &Tree, spool: &Spool) -> io::Result<()> {
+    let mut archive = Archive::new(out, epoch);
+    write_tree(tree, spool, b"", &mut archive).map_err(io::Error::other)?;
+    archive.finish().map(drop).map_err(io::Error::other)
+}
+
+fn write_app(
+    out: &mut dyn Write,
+    epoch: u32,
+    tree: &Tree,
+    spool: &Spool,
+    config: Vec<u8>,
+) -> io::Result<()> {
+    let mut own = Tree::new();
+    let config = Kind::File(Body::Bytes(config));
+    let set = own.set(b"enclos/config.json", Attributes::root(0o644), config);
+    set.map_err(io::Error::other)?;
+    let mut archive = Archive::new(out, epoch);
+    write_tree(&own, spool, b"", &mut archive).map_err(io::Error::other)?;
+    write_tree(tree, spool, b"rootfs", &mut archive).map_err(io::Error::other)?;
+    archive.finish().map(drop).map_err(io::Error::other)
+}
+
+/// Adds the directories that init needs.
+fn complete(tree: &mut Tree) {
+    for (path, mode) in MOUNT_POINTS {
+        if !tree.exists(path.as_bytes()) {
+            // Directly below the root nothing can be in the way of a name that is not there.
+            let _ = tree.directory(path.as_bytes(), Attributes::root(mode));
+        }
+    }
+}
+
+/// The application's part of an image, before its configuration is settled.
+struct Application {
+    image: Image,
+    is_container: bool,
+}
+
+fn load(spec: &BuildSpec, folder: &Path, spool: &mut Spool) -> Result<Application, ImageError> {
+    let path = &spec.source;
+    let wanted = spec.reference.as_deref();
+    if fs::metadata(path)
+        .map_err(ImageError::file("read", path))?
+        .is_dir()
+    {
+        let blobs = Blobs::Folder(path.clone());
+        return match blobs.has("index.json") && blobs.has("oci-layout") {
+            true => container(oci::load_oci(&blobs, wanted, spool)?),
+            false => plain(rootfs::load_folder(path)?, BTreeSet::new()),
+        };
+    }
+    let failed = ImageError::file("write", folder);
+    let unpacked = oci::unpack_archive(path, tempfile::tempfile_in(folder).map_err(failed)?)?;
+    let name = path.display().to_string();
+    let unknown = |_| ImageError::UnknownSource { path: path.clone() };
+    let blobs = Blobs::archive(unpacked, &name).map_err(unknown)?;
+    if blobs.has("index.json") && blobs.has("oci-layout") {
+        container(oci::load_oci(&blobs, wanted, spool)?)
+    } else if blobs.has("manifest.json") {
+        container(oci::load_docker(&blobs, wanted, spool)?)
+    } else {
+        let mut lost = BTreeSet::new();
+        plain(rootfs::load_tar(path, spool, &mut lost)?, lost)
+    }
+}
+
+fn container(image: Image) -> Result<Application, ImageError> {
+    Ok(Application {
+        image,
+        is_container: true,
+    })
+}
+
+fn plain(tree: Tree, lost: BTreeSet<String>) -> Result<Application, ImageError> {
+    let (config, raw_config) = (
+        ImageConfig::default(),
+        Value::Object(serde_json::Map::new()),
+    );
+    let image = Image {
+        tree,
+        config,
+        raw_config,
+        name: None,
+        id: String::new(),
+        lost,
+    };
+    Ok(Application {
+        image,
+        is_container: false,
+    })
+}
+
+impl Application {
+    fn warnings(&self, spec: &BuildSpec) -> Vec<String> {
+        let mut warnings = Vec::new();
+        if let Some(first) = self.image.lost.first() {
+            let count = self.image.lost.len();
+            warnings.push(format!(
+                "{count} files lose extended attributes such as file capabilities (the first is {first}): \
+                 an initial RAM file system has none"
+            ));
+        }
+        if !self.is_container && spec.reference.is_some() {
+            warnings.push("the source is a root file system, so the image name is not used".into());
+        }
+        warnings
+    }
+
+    fn metadata(&self, spec: &BuildSpec, kernel_version: Option<String>) -> Metadata {
+        let stem = spec
+            .source
+            .file_stem()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
+        let own_name = self
+            .image
+            .name
+            .clone()
+            .map(|name| without_tag(&name).to_owned());
+        let own_version = self.image.id.split_once(':').map(|(_, hex)| hex.to_owned());
+        Metadata {
+            image_name: spec.name.clone().or(own_name).unwrap_or(stem),
+            image_version: spec
+                .version
+                .clone()
+                .or(own_version)
+                .unwrap_or_else(|| "1.0".into()),
+            build_metadata: BuildMetadata {
+                build_time: rfc3339(spec.epoch),
+                build_tool: "enclos".into(),
+                build_tool_version: env!("CARGO_PKG_VERSION").into(),
+                operating_system: "Linux".into(),
+                kernel_version: kernel_version.unwrap_or_else(|| "Unknown".into()),
+            },
+            docker_info: self.image.raw_config.clone(),
+            custom_metadata: spec.custom_metadata.clone(),
+        }
+    }
+}
+
+/// An image's name without its tag: the last colon, unless it is a registry's port.
+fn without_tag(name: &str) -> &str {
+    match name.rsplit_once(':') {
+        Some((name, tag)) if !tag.contains('/') => name,
+        _ => name,
+    }
+}
+
+fn rfc3339(epoch: u32) -> String {
+    match DateTime::from_unix_duration(Duration::from_secs(epoch.into())) {
+        Ok(time) => time.to_string().replace('Z', "+00:00"),
+        Err(_) => "1970-01-01T00:00:00+00:00".into(),
+    }
+}
+
+fn enclave_config(
+    spec: &BuildSpec,
+    image: &ImageConfig,
+    warnings: &mut Vec<String>,
+) -> Result<EnclaveConfig, ImageError> {
+    let app = &spec.config.app;
+    let process = Process {
+        argv: argv(app, image)?,
+        env: environment(app, image, warnings)?,
+        cwd: absolute(app.workdir.as_ref().or(image.working_dir.as_ref()))?,
+        user: app
+            .user
+            .clone()
+            .or_else(|| image.user.clone())
+            .unwrap_or_default(),
+        stop_signal: signal(app.stop_signal.as_ref().or(image.stop_signal.as_ref()))?,
+    };
+    let ingress = match &spec.config.ports {
+        Some(ports) => ports.clone(),
+        None => exposed_ports(image, warnings)?,
+    };
+    Ok(EnclaveConfig {
+        version: PROTOCOL_VERSION,
+        process,
+        ingress,
+        kms: spec.config.kms.clone(),
+    })
+}
+
+/// Entrypoint followed by Cmd, as OCI has it; AWS's tool drops one of them.
+fn argv(app: &App, image: &ImageConfig) -> Result<Vec<String>, ImageError> {
+    if let Some(command) = &app.command {
+        return Ok(command.clone());
+    }
+    let own = image
+        .entrypoint
+        .iter()
+        .flatten()
+        .chain(image.cmd.iter().flatten());
+    let argv: Vec<_> = own.cloned().collect();
+    match argv.first().is_some_and(|program| !program.is_empty()) {
+        true => Ok(argv),
+        false => Err(ImageError::NoCommand),
+    }
+}
+
+fn environment(
+    app: &App,
+    image: &ImageConfig,
+    warnings: &mut Vec<String>,
+) -> Result<Vec<String>, ImageError> {
+    let mut env = Vec::new();
+    for variable in image.env.iter().flatten() {
+        let Some((name, _)) = variable
+            .split_once('=')
+            .filter(|(name, _)| !name.is_empty())
+        else {
+            let value = variable.clone();
+            return Err(ImageError::Value {
+                field: "Env",
+                value,
+                expected: "NAME=value",
+            });
+        };
+        if !app.env.contains_key(name) {
+            env.push(variable.clone());
+        }
+    }
+    env.extend(
+        app.env
+            .iter()
+            .map(|(name, value)| format!("{name}={value}")),
+    );
+    if !env.iter().any(|variable| variable.starts_with("PATH=")) {
+        env.insert(0, DEFAULT_PATH.into());
+    }
+    let names = env
+        .iter()
+        .filter_map(|variable| variable.split_once('='))
+        .map(|(name, _)| name);
+    warnings.extend(names.filter(|name| looks_secret(name)).map(|name| {
+        format!("{name} looks like a secret: whoever has the image can read it; let the enclave fetch it")
+    }));
+    Ok(env)
+}
+
+/// Names under which people keep secrets.
+fn looks_secret(name: &str) -> bool {
+    const WORDS: [&str; 6] = [
+        "PASSWORD",
+        "PASSWD",
+        "SECRET",
+        "PRIVATE_KEY",
+        "ACCESS_KEY",
+        "API_KEY",
+    ];
+    let name = name.to_ascii_uppercase();
+    WORDS.iter().any(|word| name.contains(word)) || name.ends_with("_TOKEN")
+}
+
+fn absolute(path: Option<&String>) -> Result<String, ImageError> {
+    let path = path
+        .filter(|path| !path.is_empty())
+        .cloned()
+        .unwrap_or_else(|| "/".into());
+    match path.starts_with('/') {
+        true => Ok(path),
+        false => Err(ImageError::Value {
+            field: "WorkingDir",
+            value: path,
+            expected: "an absolute path",
+        }),
+    }
+}
+
+/// A signal's number or name; the name is checked where it is used, inside.
+fn signal(value: Option<&String>) -> Result<String, ImageError> {
+    let value = value
+        .filter(|value| !value.is_empty())
+        .cloned()
+        .unwrap_or_else(|| "SIGTERM".into());
+    let number = value
+        .parse::<u8>()
+        .is_ok_and(|number| (1..=64).contains(&number));
+    let name = value.starts_with("SIG")
+        && value
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b == b'+');
+    match number || name {
+        true => Ok(value),
+        false => Err(ImageError::Value {
+            field: "StopSignal",
+            value,
+            expected: "SIGTERM or a number",
+        }),
+    }
+}
+
+fn exposed_ports(image: &ImageConfig, warnings: &mut Vec<String>) -> Result<Vec<u16>, ImageError> {
+    let mut ports = BTreeSet::new();
+    for exposed in image.exposed_ports.iter().flat_map(|ports| ports.keys()) {
+        let (port, protocol) = exposed.split_once('/').unwrap_or((exposed, "tcp"));
+        if protocol != "tcp" {
+            warnings.push(format!(
+                "the exposed port {exposed} is not reachable: only TCP is"
+            ));
+            continue;
+        }
+        let (first, last) = port.split_once('-').unwrap_or((port, port));
+        let range = first.parse::<u16>().ok().zip(last.parse::<u16>().ok());
+        let (first, last) = range
+            .filter(|(first, last)| 0 < *first && first <= last)
+            .ok_or_else(|| {
+                let (field, value) = ("ExposedPorts", exposed.clone());
+                ImageError::Value {
+                    field,
+                    value,
+                    expected: "a port such as 5000/tcp",
+                }
+            })?;
+        ports.extend(first..=last);
+    }
+    Ok(ports.into_iter().collect())
+}

@@ -1,0 +1,590 @@
+//! Container images from files: OCI layouts (folder or tar) and `docker save` archives.
+//!
+//! ```text
+//! OCI     index.json ─▶ [index ─▶] manifest ─▶ config, layers     each by digest and size
+//! docker  manifest.json ─▶ config, layers                         layers by the config's diff_ids
+//! ```
+//!
+//! Everything is verified as it is read: blobs against the digest that names them, unpacked layers against
+//! the configuration's `diff_ids`. Nothing is trusted for being in the archive.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::io::{self, BufReader, Read, Seek, SeekFrom, Write};
+use std::path::{Component, Path, PathBuf};
+use std::rc::Rc;
+
+use aws_lc_rs::digest::{Algorithm, Context, SHA256, SHA512};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use super::error::ImageError;
+use super::layer::{Whiteouts, apply, unpacked};
+use super::tree::{Spool, Tree};
+
+/// Largest index, manifest or configuration (bytes): the limit that registries apply to manifests.
+const MAX_JSON: u64 = 4 << 20;
+
+/// Indexes inside indexes that are followed.
+const MAX_NESTING: usize = 4;
+
+/// Annotation that carries an image's name in an OCI layout.
+const REF_NAME: &str = "org.opencontainers.image.ref.name";
+/// The same, with the repository, as containerd and docker write it.
+const IMAGE_NAME: &str = "io.containerd.image.name";
+
+/// What an image says about running it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub(crate) struct ImageConfig {
+    pub(crate) user: Option<String>,
+    pub(crate) exposed_ports: Option<BTreeMap<String, Value>>,
+    pub(crate) env: Option<Vec<String>>,
+    pub(crate) entrypoint: Option<Vec<String>>,
+    pub(crate) cmd: Option<Vec<String>>,
+    pub(crate) working_dir: Option<String>,
+    pub(crate) stop_signal: Option<String>,
+}
+
+/// An image taken apart.
+#[derive(Debug)]
+pub(crate) struct Image {
+    pub(crate) tree: Tree,
+    pub(crate) config: ImageConfig,
+    /// The configuration as it is, for the metadata.
+    pub(crate) raw_config: Value,
+    /// Its name in the archive.
+    pub(crate) name: Option<String>,
+    /// Digest of the configuration, which is docker's image id.
+    pub(crate) id: String,
+    /// Paths that lost extended attributes.
+    pub(crate) lost: BTreeSet<String>,
+}
+
+/// Files by name: a folder or an indexed tar archive.
+#[derive(Debug)]
+pub(crate) enum Blobs {
+    /// Paths are joined to this folder.
+    Folder(PathBuf),
+    /// Offset and length of each file.
+    Archive {
+        /// The archive.
+        file: File,
+        /// Where each file is in it.
+        index: BTreeMap<String, (u64, u64)>,
+    },
+}
+
+impl Blobs {
+    /// Indexes an unpacked tar archive.
+    pub(crate) fn archive(mut file: File, name: &str) -> Result<Self, ImageError> {
+        let failed = ImageError::layer(name);
+        file.seek(SeekFrom::Start(0)).map_err(&failed)?;
+        let mut index = BTreeMap::new();
+        let mut links = Vec::new();
+        let mut archive = tar::Archive::new(BufReader::new(&file));
+        for entry in archive.entries_with_seek().map_err(&failed)? {
+            let entry = entry.map_err(&failed)?;
+            let path = normal(&String::from_utf8_lossy(&entry.path_bytes()));
+            match entry.header().entry_type() {
+                tar::EntryType::Symlink | tar::EntryType::Link => {
+                    let target = entry.link_name_bytes().unwrap_or_default().into_owned();
+                    links.push((path, String::from_utf8_lossy(&target).into_owned()));
+                }
+                tar::EntryType::Directory => {}
+                _ => {
+                    index.insert(path, (entry.raw_file_position(), entry.size()));
+                }
+            }
+        }
+        // Older `docker save` writes a layer that it wrote before as a link to it.
+        for (path, target) in links {
+            let beside = format!(
+                "{}/{target}",
+                path.rsplit_once('/').map_or("", |(dir, _)| dir)
+            );
+            let found = index
+                .get(&normal(&beside))
+                .or_else(|| index.get(&normal(&target)))
+                .copied();
+            index.extend(found.map(|found| (path, found)));
+        }
+        Ok(Self::Archive { file, index })
+    }
+
+    pub(crate) fn has(&self, name: &str) -> bool {
+        match self {
+            Self::Folder(folder) => folder.join(name).is_file(),
+            Self::Archive { index, .. } => index.contains_key(&normal(name)),
+        }
+    }
+
+    fn open(&self, name: &str) -> Result<(Box<dyn Read + '_>, u64), ImageError> {
+        let missing = || ImageError::MissingBlob {
+            name: name.to_owned(),
+        };
+        match self {
+            Self::Folder(folder) => {
+                if Path::new(name)
+                    .components()
+                    .any(|c| !matches!(c, Component::Normal(_)))
+                {
+                    return Err(missing());
+                }
+                let path = folder.join(name);
+                let file = File::open(&path).map_err(|error| match error.kind() {
+                    io::ErrorKind::NotFound => missing(),
+                    _ => ImageError::file("read", &path)(error),
+                })?;
+                let len = file
+                    .metadata()
+                    .map_err(ImageError::file("read", &path))?
+                    .len();
+                Ok((Box::new(file), len))
+            }
+            Self::Archive { file, index } => {
+                let (offset, len) = *index.get(&normal(name)).ok_or_else(missing)?;
+                let mut file = file;
+                file.seek(SeekFrom::Start(offset))
+                    .map_err(ImageError::layer(name))?;
+                Ok((Box::new(file.take(len)), len))
+            }
+        }
+    }
+
+    fn read(&self, name: &str) -> Result<Vec<u8>, ImageError> {
+        let (reader, len) = self.open(name)?;
+        if len > MAX_JSON {
+            return Err(ImageError::TooLarge {
+                name: name.to_owned(),
+                len,
+                limit: MAX_JSON,
+            });
+        }
+        let mut bytes = Vec::new();
+        reader
+            .take(MAX_JSON)
+            .read_to_end(&mut bytes)
+            .map_err(ImageError::layer(name))?;
+        Ok(bytes)
+    }
+
+    fn json<T: DeserializeOwned>(&self, name: &str) -> Result<T, ImageError> {
+        parse(name, &self.read(name)?)
+    }
+
+    /// Reads a JSON blob that must have this digest.
+    fn json_blob<T: DeserializeOwned>(&self, digest: &Digest) -> Result<T, ImageError> {
+        let name = digest.blob();
+        let bytes = self.read(&name)?;
+        let mut context = Context::new(digest.algorithm);
+        context.update(&bytes);
+        digest.check(&name, context)?;
+        parse(&name, &bytes)
+    }
+}
+
+fn parse<T: DeserializeOwned>(name: &str, bytes: &[u8]) -> Result<T, ImageError> {
+    let failed = |source| ImageError::Json {
+        name: name.to_owned(),
+        source,
+    };
+    serde_json::from_slice(bytes).map_err(failed)
+}
+
+/// A path in an archive without `.`, `..` and slashes that mean nothing.
+fn normal(path: &str) -> String {
+    let mut components = Vec::new();
+    for component in path.split('/') {
+        match component {
+            "" | "." => {}
+            ".." => drop(components.pop()),
+            other => components.push(other),
+        }
+    }
+    components.join("/")
+}
+
+/// An algorithm and the digest that bytes must have.
+#[derive(Debug, Clone)]
+struct Digest {
+    algorithm: &'static Algorithm,
+    name: &'static str,
+    hex: String,
+}
+
+impl Digest {
+    fn parse(digest: &str) -> Result<Self, ImageError> {
+        let unknown = || ImageError::UnknownDigest {
+            digest: digest.to_owned(),
+        };
+        let (name, hex) = digest.split_once(':').ok_or_else(unknown)?;
+        let (algorithm, name, len) = match name {
+            "sha256" => (&SHA256, "sha256", 64),
+            "sha512" => (&SHA512, "sha512", 128),
+            _ => return Err(unknown()),
+        };
+        let digits = hex
+            .bytes()
+            .all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
+        match digits && hex.len() == len {
+            true => Ok(Self {
+                algorithm,
+                name,
+                hex: hex.to_owned(),
+            }),
+            false => Err(unknown()),
+        }
+    }
+
+    /// Name of the blob in a layout.
+    fn blob(&self) -> String {
+        format!("blobs/{}/{}", self.name, self.hex)
+    }
+
+    fn check(&self, name: &str, context: Context) -> Result<(), ImageError> {
+        let found = hex::encode(context.finish());
+        if found == self.hex {
+            return Ok(());
+        }
+        let (name, expected) = (name.to_owned(), format!("{}:{}", self.name, self.hex));
+        Err(ImageError::Digest {
+            name,
+            expected,
+            found: format!("{}:{found}", self.name),
+        })
+    }
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Descriptor {
+    #[serde(default)]
+    media_type: String,
+    digest: String,
+    size: u64,
+    platform: Option<Platform>,
+    #[serde(default)]
+    annotations: Option<BTreeMap<String, String>>,
+}
+
+impl Descriptor {
+    fn is_index(&self) -> bool {
+        self.media_type.contains("image.index") || self.media_type.contains("manifest.list")
+    }
+
+    fn name(&self) -> Option<&String> {
+        let annotations = self.annotations.as_ref()?;
+        annotations
+            .get(IMAGE_NAME)
+            .or_else(|| annotations.get(REF_NAME))
+    }
+
+    fn is_named(&self, wanted: &str) -> bool {
+        let annotations = self.annotations.iter().flatten();
+        let mut names =
+            annotations.filter(|(key, _)| [IMAGE_NAME, REF_NAME].contains(&key.as_str()));
+        names.any(|(_, name)| same_name(name, wanted))
+    }
+}
+
+#[derive(Debug, Clone, Deserialize)]
+struct Platform {
+    os: String,
+    architecture: String,
+}
+
+#[derive(Deserialize)]
+struct Index {
+    manifests: Vec<Descriptor>,
+}
+
+#[derive(Deserialize)]
+struct Manifest {
+    config: Descriptor,
+    layers: Vec<Descriptor>,
+}
+
+/// The configuration document of an image.
+#[derive(Deserialize)]
+struct ConfigDocument {
+    architecture: Option<String>,
+    os: Option<String>,
+    #[serde(default)]
+    config: Option<ImageConfig>,
+    rootfs: RootFs,
+}
+
+#[derive(Deserialize)]
+struct RootFs {
+    diff_ids: Vec<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct DockerImage {
+    config: String,
+    repo_tags: Option<Vec<String>>,
+    layers: Vec<String>,
+}
+
+/// Whether an archive's name for an image is the one that was asked for; `latest` is implied.
+fn same_name(name: &str, wanted: &str) -> bool {
+    let name = name.strip_prefix("docker.io/").unwrap_or(name);
+    let name = name.strip_prefix("library/").unwrap_or(name);
+    name == wanted || name.strip_suffix(":latest") == Some(wanted)
+}
+
+/// Takes an image out of an OCI layout.
+pub(crate) fn load_oci(
+    blobs: &Blobs,
+    wanted: Option<&str>,
+    spool: &mut Spool,
+) -> Result<Image, ImageError> {
+    let index: Index = blobs.json("index.json")?;
+    let chosen = choose(index.manifests, wanted, Descriptor::is_named, describe)?;
+    let name = chosen.name().cloned();
+    let manifest: Manifest = find_manifest(blobs, &chosen, 0)?;
+    let digest = Digest::parse(&manifest.config.digest)?;
+    let raw_config: Value = blobs.json_blob(&digest)?;
+    let layers = manifest.layers.iter().map(|layer| {
+        let digest = Digest::parse(&layer.digest)?;
+        Ok(LayerSource {
+            name: digest.blob(),
+            digest: Some((digest, layer.size)),
+        })
+    });
+    let layers = layers.collect::<Result<Vec<_>, ImageError>>()?;
+    let id = format!("{}:{}", digest.name, digest.hex);
+    assemble(blobs, raw_config, layers, id, name, spool)
+}
+
+/// Takes an image out of a `docker save` archive.
+pub(crate) fn load_docker(
+    blobs: &Blobs,
+    wanted: Option<&str>,
+    spool: &mut Spool,
+) -> Result<Image, ImageError> {
+    let images: Vec<DockerImage> = blobs.json("manifest.json")?;
+    let is_named = |image: &DockerImage, wanted: &str| {
+        image
+            .repo_tags
+            .iter()
+            .flatten()
+            .any(|tag| same_name(tag, wanted))
+    };
+    let chosen = choose(images, wanted, is_named, |image| {
+        image.repo_tags.clone().unwrap_or_default().join(", ")
+    })?;
+    // The configuration's name is its digest, with or without a folder and an ending.
+    let file = chosen.config.rsplit('/').next().unwrap_or_default();
+    let digest = Digest::parse(&format!("sha256:{}", file.trim_end_matches(".json")))?;
+    let bytes = blobs.read(&chosen.config)?;
+    let mut context = Context::new(digest.algorithm);
+    context.update(&bytes);
+    digest.check(&chosen.config, context)?;
+    let raw_config = parse(&chosen.config, &bytes)?;
+    let layers = chosen
+        .layers
+        .into_iter()
+        .map(|name| LayerSource { name, digest: None })
+        .collect();
+    let name = chosen.repo_tags.and_then(|tags| tags.into_iter().next());
+    assemble(
+        blobs,
+        raw_config,
+        layers,
+        format!("sha256:{}", digest.hex),
+        name,
+        spool,
+    )
+}
+
+fn describe(descriptor: &Descriptor) -> String {
+    descriptor
+        .name()
+        .cloned()
+        .unwrap_or_else(|| descriptor.digest.clone())
+}
+
+/// The image that was asked for, or the only one.
+fn choose<T>(
+    mut images: Vec<T>,
+    wanted: Option<&str>,
+    is_named: impl Fn(&T, &str) -> bool,
+    describe: impl Fn(&T) -> String,
+) -> Result<T, ImageError> {
+    let found = images.iter().map(describe).collect::<Vec<_>>().join(", ");
+    if let Some(wanted) = wanted {
+        images.retain(|image| is_named(image, wanted));
+    }
+    match (images.pop(), images.is_empty(), wanted) {
+        (Some(image), true, _) => Ok(image),
+        (None, _, Some(wanted)) => Err(ImageError::NoSuchImage {
+            wanted: wanted.to_owned(),
+            found,
+        }),
+        (None, _, None) => Err(ImageError::Platform {
+            found: "no image at all".into(),
+        }),
+        (Some(_), false, _) => Err(ImageError::Ambiguous { found }),
+    }
+}
+
+/// Follows indexes to the manifest for this platform.
+fn find_manifest(blobs: &Blobs, from: &Descriptor, depth: usize) -> Result<Manifest, ImageError> {
+    let digest = Digest::parse(&from.digest)?;
+    if !from.is_index() {
+        return blobs.json_blob(&digest);
+    }
+    let index: Index = blobs.json_blob(&digest)?;
+    let platforms = index.manifests.iter().filter_map(|d| d.platform.as_ref());
+    let found: Vec<_> = platforms
+        .map(|p| format!("{}/{}", p.os, p.architecture))
+        .collect();
+    let fits = |d: &&Descriptor| match &d.platform {
+        Some(platform) => platform.os == "linux" && platform.architecture == "amd64",
+        None => true,
+    };
+    match index.manifests.iter().find(fits) {
+        Some(descriptor) if depth < MAX_NESTING => find_manifest(blobs, descriptor, depth + 1),
+        _ => Err(ImageError::Platform {
+            found: found.join(", "),
+        }),
+    }
+}
+
+struct LayerSource {
+    name: String,
+    /// Of the layer as it is stored.
+    digest: Option<(Digest, u64)>,
+}
+
+fn assemble(
+    blobs: &Blobs,
+    raw_config: Value,
+    layers: Vec<LayerSource>,
+    id: String,
+    name: Option<String>,
+    spool: &mut Spool,
+) -> Result<Image, ImageError> {
+    let json = |source| ImageError::Json {
+        name: format!("configuration {id}"),
+        source,
+    };
+    let document = ConfigDocument::deserialize(&raw_config).map_err(json)?;
+    let platform = (document.os.as_deref(), document.architecture.as_deref());
+    if platform != (Some("linux"), Some("amd64")) {
+        let (os, architecture) = platform;
+        let found = format!("{}/{}", os.unwrap_or("?"), architecture.unwrap_or("?"));
+        return Err(ImageError::Platform { found });
+    }
+    let diff_ids = document.rootfs.diff_ids;
+    if diff_ids.len() != layers.len() {
+        let (layers, diff_ids) = (layers.len(), diff_ids.len());
+        return Err(ImageError::LayerCount { layers, diff_ids });
+    }
+    let mut tree = Tree::new();
+    let mut lost = BTreeSet::new();
+    for (layer, diff_id) in layers.iter().zip(&diff_ids) {
+        apply_layer(
+            blobs,
+            layer,
+            &Digest::parse(diff_id)?,
+            &mut tree,
+            spool,
+            &mut lost,
+        )?;
+    }
+    let config = document.config.unwrap_or_default();
+    Ok(Image {
+        tree,
+        config,
+        raw_config,
+        name,
+        id,
+        lost,
+    })
+}
+
+fn apply_layer(
+    blobs: &Blobs,
+    layer: &LayerSource,
+    diff_id: &Digest,
+    tree: &mut Tree,
+    spool: &mut Spool,
+    lost: &mut BTreeSet<String>,
+) -> Result<(), ImageError> {
+    let name = layer.name.as_str();
+    let (stored, len) = blobs.open(name)?;
+    if let Some((digest, size)) = layer.digest.as_ref().filter(|(_, size)| *size != len) {
+        let (name, expected) = (name.to_owned(), format!("{} of {size} bytes", digest.hex));
+        return Err(ImageError::Digest {
+            name,
+            expected,
+            found: format!("{len} bytes"),
+        });
+    }
+    let algorithm = layer
+        .digest
+        .as_ref()
+        .map_or(&SHA256, |(digest, _)| digest.algorithm);
+    let (mut stored, stored_hash) = Hashing::new(stored, algorithm);
+    let unpacked = unpacked(&mut stored).map_err(ImageError::layer(name))?;
+    let (mut unpacked, diff_hash) = Hashing::new(unpacked, diff_id.algorithm);
+    apply(name, &mut unpacked, Whiteouts::Honour, tree, spool, lost)?;
+    drop(unpacked);
+    io::copy(&mut stored, &mut io::sink()).map_err(ImageError::layer(name))?;
+    if let Some((digest, _)) = &layer.digest {
+        digest.check(name, stored_hash.take())?;
+    }
+    diff_id.check(&format!("{name} (unpacked)"), diff_hash.take())
+}
+
+/// Hashes what is read through it.
+struct Hashing<R> {
+    inner: R,
+    hash: Hash,
+}
+
+/// A hash that outlives the reader that feeds it.
+#[derive(Clone)]
+struct Hash(Rc<RefCell<Context>>);
+
+impl Hash {
+    fn take(&self) -> Context {
+        self.0.borrow().clone()
+    }
+}
+
+impl<R: Read> Hashing<R> {
+    fn new(inner: R, algorithm: &'static Algorithm) -> (Self, Hash) {
+        let hash = Hash(Rc::new(RefCell::new(Context::new(algorithm))));
+        (
+            Self {
+                inner,
+                hash: hash.clone(),
+            },
+            hash,
+        )
+    }
+}
+
+impl<R: Read> Read for Hashing<R> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let read = self.inner.read(buf)?;
+        self.hash.0.borrow_mut().update(&buf[..read]);
+        Ok(read)
+    }
+}
+
+/// Copies a packed archive's unpacked bytes, so that it can be indexed.
+pub(crate) fn unpack_archive(path: &Path, mut into: File) -> Result<File, ImageError> {
+    let failed = ImageError::file("unpack", path);
+    let file = File::open(path).map_err(&failed)?;
+    io::copy(&mut unpacked(file).map_err(&failed)?, &mut into).map_err(&failed)?;
+    into.flush().map_err(&failed)?;
+    Ok(into)
+}

@@ -1,0 +1,486 @@
+//! A file system in memory: names, owners and modes here, file bodies elsewhere.
+//!
+//! Layers are applied to a [`Tree`] and never to the host's file system, so no path in a layer can reach
+//! outside: symbolic links are followed inside the tree, `..` in a link stops at its root, and `..` in an
+//! entry's own path is refused. Each name remembers the layer that set it, because a whiteout hides what
+//! lower layers put there and nothing else.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::path::PathBuf;
+
+use crate::cpio::{Archive, Attributes, CpioError, Link, Special};
+
+/// Symbolic links followed on one path before it is refused, Linux's own limit.
+const MAX_LINKS: usize = 40;
+
+/// Directories inside each other: as many one-letter names as fit half of Linux's `PATH_MAX`, so that the
+/// recursions here stay shallow.
+const MAX_DEPTH: usize = 1024;
+
+/// Index of a node in its tree.
+pub(crate) type NodeId = usize;
+
+const ROOT: NodeId = 0;
+
+/// Where a file's body is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Body {
+    /// In memory.
+    Bytes(Vec<u8>),
+    /// In the spool file.
+    Spool {
+        /// Where it starts.
+        offset: u64,
+        /// Its length.
+        len: u64,
+    },
+    /// In a file of the host.
+    Host {
+        /// The file.
+        path: PathBuf,
+        /// Its length when it was found.
+        len: u64,
+    },
+}
+
+impl Body {
+    pub(crate) fn len(&self) -> u64 {
+        match self {
+            Self::Bytes(bytes) => u64::try_from(bytes.len()).unwrap_or(u64::MAX),
+            Self::Spool { len, .. } | Self::Host { len, .. } => *len,
+        }
+    }
+}
+
+/// What a node is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Directory,
+    File(Body),
+    Symlink(Vec<u8>),
+    Special(Special),
+}
+
+/// A name in a directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Name {
+    node: NodeId,
+    /// The layer that set it.
+    layer: usize,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Node {
+    attributes: Attributes,
+    kind: Kind,
+    /// Empty unless it is a directory.
+    children: BTreeMap<Vec<u8>, Name>,
+}
+
+impl Node {
+    fn new(attributes: Attributes, kind: Kind) -> Self {
+        Self {
+            attributes,
+            kind,
+            children: BTreeMap::new(),
+        }
+    }
+}
+
+/// Why a path could not be used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum PathError {
+    #[error("has `..` in its path")]
+    Parent,
+    #[error("names the root, which is no file")]
+    Root,
+    #[error("goes through a file that is no directory")]
+    NotDirectory,
+    #[error("goes through more than {MAX_LINKS} symbolic links")]
+    Loop,
+    #[error("is more than {MAX_DEPTH} directories deep")]
+    TooDeep,
+    #[error("names something that is not there")]
+    Missing,
+    #[error("links to a directory")]
+    DirectoryTarget,
+}
+
+/// What to do about directories that a path goes through and that are not there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Absent {
+    Make,
+    Refuse,
+}
+
+/// A file system in memory.
+#[derive(Debug)]
+pub(crate) struct Tree {
+    nodes: Vec<Node>,
+    layer: usize,
+}
+
+impl Tree {
+    /// A root directory and nothing in it.
+    pub(crate) fn new() -> Self {
+        Self {
+            nodes: vec![Node::new(Attributes::root(0o755), Kind::Directory)],
+            layer: 0,
+        }
+    }
+
+    /// From here on, entries belong to the next layer.
+    pub(crate) fn begin_layer(&mut self) {
+        self.layer += 1;
+    }
+
+    /// Sets a directory; one that exists keeps its content.
+    pub(crate) fn directory(
+        &mut self,
+        path: &[u8],
+        attributes: Attributes,
+    ) -> Result<(), PathError> {
+        let (parent, name) = match self.place(path, Absent::Make) {
+            Err(PathError::Root) => {
+                self.nodes[ROOT].attributes = attributes;
+                return Ok(());
+            }
+            place => place?,
+        };
+        let layer = self.layer;
+        let found = self.nodes[parent].children.get_mut(&name);
+        let node = found.map(|found| {
+            found.layer = layer;
+            found.node
+        });
+        match node.filter(|node| self.nodes[*node].kind == Kind::Directory) {
+            Some(node) => self.nodes[node].attributes = attributes,
+            None => {
+                self.insert(parent, name, attributes, Kind::Directory);
+            }
+        }
+        Ok(())
+    }
+
+    /// Sets anything but a directory, in place of whatever had the name.
+    pub(crate) fn set(
+        &mut self,
+        path: &[u8],
+        attributes: Attributes,
+        kind: Kind,
+    ) -> Result<NodeId, PathError> {
+        let (parent, name) = self.place(path, Absent::Make)?;
+        Ok(self.insert(parent, name, attributes, kind))
+    }
+
+    /// Gives the file at `target` one more name.
+    pub(crate) fn link(&mut self, path: &[u8], target: &[u8]) -> Result<(), PathError> {
+        let (parent, name) = self.place(target, Absent::Refuse)?;
+        let found = self.nodes[parent]
+            .children
+            .get(&name)
+            .ok_or(PathError::Missing)?
+            .node;
+        self.link_node(path, found)
+    }
+
+    /// Gives a file one more name.
+    pub(crate) fn link_node(&mut self, path: &[u8], node: NodeId) -> Result<(), PathError> {
+        if self.nodes[node].kind == Kind::Directory {
+            return Err(PathError::DirectoryTarget);
+        }
+        let (parent, name) = self.place(path, Absent::Make)?;
+        let layer = self.layer;
+        self.nodes[parent]
+            .children
+            .insert(name, Name { node, layer });
+        Ok(())
+    }
+
+    /// Hides what lower layers have at this path.
+    pub(crate) fn whiteout(&mut self, path: &[u8]) -> Result<(), PathError> {
+        let (parent, name) = match self.place(path, Absent::Refuse) {
+            Err(PathError::Missing) => return Ok(()),
+            place => place?,
+        };
+        let Some(found) = self.nodes[parent].children.get(&name).copied() else {
+            return Ok(());
+        };
+        if self.hide(found) {
+            self.nodes[parent].children.remove(&name);
+        }
+        Ok(())
+    }
+
+    /// Hides what lower layers have inside the directory at this path.
+    pub(crate) fn opaque(&mut self, path: &[u8]) -> Result<(), PathError> {
+        match self.walk(&components(path)?, Absent::Refuse, 0) {
+            Err(PathError::Missing) => Ok(()),
+            directory => {
+                self.hide_children(directory?);
+                Ok(())
+            }
+        }
+    }
+
+    /// Whether something has this path; the last component is not followed.
+    pub(crate) fn exists(&mut self, path: &[u8]) -> bool {
+        match self.place(path, Absent::Refuse) {
+            Ok((parent, name)) => self.nodes[parent].children.contains_key(&name),
+            Err(error) => error == PathError::Root,
+        }
+    }
+
+    /// Whether the name goes; a directory set by this layer stays and loses what is older.
+    fn hide(&mut self, name: Name) -> bool {
+        if name.layer < self.layer {
+            return true;
+        }
+        self.hide_children(name.node);
+        false
+    }
+
+    fn hide_children(&mut self, directory: NodeId) {
+        let mut kept = std::mem::take(&mut self.nodes[directory].children);
+        kept.retain(|_, name| !self.hide(*name));
+        self.nodes[directory].children = kept;
+    }
+
+    fn insert(
+        &mut self,
+        parent: NodeId,
+        name: Vec<u8>,
+        attributes: Attributes,
+        kind: Kind,
+    ) -> NodeId {
+        let node = self.nodes.len();
+        self.nodes.push(Node::new(attributes, kind));
+        let layer = self.layer;
+        self.nodes[parent]
+            .children
+            .insert(name, Name { node, layer });
+        node
+    }
+
+    /// The directory that a path's last component is in, and that component.
+    fn place(&mut self, path: &[u8], absent: Absent) -> Result<(NodeId, Vec<u8>), PathError> {
+        let mut components = components(path)?;
+        let name = components.pop().ok_or(PathError::Root)?;
+        Ok((self.walk(&components, absent, 0)?, name))
+    }
+
+    /// Walks directories from the root and follows links.
+    fn walk(
+        &mut self,
+        path: &[Vec<u8>],
+        absent: Absent,
+        followed: usize,
+    ) -> Result<NodeId, PathError> {
+        if followed > MAX_LINKS {
+            return Err(PathError::Loop);
+        }
+        let mut stack = vec![ROOT];
+        for (position, component) in path.iter().enumerate() {
+            let here = stack.last().copied().unwrap_or(ROOT);
+            if component == b".." {
+                stack.truncate((stack.len() - 1).max(1));
+                continue;
+            }
+            if stack.len() > MAX_DEPTH {
+                return Err(PathError::TooDeep);
+            }
+            let node = self.child(here, component, absent)?;
+            match &self.nodes[node].kind {
+                Kind::Directory => stack.push(node),
+                Kind::Symlink(target) => {
+                    let rest = redirect(&path[..position], target, &path[position + 1..]);
+                    return self.walk(&rest, absent, followed + 1);
+                }
+                Kind::File(_) | Kind::Special(_) => return Err(PathError::NotDirectory),
+            }
+        }
+        Ok(stack.last().copied().unwrap_or(ROOT))
+    }
+
+    fn child(&mut self, parent: NodeId, name: &[u8], absent: Absent) -> Result<NodeId, PathError> {
+        match self.nodes[parent].children.get(name) {
+            Some(found) => Ok(found.node),
+            None if absent == Absent::Refuse => Err(PathError::Missing),
+            None => {
+                let attributes = Attributes::root(0o755);
+                Ok(self.insert(parent, name.to_vec(), attributes, Kind::Directory))
+            }
+        }
+    }
+}
+
+/// The path to walk where a link is in `before`: `..` may be in it, and stops at the root.
+fn redirect(before: &[Vec<u8>], target: &[u8], after: &[Vec<u8>]) -> Vec<Vec<u8>> {
+    let base = if target.starts_with(b"/") {
+        &[]
+    } else {
+        before
+    };
+    let target = split(target).map(<[u8]>::to_vec);
+    base.iter()
+        .cloned()
+        .chain(target)
+        .chain(after.iter().cloned())
+        .collect()
+}
+
+fn split(path: &[u8]) -> impl Iterator<Item = &[u8]> {
+    path.split(|b| *b == b'/')
+        .filter(|c| !c.is_empty() && *c != b".")
+}
+
+/// A path's components; leading slashes and `.` mean nothing.
+fn components(path: &[u8]) -> Result<Vec<Vec<u8>>, PathError> {
+    let components: Vec<_> = split(path).map(<[u8]>::to_vec).collect();
+    match components.iter().any(|c| c == b"..") {
+        true => Err(PathError::Parent),
+        false => Ok(components),
+    }
+}
+
+/// Bodies of files that came out of archives, one after the other in one temporary file.
+#[derive(Debug)]
+pub(crate) struct Spool {
+    file: File,
+    len: u64,
+}
+
+impl Spool {
+    pub(crate) fn new(file: File) -> Self {
+        Self { file, len: 0 }
+    }
+
+    /// Appends a body.
+    pub(crate) fn store(&mut self, body: &mut dyn Read) -> io::Result<Body> {
+        let offset = self.len;
+        self.file.seek(SeekFrom::Start(offset))?;
+        let len = io::copy(body, &mut self.file)?;
+        self.len += len;
+        Ok(Body::Spool { offset, len })
+    }
+
+    fn open(&self, offset: u64, len: u64) -> io::Result<impl Read + use<'_>> {
+        let mut file = &self.file;
+        file.seek(SeekFrom::Start(offset))?;
+        Ok(file.take(len))
+    }
+}
+
+/// Writes a tree into an archive, in path order, under a prefix such as `rootfs`.
+pub(crate) fn write_tree<W: Write>(
+    tree: &Tree,
+    spool: &Spool,
+    prefix: &[u8],
+    archive: &mut Archive<W>,
+) -> Result<(), CpioError> {
+    let mut names = vec![0; tree.nodes.len()];
+    count_names(tree, ROOT, &mut names);
+    let mut emitter = Emitter {
+        tree,
+        spool,
+        archive,
+        names,
+        links: BTreeMap::new(),
+    };
+    emitter.node(prefix, ROOT)
+}
+
+fn count_names(tree: &Tree, node: NodeId, names: &mut [u32]) {
+    names[node] += 1;
+    tree.nodes[node]
+        .children
+        .values()
+        .for_each(|name| count_names(tree, name.node, names));
+}
+
+struct Emitter<'t, W> {
+    tree: &'t Tree,
+    spool: &'t Spool,
+    archive: &'t mut Archive<W>,
+    /// How many names each node has.
+    names: Vec<u32>,
+    /// Inode number of each file with several names, and how many of them are to come.
+    links: BTreeMap<NodeId, (u32, u32)>,
+}
+
+impl<W: Write> Emitter<'_, W> {
+    fn node(&mut self, path: &[u8], id: NodeId) -> Result<(), CpioError> {
+        let Node {
+            attributes,
+            kind,
+            children,
+        } = &self.tree.nodes[id];
+        match kind {
+            Kind::Directory => {
+                if !path.is_empty() {
+                    self.archive.directory(path, *attributes)?;
+                }
+                children
+                    .iter()
+                    .try_for_each(|(name, n)| self.node(&join(path, name), n.node))
+            }
+            Kind::File(body) => self.file(path, id, *attributes, body),
+            Kind::Symlink(target) => self.archive.symlink(path, *attributes, target),
+            Kind::Special(special) => self.archive.special(path, *attributes, *special),
+        }
+    }
+
+    fn file(
+        &mut self,
+        path: &[u8],
+        id: NodeId,
+        attributes: Attributes,
+        body: &Body,
+    ) -> Result<(), CpioError> {
+        let names = self.names[id];
+        if !self.links.contains_key(&id) {
+            self.links.insert(id, (self.archive.reserve_inode(), names));
+        }
+        let (inode, left) = self.links.get_mut(&id).map_or((0, 1), |(inode, left)| {
+            *left -= 1;
+            (*inode, *left)
+        });
+        let link = Link { inode, names };
+        if left > 0 {
+            return self.archive.link(path, attributes, link);
+        }
+        let failed = |source| CpioError::Io {
+            path: lossy(path),
+            source,
+        };
+        match body {
+            Body::Bytes(bytes) => {
+                self.archive
+                    .last_link(path, attributes, link, body.len(), &mut bytes.as_slice())
+            }
+            Body::Spool { offset, len } => {
+                let mut reader = self.spool.open(*offset, *len).map_err(failed)?;
+                self.archive
+                    .last_link(path, attributes, link, *len, &mut reader)
+            }
+            Body::Host { path: host, len } => {
+                let mut reader = File::open(host).map_err(failed)?;
+                self.archive
+                    .last_link(path, attributes, link, *len, &mut reader)
+            }
+        }
+    }
+}
+
+fn join(path: &[u8], name: &[u8]) -> Vec<u8> {
+    match path {
+        [] => name.to_vec(),
+        _ => [path, b"/", name].concat(),
+    }
+}
+
+fn lossy(path: &[u8]) -> String {
+    String::from_utf8_lossy(path).into_owned()
+}
