@@ -322,6 +322,8 @@ pub(crate) struct HostStream {
     token: Token,
     /// Whether bytes, or the end, may be there to read.
     pub(crate) readable: bool,
+    /// Whether the peer is gone altogether, and only what it sent before can still be read.
+    pub(crate) hung_up: bool,
     watches_writes: bool,
 }
 
@@ -354,6 +356,7 @@ impl HostStream {
             socket,
             token,
             readable: true,
+            hung_up: false,
             watches_writes: false,
         })
     }

@@ -31,6 +31,8 @@ mod connection;
 mod device;
 mod muxer;
 mod packet;
+#[cfg(test)]
+mod tests;
 
 use std::{os::unix::net::UnixStream, path::PathBuf, sync::Arc};
 

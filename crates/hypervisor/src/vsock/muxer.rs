@@ -394,6 +394,7 @@ impl Muxer {
                 return Turn::Staged;
             }
             Received::Nothing => return Turn::Nothing,
+            Received::End if stream.hung_up => entry.host_vanished(now),
             Received::End => entry.host_closed_sending(now),
             Received::Failed => entry.host_vanished(now),
         }
@@ -426,11 +427,13 @@ impl Muxer {
         };
         if let Some(stream) = &mut entry.stream {
             stream.readable |= event.readable;
+            stream.hung_up |= event.hung_up;
         }
         if event.writable {
             entry.flush(&self.poller, now);
         }
-        if event.hung_up {
+        // While there may be bytes to read, reading their end says the same, and after them.
+        if event.hung_up && !entry.connection.wants_host_data() {
             entry.host_stopped_receiving(now);
         }
         self.touch(event.token);

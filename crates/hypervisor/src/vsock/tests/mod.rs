@@ -1,0 +1,5 @@
+//! The device against a guest's driver in memory and real unix sockets.
+
+mod driver;
+mod hostile;
+mod streams;
