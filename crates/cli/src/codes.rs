@@ -20,6 +20,10 @@ impl Code {
     pub(crate) const NO_SUCH_ENCLAVE: Self = Self(40);
     pub(crate) const CONSOLE_READ: Self = Self(45);
     pub(crate) const CONSOLE_WRITE: Self = Self(46);
+    pub(crate) const EIF_BUILDING: Self = Self(48);
+    pub(crate) const DOCKER_BUILD: Self = Self(49);
+    pub(crate) const DOCKER_PULL: Self = Self(50);
+    pub(crate) const BLOBS: Self = Self(52);
     pub(crate) const HASHER: Self = Self(57);
     pub(crate) const NAMING: Self = Self(58);
 

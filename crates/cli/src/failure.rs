@@ -69,6 +69,13 @@ impl Failure {
         self
     }
 
+    /// Gives the failure a code, for a command of nitro-cli's that uses shared parts.
+    #[must_use]
+    pub(crate) fn with_code(mut self, code: Code) -> Self {
+        self.code = Some(code);
+        self
+    }
+
     /// Takes the code away, for a command of Enclos's own that uses shared parts.
     #[must_use]
     pub(crate) fn without_code(mut self) -> Self {

@@ -5,7 +5,7 @@
 //! main ── nitro/   AWS's commands: flags, JSON and codes as scripts expect them
 //!      └─ own/     Enclos's commands
 //!            both use: daemon (control sockets), dirs (where things are), failure (what is said and
-//!            which status is left with), codes (AWS's error table), term (stdout and stderr)
+//!            which status is left with), image (building one), codes (AWS's error table), term (stdout and stderr)
 //! ```
 
 #![forbid(unsafe_code)]
@@ -14,6 +14,7 @@ mod codes;
 mod daemon;
 mod dirs;
 mod failure;
+mod image;
 mod nitro;
 mod own;
 mod term;

@@ -18,6 +18,8 @@ pub(crate) enum Command {
     TerminateEnclave(TerminateEnclave),
     /// Follow the console of an enclave in debug mode
     Console(Console),
+    /// Build an EIF from a container image
+    BuildEnclave(BuildEnclave),
     /// Measure and describe an EIF
     DescribeEif(DescribeEif),
     /// Compute a PCR from a file or a signing certificate
@@ -118,6 +120,36 @@ pub(crate) struct Console {
     /// Detach after this many seconds
     #[arg(long, value_name = "SECONDS")]
     pub(crate) disconnect_timeout: Option<u64>,
+}
+
+/// Options of `build-enclave`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Without a container tool, --docker-uri also takes a file or directory: a `docker save` archive, an OCI \
+                        archive or an OCI layout (prefix `docker-archive:` or `oci:`, or none when it exists)."
+)]
+pub(crate) struct BuildEnclave {
+    /// Image reference, or path of an OCI archive, OCI layout or `docker save` archive
+    #[arg(long, value_name = "URI")]
+    pub(crate) docker_uri: String,
+    /// Build the image from the Dockerfile in this directory first
+    #[arg(long, value_name = "DIR")]
+    pub(crate) docker_dir: Option<PathBuf>,
+    /// Where the EIF goes
+    #[arg(long, value_name = "FILE")]
+    pub(crate) output_file: PathBuf,
+    /// enclos.toml: command, environment, ports, KMS; measured (Enclos only)
+    #[arg(long, value_name = "FILE")]
+    pub(crate) enclos_config: Option<PathBuf>,
+    /// Name in the image's metadata
+    #[arg(long)]
+    pub(crate) name: Option<String>,
+    /// Version in the image's metadata
+    #[arg(long)]
+    pub(crate) version: Option<String>,
+    /// JSON file to add to the image's metadata, at most 4096 bytes
+    #[arg(long, value_name = "FILE")]
+    pub(crate) metadata: Option<PathBuf>,
 }
 
 /// Options of `describe-eif`.

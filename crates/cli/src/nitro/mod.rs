@@ -3,6 +3,7 @@
 //! Where Enclos differs on purpose, `docs/nitro-cli-differences.md` says so.
 
 mod args;
+mod build_enclave;
 mod console;
 mod describe_eif;
 mod describe_enclaves;
@@ -14,6 +15,7 @@ mod terminate_enclave;
 
 pub(crate) use args::{Command, Which};
 pub(crate) use describe_enclaves::enclaves;
+pub(crate) use output::Measured;
 
 use crate::failure::Outcome;
 
@@ -24,6 +26,7 @@ pub(crate) fn run(command: Command) -> Outcome {
         Command::DescribeEnclaves(args) => describe_enclaves::run(&args),
         Command::TerminateEnclave(args) => terminate_enclave::run(args),
         Command::Console(args) => console::run(args),
+        Command::BuildEnclave(args) => build_enclave::run(args),
         Command::DescribeEif(args) => describe_eif::run(&args),
         Command::Pcr(args) => pcr::run(&args),
         Command::Explain(args) => explain::run(&args),

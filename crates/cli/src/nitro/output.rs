@@ -139,33 +139,65 @@ impl Described {
 pub(crate) struct Image {
     image_name: Value,
     image_version: Value,
-    metadata: Value,
+    metadata: Ordered,
+}
+
+/// An object whose keys keep their order.
+#[derive(Debug, Default)]
+struct Ordered(Vec<(String, Value)>);
+
+/// Keys of the build metadata, in AWS's order.
+const BUILD_KEYS: [&str; 5] = [
+    "BuildTime",
+    "BuildTool",
+    "BuildToolVersion",
+    "OperatingSystem",
+    "KernelVersion",
+];
+
+impl Ordered {
+    /// Of two equal keys the earlier stays.
+    fn add(&mut self, key: &str, value: &Value) {
+        if !self.0.iter().any(|(known, _)| known == key) {
+            self.0.push((key.to_owned(), value.clone()));
+        }
+    }
+
+    fn add_all(&mut self, object: Option<&Value>) {
+        for (key, value) in object.and_then(Value::as_object).into_iter().flatten() {
+            self.add(key, value);
+        }
+    }
+}
+
+impl Serialize for Ordered {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0.iter().map(|(key, value)| (key, value)))
+    }
 }
 
 impl Image {
     /// From the metadata section. AWS flattens build metadata, container information and the user's own keys into one
-    /// object; of two equal keys the earlier stays.
+    /// object.
     pub(crate) fn from_metadata(section: &Value) -> Self {
         let field = |name: &str| section.get(name).cloned().unwrap_or_default();
-        let mut metadata = section
-            .get("BuildMetadata")
-            .and_then(Value::as_object)
-            .cloned()
-            .unwrap_or_default();
-        metadata.insert("DockerInfo".to_owned(), field("DockerInfo"));
-        for (key, value) in section
-            .get("CustomMetadata")
-            .and_then(Value::as_object)
-            .into_iter()
-            .flatten()
-        {
-            metadata.entry(key.clone()).or_insert_with(|| value.clone());
+        let build = section.get("BuildMetadata");
+        let mut metadata = Ordered::default();
+        for key in BUILD_KEYS {
+            metadata.add(
+                key,
+                build
+                    .and_then(|build| build.get(key))
+                    .unwrap_or(&Value::Null),
+            );
         }
-        let (image_name, image_version) = (field("ImageName"), field("ImageVersion"));
+        metadata.add_all(build);
+        metadata.add("DockerInfo", &field("DockerInfo"));
+        metadata.add_all(section.get("CustomMetadata"));
         Self {
-            image_name,
-            image_version,
-            metadata: metadata.into(),
+            image_name: field("ImageName"),
+            image_version: field("ImageVersion"),
+            metadata,
         }
     }
 }

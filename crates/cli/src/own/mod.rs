@@ -1,9 +1,12 @@
 //! Enclos's own commands.
 
+mod build;
 mod doctor;
 mod kernel;
 mod services;
 mod wait;
+
+pub(crate) use kernel::{missing as kernel_missing, newest as newest_kernel};
 
 use clap::Subcommand;
 
@@ -12,6 +15,8 @@ use crate::failure::{Failure, Outcome};
 /// Enclos's own commands.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
+    /// Build an EIF from an image, an archive or a root file system
+    Build(build::Build),
     /// Check this machine and say what to do about what is missing
     Doctor(doctor::Doctor),
     /// Fetch or locate the kernel that images are built with
@@ -30,6 +35,7 @@ pub(crate) enum Command {
 /// Runs one of Enclos's own commands.
 pub(crate) fn run(command: Command) -> Outcome {
     let outcome = match command {
+        Command::Build(args) => build::run(args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Kernel(args) => kernel::run(&args),
         Command::Up(args) => services::up(&args),

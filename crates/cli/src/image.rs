@@ -1,0 +1,257 @@
+//! Building an image, for `enclos build` and `build-enclave`: finds the parts, fetches what is only a name, assembles.
+
+mod container;
+
+use std::path::{Path, PathBuf};
+
+use enclos_eif::image::{
+    BuildConfig, BuildSpec, Built, DEFAULT_CMDLINE, GuestBinaries, assemble, source_date_epoch,
+};
+use serde_json::Value;
+
+use crate::codes::Code;
+use crate::dirs;
+use crate::failure::{Failure, Outcome};
+use crate::own;
+
+/// Largest file of custom metadata, in bytes; nitro-cli's limit.
+const MAX_CUSTOM_METADATA: usize = 4096;
+
+/// What is asked for.
+#[derive(Debug, Default)]
+pub(crate) struct Wanted {
+    pub(crate) source: String,
+    pub(crate) dockerfile: Option<PathBuf>,
+    pub(crate) reference: Option<String>,
+    pub(crate) config: Option<PathBuf>,
+    pub(crate) kernel: Option<PathBuf>,
+    pub(crate) cmdline: Option<String>,
+    pub(crate) name: Option<String>,
+    pub(crate) version: Option<String>,
+    pub(crate) metadata: Option<PathBuf>,
+    pub(crate) output: PathBuf,
+}
+
+/// Builds the image. Failures carry nitro-cli's codes; `enclos build` drops them.
+pub(crate) fn build(wanted: &Wanted) -> Outcome<Built> {
+    let kernel = kernel(wanted.kernel.as_deref())?;
+    let guest = guest()?;
+    let config = wanted
+        .config
+        .as_deref()
+        .map_or_else(|| Ok(BuildConfig::default()), BuildConfig::load);
+    let config = config.map_err(|error| Failure::aws(Code::EIF_BUILDING, error))?;
+    let custom_metadata = wanted
+        .metadata
+        .as_deref()
+        .map_or(Ok(Value::Null), custom_metadata)?;
+    let epoch = source_date_epoch().map_err(|error| Failure::aws(Code::EIF_BUILDING, error))?;
+    let source = Source::find(&wanted.source, wanted.dockerfile.as_deref())?;
+    let spec = BuildSpec {
+        source: source.path().to_owned(),
+        reference: wanted.reference.clone(),
+        config,
+        modules: kernel.modules,
+        kernel: kernel.image,
+        guest,
+        cmdline: wanted
+            .cmdline
+            .clone()
+            .unwrap_or_else(|| DEFAULT_CMDLINE.to_owned()),
+        name: wanted.name.clone().or_else(|| source.name()),
+        version: wanted.version.clone(),
+        custom_metadata,
+        epoch,
+        output: wanted.output.clone(),
+    };
+    assemble(&spec).map_err(|error| Failure::aws(Code::EIF_BUILDING, error))
+}
+
+/// Where the application comes from.
+#[derive(Debug)]
+enum Source {
+    /// A file or folder of the user's.
+    Path(PathBuf),
+    /// A container image that was saved into a temporary folder.
+    Saved {
+        archive: PathBuf,
+        reference: String,
+        _folder: tempfile::TempDir,
+    },
+}
+
+/// Prefixes that say "this is a path". What kind of file it is the file itself tells.
+const PATH_PREFIXES: [&str; 5] = [
+    "oci:",
+    "oci-archive:",
+    "docker-archive:",
+    "rootfs:",
+    "file:",
+];
+
+impl Source {
+    fn find(named: &str, dockerfile: Option<&Path>) -> Outcome<Self> {
+        if let Some(folder) = dockerfile {
+            return container::build(named, folder).and_then(|()| Self::save(named));
+        }
+        let stripped = PATH_PREFIXES
+            .iter()
+            .find_map(|prefix| named.strip_prefix(prefix));
+        let path = Path::new(stripped.unwrap_or(named));
+        if path.exists() {
+            return Ok(Self::Path(path.to_owned()));
+        }
+        if stripped.is_some() || looks_like_path(named) {
+            let error = std::io::ErrorKind::NotFound.into();
+            return Err(Failure::file(
+                Some(Code::FILE_OPERATION),
+                "open",
+                path,
+                error,
+            ));
+        }
+        container::ensure(named)?;
+        Self::save(named)
+    }
+
+    fn save(reference: &str) -> Outcome<Self> {
+        let folder = tempfile::Builder::new().prefix("enclos-image-").tempdir()?;
+        let archive = folder.path().join("image.tar");
+        container::save(reference, &archive)?;
+        Ok(Self::Saved {
+            archive,
+            reference: reference.to_owned(),
+            _folder: folder,
+        })
+    }
+
+    fn path(&self) -> &Path {
+        match self {
+            Self::Path(path) => path,
+            Self::Saved { archive, .. } => archive,
+        }
+    }
+
+    /// nitro-cli names an image by its reference up to the tag.
+    fn name(&self) -> Option<String> {
+        match self {
+            Self::Path(_) => None,
+            Self::Saved { reference, .. } => reference.split(':').next().map(str::to_owned),
+        }
+    }
+}
+
+/// What no registry reference looks like.
+fn looks_like_path(named: &str) -> bool {
+    named.starts_with(['.', '/', '~']) || named.ends_with(".tar")
+}
+
+struct Kernel {
+    image: PathBuf,
+    modules: PathBuf,
+}
+
+/// A folder as `enclos kernel fetch` leaves it; by default the newest in the cache.
+fn kernel(given: Option<&Path>) -> Outcome<Kernel> {
+    let folder = match given {
+        Some(folder) => folder.to_owned(),
+        None => own::newest_kernel()?
+            .ok_or_else(own::kernel_missing)
+            .map_err(|failure| failure.with_code(Code::BLOBS))?,
+    };
+    let image = folder.join("vmlinuz");
+    if !image.is_file() {
+        return Err(Failure::aws_text(Code::BLOBS, format_args!("no kernel at {}", image.display()))
+            .hint("--kernel takes a folder with `vmlinuz` and `modules/`, such as `enclos kernel fetch` makes"));
+    }
+    Ok(Kernel {
+        image,
+        modules: folder.join("modules"),
+    })
+}
+
+fn guest() -> Outcome<GuestBinaries> {
+    let folder = dirs::guest()?;
+    let find = |names: [&str; 2]| {
+        names
+            .into_iter()
+            .map(|name| folder.join(name))
+            .find(|path| path.is_file())
+    };
+    match (find(["enclos-init", "init"]), find(["enclos-agent", "agent"])) {
+        (Some(init), Some(agent)) => Ok(GuestBinaries { init, agent }),
+        _ => Err(Failure::aws_text(Code::BLOBS, format_args!("no enclos-init and enclos-agent in {}", folder.display()))
+            .hint("set ENCLOS_GUEST_DIR to the directory that holds them, built statically (target x86_64-unknown-linux-musl)")),
+    }
+}
+
+fn custom_metadata(path: &Path) -> Outcome<Value> {
+    let text = std::fs::read(path)
+        .map_err(|error| Failure::file(Some(Code::FILE_OPERATION), "read", path, error))?;
+    if text.len() > MAX_CUSTOM_METADATA {
+        let text = format!(
+            "{} has {} bytes, at most {MAX_CUSTOM_METADATA} are accepted",
+            path.display(),
+            text.len()
+        );
+        return Err(Failure::aws_text(Code::INVALID_ARGUMENT, text));
+    }
+    serde_json::from_slice(&text).map_err(|error| {
+        let error = anyhow::Error::new(error).context(format!("{} is not JSON", path.display()));
+        Failure::aws(Code::INVALID_ARGUMENT, error)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_that_is_missing_is_not_taken_for_a_reference() {
+        for named in [
+            "oci:none",
+            "docker-archive:none.tar",
+            "./none",
+            "/none",
+            "none.tar",
+        ] {
+            let failure = Source::find(named, None).unwrap_err();
+            assert_eq!(failure.exit_status(), 19, "{named}");
+        }
+    }
+
+    #[test]
+    fn an_existing_path_needs_no_prefix_but_may_have_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let named = folder.path().to_str().unwrap();
+        for named in [
+            named.to_owned(),
+            format!("oci:{named}"),
+            format!("rootfs:{named}"),
+        ] {
+            assert_eq!(Source::find(&named, None).unwrap().path(), folder.path());
+        }
+    }
+
+    #[test]
+    fn custom_metadata_has_awss_limit() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let fill = |len: usize| {
+            std::fs::write(file.path(), format!("\"{}\"", "x".repeat(len - 2))).unwrap()
+        };
+        fill(MAX_CUSTOM_METADATA);
+        assert!(custom_metadata(file.path()).is_ok());
+        fill(MAX_CUSTOM_METADATA + 1);
+        assert_eq!(custom_metadata(file.path()).unwrap_err().exit_status(), 3);
+        std::fs::write(file.path(), "{").unwrap();
+        assert_eq!(custom_metadata(file.path()).unwrap_err().exit_status(), 3);
+    }
+
+    #[test]
+    fn a_kernel_folder_without_a_kernel_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let failure = kernel(Some(folder.path())).err().unwrap();
+        assert_eq!(failure.exit_status(), 52);
+        assert!(failure.render("enclos").contains("vmlinuz"));
+    }
+}

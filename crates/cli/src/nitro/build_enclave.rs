@@ -1,0 +1,28 @@
+//! `build-enclave`.
+
+use serde_json::json;
+
+use super::args::BuildEnclave;
+use super::output::Measured;
+use crate::failure::Outcome;
+use crate::image::{self, Wanted};
+use crate::term;
+
+pub(super) fn run(args: BuildEnclave) -> Outcome {
+    term::note("Start building the Enclave Image...");
+    let built = image::build(&Wanted {
+        source: args.docker_uri,
+        dockerfile: args.docker_dir,
+        config: args.enclos_config,
+        name: args.name,
+        version: args.version,
+        metadata: args.metadata,
+        output: args.output_file,
+        ..Wanted::default()
+    })?;
+    for warning in &built.warnings {
+        term::note(format_args!("warning: {warning}"));
+    }
+    term::note("Enclave Image successfully created.");
+    term::json(&json!({ "Measurements": Measured::from(&built.measurements) }))
+}
