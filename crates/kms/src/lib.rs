@@ -1,1 +1,40 @@
-//! Placeholder.
+//! Enclos KMS: AWS KMS's wire protocol, key policies that are enforced, keys released to attested enclaves.
+//!
+//! ```text
+//! server ── bytes ──▶ service ──▶ sigv4 ─ input ─ ops ─▶ policy      who may, under which conditions
+//! (HTTP, TLS)            │                    │    └───▶ recipient   which enclave asks (enclos-attest)
+//!                        │                    └────────▶ keyring     keys in memory
+//!                        └─ audit row ─▶ store ◀─ changes            SQLite, sealed under the root key
+//! ```
+//!
+//! | module | what it holds |
+//! |---|---|
+//! | [`service`] | one request from bytes to answer |
+//! | [`sigv4`] | signatures |
+//! | [`policy`] | key policies |
+//! | [`recipient`] | attestation documents and sealed answers |
+//! | [`crypto`] | sealing at rest, ciphertexts, CMS |
+//! | [`store`] | durability |
+//! | [`keyring`], [`principals`] | what is held in memory |
+//! | [`server`], [`tls`] | sockets |
+//! | [`cli`] | the `enclos-kms` program |
+
+#![forbid(unsafe_code)]
+#![warn(missing_docs)]
+
+pub mod arn;
+mod audit;
+pub mod cli;
+pub mod crypto;
+pub mod error;
+mod input;
+pub mod keyring;
+mod ops;
+pub mod policy;
+pub mod principals;
+pub mod recipient;
+pub mod server;
+pub mod service;
+pub mod sigv4;
+pub mod store;
+pub mod tls;

@@ -1,0 +1,286 @@
+//! One event per call, in CloudTrail's shape.
+//!
+//! A [`Draft`] collects what a handler learns: the key, the enclave's measurements, why access was denied.
+//! Only parameters on [`SHOWN`] reach the event; plaintexts, ciphertexts and documents never do.
+
+use serde_json::{Map, Value, json};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+use crate::arn::{PrincipalArn, PrincipalKind};
+use crate::error::{ApiError, ErrorKind};
+use crate::policy::{Effect, FailedCondition, Outcome, StatementReport};
+use crate::store::AuditRow;
+
+/// Request parameters that an event repeats.
+const SHOWN: &[&str] = &[
+    "AliasName",
+    "BypassPolicyLockoutSafetyCheck",
+    "CustomerMasterKeySpec",
+    "Description",
+    "DestinationEncryptionAlgorithm",
+    "DestinationEncryptionContext",
+    "DestinationKeyId",
+    "DryRun",
+    "EncryptionAlgorithm",
+    "EncryptionContext",
+    "KeyId",
+    "KeySpec",
+    "KeyUsage",
+    "Limit",
+    "Marker",
+    "MultiRegion",
+    "NumberOfBytes",
+    "Origin",
+    "PendingWindowInDays",
+    "Policy",
+    "PolicyName",
+    "SourceEncryptionAlgorithm",
+    "SourceEncryptionContext",
+    "SourceKeyId",
+    "TargetKeyId",
+];
+
+/// Operations that change something; all others are `readOnly`.
+const WRITES: &[&str] = &[
+    "CancelKeyDeletion",
+    "CreateAlias",
+    "CreateKey",
+    "DeleteAlias",
+    "DisableKey",
+    "EnableKey",
+    "PutKeyPolicy",
+    "ScheduleKeyDeletion",
+    "UpdateAlias",
+    "UpdateKeyDescription",
+];
+
+/// An event in the making.
+#[derive(Debug, Clone)]
+pub(crate) struct Draft {
+    pub(crate) time: OffsetDateTime,
+    pub(crate) event_id: String,
+    pub(crate) request_id: String,
+    pub(crate) operation: String,
+    pub(crate) region: String,
+    pub(crate) caller: PrincipalArn,
+    pub(crate) access_key_id: String,
+    pub(crate) source: String,
+    pub(crate) user_agent: String,
+    pub(crate) parameters: Value,
+    pub(crate) response: Value,
+    /// ARNs of the keys and aliases concerned.
+    pub(crate) resources: Vec<String>,
+    /// `additionalEventData.recipient`.
+    pub(crate) recipient: Option<Value>,
+    /// `additionalEventData.denial`.
+    pub(crate) denial: Option<Value>,
+}
+
+impl Draft {
+    /// The finished row.
+    pub(crate) fn row(&self, error: Option<&ApiError>) -> AuditRow {
+        let error_code = error.map(|error| cloudtrail_code(error.kind()).to_owned());
+        AuditRow {
+            time_ms: unix_ms(self.time),
+            operation: self.operation.clone(),
+            event: self.event(error, error_code.as_deref()).to_string(),
+            error_code,
+        }
+    }
+
+    fn event(&self, error: Option<&ApiError>, error_code: Option<&str>) -> Value {
+        let mut event = json!({
+            "eventVersion": "1.11",
+            "userIdentity": self.identity(),
+            "eventTime": self.time.replace_nanosecond(0).unwrap_or(self.time).format(&Rfc3339).unwrap_or_default(),
+            "eventSource": "kms.amazonaws.com",
+            "eventName": self.operation,
+            "awsRegion": self.region,
+            "sourceIPAddress": self.source,
+            "userAgent": self.user_agent,
+            "requestParameters": self.parameters,
+            "responseElements": self.response,
+            "requestID": self.request_id,
+            "eventID": self.event_id,
+            "readOnly": !WRITES.contains(&self.operation.as_str()),
+            "resources": self.resources.iter().map(|arn| resource(arn)).collect::<Vec<_>>(),
+            "eventType": "AwsApiCall",
+            "managementEvent": true,
+            "recipientAccountId": &**self.caller.account(),
+            "eventCategory": "Management",
+        });
+        let Some(members) = event.as_object_mut() else {
+            return event;
+        };
+        if let Some(code) = error_code {
+            members.insert("errorCode".to_owned(), code.into());
+        }
+        if let Some(message) = error.and_then(ApiError::message) {
+            members.insert("errorMessage".to_owned(), message.into());
+        }
+        if let Some(additional) = self.additional() {
+            members.insert("additionalEventData".to_owned(), additional);
+        }
+        event
+    }
+
+    fn identity(&self) -> Value {
+        let kind = match self.caller.kind() {
+            PrincipalKind::Root => "Root",
+            PrincipalKind::User => "IAMUser",
+            PrincipalKind::Role => "Role",
+        };
+        json!({
+            "type": kind,
+            "principalId": self.caller.name(),
+            "arn": self.caller.as_str(),
+            "accountId": &**self.caller.account(),
+            "accessKeyId": self.access_key_id,
+        })
+    }
+
+    fn additional(&self) -> Option<Value> {
+        let mut members = Map::new();
+        if let Some(recipient) = &self.recipient {
+            members.insert("recipient".to_owned(), recipient.clone());
+        }
+        if let Some(denial) = &self.denial {
+            members.insert("denial".to_owned(), denial.clone());
+        }
+        (!members.is_empty()).then_some(Value::Object(members))
+    }
+}
+
+fn resource(arn: &str) -> Value {
+    let kind = if arn.contains(":alias/") {
+        "AWS::KMS::Alias"
+    } else {
+        "AWS::KMS::Key"
+    };
+    json!({ "accountId": arn.split(':').nth(4), "type": kind, "ARN": arn })
+}
+
+/// CloudTrail has names of its own for some errors.
+fn cloudtrail_code(kind: ErrorKind) -> &'static str {
+    match kind {
+        ErrorKind::AccessDenied => "AccessDenied",
+        other => other.code(),
+    }
+}
+
+/// The parameters that may be shown, named as CloudTrail names them.
+pub(crate) fn shown_parameters(members: &Map<String, Value>) -> Value {
+    let shown: Map<String, Value> = members
+        .iter()
+        .filter(|(name, _)| SHOWN.contains(&name.as_str()))
+        .map(|(name, value)| (crate::input::lower_first(name), value.clone()))
+        .collect();
+    if shown.is_empty() {
+        Value::Null
+    } else {
+        Value::Object(shown)
+    }
+}
+
+/// What the statements of a key policy made of a denied call.
+pub(crate) fn denial(action: &str, reason: &str, reports: &[StatementReport]) -> Value {
+    json!({
+        "action": action,
+        "reason": reason,
+        "statements": reports.iter().map(statement).collect::<Vec<_>>(),
+    })
+}
+
+fn statement(report: &StatementReport) -> Value {
+    let effect = match report.effect {
+        Effect::Allow => "Allow",
+        Effect::Deny => "Deny",
+    };
+    let (outcome, conditions) = match &report.outcome {
+        Outcome::Applied => ("applied", &[][..]),
+        Outcome::AccountOnly => (
+            "names the account, whose identity policies would decide",
+            &[][..],
+        ),
+        Outcome::OtherPrincipal => ("is about other principals", &[][..]),
+        Outcome::OtherAction => ("is about other actions", &[][..]),
+        Outcome::OtherResource => ("is about other keys", &[][..]),
+        Outcome::Conditions(failed) => ("conditions not met", failed.as_slice()),
+    };
+    let mut value = json!({
+        "statement": report.number,
+        "effect": effect,
+        "outcome": outcome,
+    });
+    if let Some(members) = value.as_object_mut() {
+        if let Some(sid) = &report.sid {
+            members.insert("sid".to_owned(), sid.as_str().into());
+        }
+        if !conditions.is_empty() {
+            let conditions = conditions.iter().map(condition).collect::<Vec<_>>();
+            members.insert("conditions".to_owned(), conditions.into());
+        }
+    }
+    value
+}
+
+fn condition(failed: &FailedCondition) -> Value {
+    json!({
+        "operator": failed.operator,
+        "key": failed.key,
+        "expected": failed.expected,
+        "presented": failed.presented,
+    })
+}
+
+/// A denial as one line of the log.
+pub(crate) fn denial_line(reports: &[StatementReport]) -> String {
+    let mut parts = Vec::new();
+    for report in reports {
+        let name = match &report.sid {
+            Some(sid) => format!("statement {} ({sid:?})", report.number),
+            None => format!("statement {}", report.number),
+        };
+        match &report.outcome {
+            Outcome::Conditions(failed) if report.effect == Effect::Allow => {
+                parts.extend(
+                    failed
+                        .iter()
+                        .map(|failed| format!("{name}: {}", condition_line(failed))),
+                );
+            }
+            Outcome::Applied if report.effect == Effect::Deny => {
+                parts.push(format!("{name} denies"))
+            }
+            Outcome::AccountOnly => {
+                parts.push(format!(
+                    "{name} admits the account, but this principal has no identity policy"
+                ));
+            }
+            _ => {}
+        }
+    }
+    if parts.is_empty() {
+        return "no statement allows this action to this principal".to_owned();
+    }
+    parts.join("; ")
+}
+
+fn condition_line(failed: &FailedCondition) -> String {
+    let presented = match &failed.presented {
+        None => "nothing".to_owned(),
+        Some(values) => values.join(", "),
+    };
+    format!(
+        "{} {} expected {}, presented {presented}",
+        failed.operator,
+        failed.key,
+        failed.expected.join(" or ")
+    )
+}
+
+/// Milliseconds since 1970.
+pub(crate) fn unix_ms(time: OffsetDateTime) -> i64 {
+    i64::try_from(time.unix_timestamp_nanos() / 1_000_000).unwrap_or(i64::MAX)
+}

@@ -1,0 +1,127 @@
+//! `enclos-kms audit`: the audit trail as a table or as JSON lines.
+
+use serde_json::Value;
+
+use super::principal::date;
+use super::{Data, Failure, print};
+use crate::store::{self, AuditRow};
+
+/// Rows read at a time.
+const PAGE: i64 = 1000;
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Arguments {
+    #[command(flatten)]
+    data: Data,
+
+    /// One CloudTrail-shaped event per line
+    #[arg(long)]
+    json: bool,
+
+    /// Only the last N events
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(i64).range(0..))]
+    last: Option<i64>,
+
+    /// Only calls that were refused or failed
+    #[arg(long)]
+    failed: bool,
+}
+
+pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
+    let mut connection = store::connect(&arguments.data.data).await?;
+    let mut after = match arguments.last {
+        Some(count) => store::audit_tail(&mut connection, count).await?,
+        None => 0,
+    };
+    if !arguments.json {
+        print(&line("TIME", "OPERATION", "RESULT", "PRINCIPAL", "DETAIL"))?;
+    }
+    loop {
+        let rows = store::audit(&mut connection, after, PAGE).await?;
+        let Some((last, _)) = rows.last() else {
+            return Ok(());
+        };
+        after = *last;
+        for (_, row) in &rows {
+            if arguments.failed && row.error_code.is_none() {
+                continue;
+            }
+            print(&if arguments.json {
+                row.event.clone()
+            } else {
+                table_line(row)
+            })?;
+        }
+    }
+}
+
+fn line(time: &str, operation: &str, result: &str, principal: &str, detail: &str) -> String {
+    format!("{time:<20}  {operation:<24}  {result:<24}  {principal:<44}  {detail}")
+}
+
+fn table_line(row: &AuditRow) -> String {
+    let event: Value = serde_json::from_str(&row.event).unwrap_or(Value::Null);
+    let principal = event
+        .pointer("/userIdentity/arn")
+        .and_then(Value::as_str)
+        .unwrap_or("-");
+    let result = row.error_code.as_deref().unwrap_or("ok");
+    line(
+        &date(row.time_ms),
+        &row.operation,
+        result,
+        principal,
+        &detail(&event),
+    )
+}
+
+/// The key, the enclave's image, and each condition that was not met.
+fn detail(event: &Value) -> String {
+    let mut parts = Vec::new();
+    if let Some(arn) = event.pointer("/resources/0/ARN").and_then(Value::as_str) {
+        parts.push(arn.to_owned());
+    }
+    let image = "/additionalEventData/recipient/attestationDocumentEnclaveImageDigest";
+    if let Some(digest) = event.pointer(image).and_then(Value::as_str) {
+        parts.push(format!("PCR0={}", digest.get(..16).unwrap_or(digest)));
+    }
+    let statements = event.pointer("/additionalEventData/denial/statements");
+    for statement in statements.and_then(Value::as_array).into_iter().flatten() {
+        let conditions = statement.get("conditions").and_then(Value::as_array);
+        for condition in conditions.into_iter().flatten() {
+            parts.push(condition_text(condition));
+        }
+    }
+    if parts.len() <= 1
+        && let Some(message) = event.get("errorMessage").and_then(Value::as_str)
+    {
+        parts.push(message.to_owned());
+    }
+    parts.join("; ")
+}
+
+fn condition_text(condition: &Value) -> String {
+    let text = |name: &str| {
+        condition
+            .get(name)
+            .and_then(Value::as_str)
+            .unwrap_or_default()
+    };
+    let list = |name: &str| {
+        let values = condition.get(name)?.as_array()?;
+        Some(
+            values
+                .iter()
+                .filter_map(Value::as_str)
+                .collect::<Vec<_>>()
+                .join(","),
+        )
+    };
+    format!(
+        "{} {} expected {}, presented {}",
+        text("operator"),
+        text("key"),
+        list("expected").unwrap_or_default(),
+        list("presented").unwrap_or_else(|| "nothing".to_owned())
+    )
+}

@@ -1,0 +1,156 @@
+//! The `enclos-kms` program.
+//!
+//! | exit status | meaning |
+//! |---|---|
+//! | 0 | done; for `serve`: stopped by SIGINT or SIGTERM after a clean drain |
+//! | 1 | the command failed: a file, the database, a key that does not open |
+//! | 2 | the command line is wrong |
+//! | 3 | an address cannot be listened on: taken, not ours, or not loopback under `--dev` |
+//! | 4 | another server uses the data directory |
+
+mod audit;
+mod principal;
+mod serve;
+
+use std::io::{IsTerminal as _, Write as _};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::error::Chain;
+
+/// An AWS-KMS-compatible key management service that releases keys to attested enclaves.
+#[derive(Debug, Parser)]
+#[command(name = "enclos-kms", version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve the KMS API.
+    Serve(serve::Arguments),
+    /// Manage who may call: access keys of account roots, users and roles.
+    #[command(subcommand)]
+    Principal(principal::Command),
+    /// Print the audit trail.
+    Audit(audit::Arguments),
+}
+
+/// The data directory, common to all commands.
+#[derive(Debug, clap::Args)]
+struct Data {
+    /// Data directory: kms.db, root.key, tls/
+    #[arg(long, value_name = "DIR")]
+    data: PathBuf,
+}
+
+/// A command's failure and the exit status it leads to.
+#[derive(Debug)]
+struct Failure {
+    status: u8,
+    error: Box<dyn std::error::Error + Send + Sync>,
+}
+
+/// Any failure that has no status of its own.
+const FAILED: u8 = 1;
+/// An address cannot be listened on.
+const CANNOT_LISTEN: u8 = 3;
+/// Another server uses the data directory.
+const IN_USE: u8 = 4;
+
+impl Failure {
+    fn new(status: u8, error: impl std::error::Error + Send + Sync + 'static) -> Self {
+        Self {
+            status,
+            error: Box::new(error),
+        }
+    }
+}
+
+impl<E: std::error::Error + Send + Sync + 'static> From<E> for Failure {
+    fn from(error: E) -> Self {
+        Self::new(FAILED, error)
+    }
+}
+
+/// Runs the program.
+#[must_use]
+pub fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    forbid_core_dumps();
+    // Whatever is made here is for this user alone; the CA certificate is opened up by name.
+    rustix::process::umask(rustix::fs::Mode::from_bits_truncate(0o077));
+    start_log();
+    match run(arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            // Standard error may be closed; there is nobody else to tell.
+            let _closed = writeln!(
+                std::io::stderr(),
+                "enclos-kms: {}",
+                Chain(failure.error.as_ref())
+            );
+            ExitCode::from(failure.status)
+        }
+    }
+}
+
+fn run(arguments: Arguments) -> Result<(), Failure> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()?;
+    runtime.block_on(async {
+        match arguments.command {
+            Command::Serve(arguments) => serve::run(arguments).await,
+            Command::Principal(command) => principal::run(command).await,
+            Command::Audit(arguments) => audit::run(arguments).await,
+        }
+    })
+}
+
+/// A core file would hold every key. Both limits are inherited by nobody: there are no child processes.
+fn forbid_core_dumps() {
+    use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
+    let none = Rlimit {
+        current: Some(0),
+        maximum: Some(0),
+    };
+    let limit = setrlimit(Resource::Core, none);
+    let dumpable = set_dumpable_behavior(DumpableBehavior::NotDumpable);
+    if limit.is_err() || dumpable.is_err() {
+        let _closed = writeln!(
+            std::io::stderr(),
+            "enclos-kms: core dumps could not be switched off"
+        );
+    }
+}
+
+/// Logs go to standard error; `ENCLOS_LOG` selects them (`info` by default), `ENCLOS_LOG_FORMAT=json` shapes them.
+fn start_log() {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("ENCLOS_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info,sqlx=warn"));
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_writer(std::io::stderr);
+    let json = std::env::var_os("ENCLOS_LOG_FORMAT").is_some_and(|format| format == "json");
+    // Fails only if a log was already started, which then is the one to use.
+    let _started = if json {
+        log.json().try_init()
+    } else {
+        log.try_init()
+    };
+}
+
+/// Prints a line that is the command's result.
+fn print(text: &str) -> Result<(), std::io::Error> {
+    let mut out = std::io::stdout().lock();
+    match writeln!(out, "{text}") {
+        // `enclos-kms audit | head` is no failure.
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        other => other,
+    }
+}

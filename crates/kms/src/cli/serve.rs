@@ -1,0 +1,211 @@
+//! `enclos-kms serve`.
+
+use std::fs::{File, TryLockError};
+use std::net::SocketAddr;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use time::OffsetDateTime;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+
+use super::{CANNOT_LISTEN, Data, Failure, IN_USE, print};
+use crate::crypto::seal::RootKey;
+use crate::error::Chain;
+use crate::recipient::Trust;
+use crate::server::Listener;
+use crate::service::Service;
+use crate::store::Store;
+use crate::tls::{self, ServerCertificate, Source};
+
+/// How often keys are looked for whose waiting period is over.
+const SWEEP: Duration = Duration::from_secs(60);
+
+/// How often the server certificate is issued anew: half of its life.
+const RENEW: Duration = Duration::from_secs(86_400 * (tls::SERVER_DAYS.unsigned_abs() / 2));
+
+/// Command line of `serve`.
+#[derive(Debug, clap::Args)]
+pub(super) struct Arguments {
+    #[command(flatten)]
+    data: Data,
+
+    /// Address to listen on: TLS, or plain HTTP with --dev. Port 0 takes a free one
+    #[arg(long, value_name = "ADDR:PORT")]
+    listen: SocketAddr,
+
+    /// Plain HTTP on loopback with account 000000000000 and credentials test/test
+    #[arg(long, conflicts_with_all = ["dev_listen", "tls_cert", "tls_key", "server_name"])]
+    dev: bool,
+
+    /// A second listener as --dev makes it, beside the one with TLS
+    #[arg(long, value_name = "ADDR:PORT")]
+    dev_listen: Option<SocketAddr>,
+
+    /// Certificate chain of the server, PEM. By default one is issued by DATA/tls/ca.pem
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    tls_cert: Option<PathBuf>,
+
+    /// Private key of --tls-cert, PEM
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    tls_key: Option<PathBuf>,
+
+    /// DNS name or address in the issued certificate; may be repeated
+    #[arg(
+        long,
+        value_name = "NAME",
+        default_value = "kms.enclos.internal",
+        conflicts_with = "tls_cert"
+    )]
+    server_name: Vec<String>,
+}
+
+/// Why a data directory cannot be used.
+#[derive(Debug, thiserror::Error)]
+enum DataError {
+    #[error("another enclos-kms serves from {0}; stop it first or use another --data directory")]
+    InUse(PathBuf),
+    #[error("cannot use the data directory {path}")]
+    Io {
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+/// Serves until SIGINT or SIGTERM.
+pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
+    let data = arguments.data.data.clone();
+    let _lock = prepare(&data)?;
+    let root = RootKey::open(&data.join("root.key"), true)?;
+    let trust = Trust::default();
+    let (store, writer) = Store::open(&data).await?;
+    let service = Arc::new(Service::new(store.clone(), root, trust).await?);
+    let (stop, stopped) = watch::channel(false);
+    let listeners = listeners(&arguments, &data, &stopped).await?;
+
+    let mut tasks = tokio::task::JoinSet::new();
+    for listener in listeners {
+        tasks.spawn(listener.serve(Arc::clone(&service), stopped.clone()));
+    }
+    tasks.spawn(sweep(Arc::clone(&service), stopped.clone()));
+    wait_for_signal().await?;
+    tracing::info!("stopping: finishing requests under way");
+    // Receivers exist as long as the tasks do.
+    let _all_gone = stop.send(true);
+    while tasks.join_next().await.is_some() {}
+    store.flush().await?;
+    drop((store, service));
+    writer.await?;
+    Ok(())
+}
+
+/// Makes the directory, private, and takes its lock for the life of the process.
+fn prepare(data: &Path) -> Result<File, Failure> {
+    let io = |source| DataError::Io {
+        path: data.to_owned(),
+        source,
+    };
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(data)
+        .map_err(io)?;
+    let lock = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(data.join("serve.lock"))
+        .map_err(io)?;
+    match lock.try_lock() {
+        Ok(()) => Ok(lock),
+        Err(TryLockError::WouldBlock) => {
+            Err(Failure::new(IN_USE, DataError::InUse(data.to_owned())))
+        }
+        Err(TryLockError::Error(source)) => Err(io(source).into()),
+    }
+}
+
+async fn listeners(
+    arguments: &Arguments,
+    data: &Path,
+    stopped: &watch::Receiver<bool>,
+) -> Result<Vec<Listener>, Failure> {
+    let cannot = |error| Failure::new(CANNOT_LISTEN, error);
+    let mut listeners = Vec::new();
+    let dev = if arguments.dev {
+        Some(arguments.listen)
+    } else {
+        arguments.dev_listen
+    };
+    if let Some(address) = dev {
+        let listener = Listener::dev(address).await.map_err(cannot)?;
+        let address = listener.local_addr()?;
+        tracing::warn!("development listener: anyone on this machine may use it with test/test");
+        print(&format!("listening on http://{address}"))?;
+        listeners.push(listener);
+    }
+    if !arguments.dev {
+        let certificate = ServerCertificate::new(source(arguments, data))?;
+        let config = certificate.server_config()?;
+        let listener = Listener::tls(arguments.listen, config)
+            .await
+            .map_err(cannot)?;
+        print(&format!("listening on https://{}", listener.local_addr()?))?;
+        tokio::spawn(renew(certificate, stopped.clone()));
+        listeners.push(listener);
+    }
+    Ok(listeners)
+}
+
+fn source(arguments: &Arguments, data: &Path) -> Source {
+    match (&arguments.tls_cert, &arguments.tls_key) {
+        (Some(certificate), Some(key)) => Source::Files {
+            certificate: certificate.clone(),
+            key: key.clone(),
+        },
+        _ => Source::Own {
+            data: data.to_owned(),
+            names: tls::certificate_names(&arguments.server_name, arguments.listen.ip()),
+        },
+    }
+}
+
+async fn renew(certificate: Arc<ServerCertificate>, mut stopped: watch::Receiver<bool>) {
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(RENEW) => {}
+            _ = stopped.wait_for(|stop| *stop) => return,
+        }
+        match certificate.renew() {
+            Ok(()) => tracing::info!("server certificate renewed"),
+            Err(error) => {
+                tracing::error!(error = %Chain(&error), "renewing the server certificate failed, the old one stays");
+            }
+        }
+    }
+}
+
+async fn sweep(service: Arc<Service>, mut stopped: watch::Receiver<bool>) {
+    loop {
+        if let Err(error) = service.delete_due(OffsetDateTime::now_utc()).await {
+            tracing::error!(error = %Chain(&error), "deleting keys that are due failed, it will be tried again");
+        }
+        tokio::select! {
+            () = tokio::time::sleep(SWEEP) => {}
+            _ = stopped.wait_for(|stop| *stop) => return,
+        }
+    }
+}
+
+async fn wait_for_signal() -> std::io::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    Ok(())
+}

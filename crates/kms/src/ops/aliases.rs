@@ -1,0 +1,184 @@
+//! Aliases: names that point at keys of their place.
+//!
+//! As on AWS, creating, moving and deleting an alias needs permission on the alias, which only identity
+//! policies give and so only the root user has here, and on every key concerned.
+
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+
+use super::{decode_marker, encode_marker, page};
+use crate::arn::{KeyRef, PrincipalKind};
+use crate::error::{ApiError, ErrorKind};
+use crate::input::Input;
+use crate::keyring::{Key, alias_missing, seconds};
+use crate::service::{Call, Facts};
+use crate::store::{AliasRow, Change};
+
+/// Aliases that belong to AWS's own keys.
+const RESERVED: &str = "alias/aws/";
+
+/// `CreateAlias`.
+pub(crate) async fn create(call: &mut Call<'_>, mut input: Input) -> Result<Value, ApiError> {
+    let (name, target) = parameters(&mut input)?;
+    let _management = call.service.management.lock().await;
+    let key = target_key(call, &target)?;
+    authorize(call, &key, "kms:CreateAlias")?;
+    let arn = call.here.alias_arn(&name);
+    if call.service.keys.alias(&call.here, &name).is_some() {
+        return Err(ApiError::new(
+            ErrorKind::AlreadyExists,
+            format!("An alias with the name {arn} already exists"),
+        ));
+    }
+    key.not_pending_deletion()?;
+    let alias = AliasRow {
+        account: call.here.account.to_string(),
+        region: call.here.region.to_string(),
+        name,
+        key_id: key.row.id.clone(),
+        created_ms: call.now_ms(),
+        updated_ms: call.now_ms(),
+    };
+    call.draft.resources.push(arn);
+    call.change(Change::InsertAlias(alias.clone())).await?;
+    call.service.keys.put_alias(alias);
+    Ok(Value::Null)
+}
+
+/// `UpdateAlias`.
+pub(crate) async fn update(call: &mut Call<'_>, mut input: Input) -> Result<Value, ApiError> {
+    let (name, target) = parameters(&mut input)?;
+    let _management = call.service.management.lock().await;
+    let key = target_key(call, &target)?;
+    let (alias, old_key) = existing(call, &name)?;
+    authorize(call, &old_key, "kms:UpdateAlias")?;
+    authorize(call, &key, "kms:UpdateAlias")?;
+    key.not_pending_deletion()?;
+    let alias = AliasRow {
+        key_id: key.row.id.clone(),
+        updated_ms: call.now_ms(),
+        ..AliasRow::clone(&alias)
+    };
+    call.draft.resources.push(call.here.alias_arn(&name));
+    call.change(Change::UpdateAlias(alias.clone())).await?;
+    call.service.keys.put_alias(alias);
+    Ok(Value::Null)
+}
+
+/// `DeleteAlias`.
+pub(crate) async fn delete(call: &mut Call<'_>, mut input: Input) -> Result<Value, ApiError> {
+    let name = alias_name(&mut input)?;
+    input.finish()?;
+    check_name(&name)?;
+    let _management = call.service.management.lock().await;
+    let (_, key) = existing(call, &name)?;
+    authorize(call, &key, "kms:DeleteAlias")?;
+    call.draft
+        .resources
+        .extend([call.here.alias_arn(&name), key.arn.to_string()]);
+    let (account, region) = (call.here.account.to_string(), call.here.region.to_string());
+    call.change(Change::DeleteAlias(account, region, name.clone()))
+        .await?;
+    call.service.keys.remove_alias(&call.here, &name);
+    Ok(Value::Null)
+}
+
+/// `ListAliases`.
+pub(crate) async fn list(call: &mut Call<'_>, mut input: Input) -> Result<Value, ApiError> {
+    let key_id = input.key_id("KeyId")?;
+    let (limit, marker) = page(&mut input, 50, 100)?;
+    input.finish()?;
+    call.authorize_without_key("kms:ListAliases")?;
+    let after = decode_marker(&marker)?;
+    let key = key_id.map(|id| call.find(&id)).transpose()?;
+    let key_id = key.as_ref().map(|key| key.row.id.as_str());
+    let (account, region) = (&call.here.account, &call.here.region);
+    let mut rows = call
+        .service
+        .store
+        .list_aliases(account, region, key_id, &after, limit + 1)
+        .await
+        .map_err(|error| ApiError::internal(&error))?;
+    let limit = usize::try_from(limit).unwrap_or(usize::MAX);
+    let truncated = rows.len() > limit;
+    rows.truncate(limit);
+    let aliases: Vec<Value> = rows.iter().map(|row| entry(call, row)).collect();
+    let mut output = json!({ "Aliases": aliases, "Truncated": truncated });
+    if truncated && let (Some(last), Some(members)) = (rows.last(), output.as_object_mut()) {
+        members.insert("NextMarker".to_owned(), encode_marker(&last.name).into());
+    }
+    Ok(output)
+}
+
+fn entry(call: &Call<'_>, row: &AliasRow) -> Value {
+    json!({
+        "AliasName": row.name,
+        "AliasArn": call.here.alias_arn(&row.name),
+        "TargetKeyId": row.key_id,
+        "CreationDate": seconds(row.created_ms),
+        "LastUpdatedDate": seconds(row.updated_ms),
+    })
+}
+
+fn parameters(input: &mut Input) -> Result<(String, String), ApiError> {
+    let name = alias_name(input)?;
+    let target = input.required_key_id("TargetKeyId")?;
+    input.finish()?;
+    check_name(&name)?;
+    if target.starts_with("alias/") || target.contains(":alias/") {
+        return Err(ApiError::validation(
+            "Aliases must refer to keys. Not aliases",
+        ));
+    }
+    Ok((name, target))
+}
+
+fn alias_name(input: &mut Input) -> Result<String, ApiError> {
+    let allowed = |b: u8| b.is_ascii_alphanumeric() || b":/_-".contains(&b);
+    let matches = |text: &str| !text.is_empty() && text.bytes().all(allowed);
+    let name = input.patterned_string("AliasName", (1, 256), "^[a-zA-Z0-9:/_-]+$", matches)?;
+    Ok(input.require("AliasName", name))
+}
+
+fn check_name(name: &str) -> Result<(), ApiError> {
+    match name.strip_prefix("alias/") {
+        None | Some("") => Err(ApiError::validation("Invalid identifier")),
+        Some(_) if name.starts_with(RESERVED) => Err(ApiError::bare(ErrorKind::NotAuthorized)),
+        Some(rest) if rest.contains(':') => Err(ApiError::validation(format!(
+            "{name} contains invalid characters for an alias"
+        ))),
+        Some(_) => Ok(()),
+    }
+}
+
+fn target_key(call: &mut Call<'_>, target: &str) -> Result<Arc<Key>, ApiError> {
+    let key = call.find(target)?;
+    if key.place != call.here {
+        return Err(ApiError::not_found(format!(
+            "Key '{}' does not exist",
+            key.arn
+        )));
+    }
+    Ok(key)
+}
+
+fn existing(call: &Call<'_>, name: &str) -> Result<(Arc<AliasRow>, Arc<Key>), ApiError> {
+    let alias = call
+        .service
+        .keys
+        .alias(&call.here, name)
+        .ok_or_else(|| alias_missing(&call.here, name))?;
+    let key = call
+        .service
+        .keys
+        .find(&KeyRef::Key(call.here.clone(), alias.key_id.clone()))?;
+    Ok((alias, key))
+}
+
+fn authorize(call: &mut Call<'_>, key: &Key, action: &str) -> Result<(), ApiError> {
+    if call.caller.kind() != PrincipalKind::Root {
+        return call.authorize_without_key(action);
+    }
+    call.authorize(key, action, &Facts::default())
+}

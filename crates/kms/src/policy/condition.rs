@@ -1,0 +1,359 @@
+//! One condition of a statement: an operator, a key, the values it may have.
+//!
+//! | the request has | plain | `…IfExists` | `ForAnyValue:` | `ForAllValues:` |
+//! |---|---|---|---|---|
+//! | no such key | fails; holds if negated | holds | fails | holds |
+//! | one value | any policy value matches; none if negated | same | same | same |
+//! | several values | see below | same | some value holds | every value holds |
+//!
+//! A plain operator on a key with several values is ambiguous in AWS's documentation. It happens when two
+//! keys of an encryption context differ in case only. We choose what grants least: under Allow every value
+//! must hold, under Deny one is enough.
+
+use std::net::IpAddr;
+
+use time::OffsetDateTime;
+use time::format_description::well_known::{Iso8601, Rfc3339};
+
+use super::Effect;
+use super::context::Context;
+use super::pattern::Pattern;
+
+/// How a presented value is compared with a policy value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Test {
+    Equals,
+    EqualsIgnoreCase,
+    Like,
+    Arn,
+    Bool,
+    Number(Order),
+    Date(Order),
+    Ip,
+    Null,
+}
+
+/// Which way round two ordered values must be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Order {
+    Equal,
+    Less,
+    LessOrEqual,
+    Greater,
+    GreaterOrEqual,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Quantifier {
+    None,
+    Any,
+    All,
+}
+
+/// A condition, parsed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Condition {
+    /// The operator as it stands in the policy.
+    operator: String,
+    test: Test,
+    negated: bool,
+    if_exists: bool,
+    quantifier: Quantifier,
+    /// The key as it stands in the policy.
+    key: String,
+    lower_key: String,
+    values: Vec<Pattern>,
+}
+
+/// A condition that did not hold.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FailedCondition {
+    /// Operator as in the policy.
+    pub operator: String,
+    /// Key as in the policy.
+    pub key: String,
+    /// The policy's values.
+    pub expected: Vec<String>,
+    /// What the request had; `None` if it had no such key.
+    pub presented: Option<Vec<String>>,
+}
+
+const OPERATORS: &[(&str, Test, bool)] = &[
+    ("StringEquals", Test::Equals, false),
+    ("StringNotEquals", Test::Equals, true),
+    ("StringEqualsIgnoreCase", Test::EqualsIgnoreCase, false),
+    ("StringNotEqualsIgnoreCase", Test::EqualsIgnoreCase, true),
+    ("StringLike", Test::Like, false),
+    ("StringNotLike", Test::Like, true),
+    ("ArnEquals", Test::Arn, false),
+    ("ArnLike", Test::Arn, false),
+    ("ArnNotEquals", Test::Arn, true),
+    ("ArnNotLike", Test::Arn, true),
+    ("Bool", Test::Bool, false),
+    ("BinaryEquals", Test::Equals, false),
+    ("NumericEquals", Test::Number(Order::Equal), false),
+    ("NumericNotEquals", Test::Number(Order::Equal), true),
+    ("NumericLessThan", Test::Number(Order::Less), false),
+    (
+        "NumericLessThanEquals",
+        Test::Number(Order::LessOrEqual),
+        false,
+    ),
+    ("NumericGreaterThan", Test::Number(Order::Greater), false),
+    (
+        "NumericGreaterThanEquals",
+        Test::Number(Order::GreaterOrEqual),
+        false,
+    ),
+    ("DateEquals", Test::Date(Order::Equal), false),
+    ("DateNotEquals", Test::Date(Order::Equal), true),
+    ("DateLessThan", Test::Date(Order::Less), false),
+    ("DateLessThanEquals", Test::Date(Order::LessOrEqual), false),
+    ("DateGreaterThan", Test::Date(Order::Greater), false),
+    (
+        "DateGreaterThanEquals",
+        Test::Date(Order::GreaterOrEqual),
+        false,
+    ),
+    ("IpAddress", Test::Ip, false),
+    ("NotIpAddress", Test::Ip, true),
+    ("Null", Test::Null, false),
+];
+
+impl Condition {
+    /// Builds a condition from a policy's operator, key and values.
+    ///
+    /// # Errors
+    /// A sentence that names the operator or the value that cannot be.
+    pub(super) fn parse(
+        operator: &str,
+        key: &str,
+        values: &[String],
+        variables: bool,
+    ) -> Result<Self, String> {
+        let (quantifier, name) = match operator.split_once(':') {
+            Some(("ForAnyValue", name)) => (Quantifier::Any, name),
+            Some(("ForAllValues", name)) => (Quantifier::All, name),
+            Some((other, _)) => return Err(format!("unknown set operator {other:?}")),
+            None => (Quantifier::None, operator),
+        };
+        let (name, if_exists) = match name.strip_suffix("IfExists") {
+            Some(name) => (name, true),
+            None => (name, false),
+        };
+        let (_, test, negated) = OPERATORS
+            .iter()
+            .find(|(known, ..)| known.eq_ignore_ascii_case(name))
+            .ok_or_else(|| format!("unknown condition operator {operator:?}"))?;
+        if *test == Test::Null && (if_exists || quantifier != Quantifier::None) {
+            return Err(format!(
+                "Null takes neither IfExists nor a set operator, got {operator:?}"
+            ));
+        }
+        if key.is_empty() {
+            return Err(format!("{operator} has an empty condition key"));
+        }
+        let condition = Self {
+            operator: operator.to_owned(),
+            test: *test,
+            negated: *negated,
+            if_exists,
+            quantifier,
+            key: key.to_owned(),
+            lower_key: key.to_ascii_lowercase(),
+            values: values
+                .iter()
+                .map(|value| Pattern::parse(value, variables))
+                .collect(),
+        };
+        condition.check_values()?;
+        Ok(condition)
+    }
+
+    fn check_values(&self) -> Result<(), String> {
+        for value in &self.values {
+            let raw = value.raw();
+            let valid = match self.test {
+                Test::Bool | Test::Null => parse_bool(raw).is_some() || raw.contains("${"),
+                Test::Number(_) => parse_number(raw).is_some(),
+                Test::Date(_) => parse_date(raw).is_some(),
+                Test::Ip => parse_network(raw).is_some(),
+                Test::Equals | Test::EqualsIgnoreCase | Test::Like | Test::Arn => true,
+            };
+            if !valid {
+                return Err(format!("{} cannot compare with {raw:?}", self.operator));
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the condition holds for a request.
+    #[must_use]
+    pub fn holds(&self, context: &Context, effect: Effect) -> bool {
+        let presented = context.get(&self.lower_key);
+        if self.test == Test::Null {
+            let absent = presented.is_none();
+            return self
+                .values
+                .iter()
+                .any(|value| parse_bool(value.raw()) == Some(absent));
+        }
+        let Some(presented) = presented else {
+            return match self.quantifier {
+                Quantifier::Any => self.if_exists,
+                Quantifier::All => true,
+                Quantifier::None => self.if_exists || self.negated,
+            };
+        };
+        let mut each = presented
+            .iter()
+            .map(|value| self.value_holds(value, context));
+        match (self.quantifier, effect) {
+            (Quantifier::Any, _) | (Quantifier::None, Effect::Deny) => each.any(|holds| holds),
+            (Quantifier::All, _) | (Quantifier::None, Effect::Allow) => each.all(|holds| holds),
+        }
+    }
+
+    /// What to tell about this condition when it did not hold.
+    #[must_use]
+    pub fn failure(&self, context: &Context) -> FailedCondition {
+        FailedCondition {
+            operator: self.operator.clone(),
+            key: self.key.clone(),
+            expected: self
+                .values
+                .iter()
+                .map(|value| value.raw().to_owned())
+                .collect(),
+            presented: context.get(&self.lower_key).map(<[String]>::to_vec),
+        }
+    }
+
+    /// Condition key in lower case.
+    #[must_use]
+    pub fn lower_key(&self) -> &str {
+        &self.lower_key
+    }
+
+    fn value_holds(&self, presented: &str, context: &Context) -> bool {
+        let matches = self
+            .values
+            .iter()
+            .any(|value| self.matches(value, presented, context));
+        matches != self.negated
+    }
+
+    fn matches(&self, value: &Pattern, presented: &str, context: &Context) -> bool {
+        match self.test {
+            Test::Equals => value.expand(context).is_some_and(|text| text == presented),
+            Test::EqualsIgnoreCase => value
+                .expand(context)
+                .is_some_and(|text| eq_ignore_case(&text, presented)),
+            Test::Like => value.matches(presented, context),
+            Test::Arn => arn_matches(value, presented, context),
+            Test::Bool => value.expand(context).is_some_and(|text| {
+                parse_bool(&text).is_some_and(|b| Some(b) == parse_bool(presented))
+            }),
+            Test::Number(order) => {
+                compare(order, parse_number(presented), parse_number(value.raw()))
+            }
+            Test::Date(order) => compare(order, parse_date(presented), parse_date(value.raw())),
+            Test::Ip => ip_matches(value.raw(), presented),
+            Test::Null => false,
+        }
+    }
+}
+
+fn eq_ignore_case(a: &str, b: &str) -> bool {
+    a.chars()
+        .flat_map(char::to_lowercase)
+        .eq(b.chars().flat_map(char::to_lowercase))
+}
+
+fn parse_bool(text: &str) -> Option<bool> {
+    if text.eq_ignore_ascii_case("true") {
+        Some(true)
+    } else if text.eq_ignore_ascii_case("false") {
+        Some(false)
+    } else {
+        None
+    }
+}
+
+fn parse_number(text: &str) -> Option<f64> {
+    text.trim()
+        .parse::<f64>()
+        .ok()
+        .filter(|number| number.is_finite())
+}
+
+/// ISO 8601 or seconds since 1970.
+fn parse_date(text: &str) -> Option<OffsetDateTime> {
+    OffsetDateTime::parse(text, &Rfc3339)
+        .or_else(|_| OffsetDateTime::parse(text, &Iso8601::DEFAULT))
+        .ok()
+        .or_else(|| {
+            let day = time::Date::parse(text, &Iso8601::DEFAULT).ok()?;
+            Some(day.midnight().assume_utc())
+        })
+        .or_else(|| OffsetDateTime::from_unix_timestamp(text.parse().ok()?).ok())
+}
+
+fn compare<T: PartialOrd>(order: Order, presented: Option<T>, expected: Option<T>) -> bool {
+    let (Some(a), Some(b)) = (presented, expected) else {
+        return false;
+    };
+    match order {
+        Order::Equal => a == b,
+        Order::Less => a < b,
+        Order::LessOrEqual => a <= b,
+        Order::Greater => a > b,
+        Order::GreaterOrEqual => a >= b,
+    }
+}
+
+/// Each of the six parts is compared on its own, so that `*` never crosses a colon before the resource.
+fn arn_matches(value: &Pattern, presented: &str, context: &Context) -> bool {
+    let Some(expanded) = value.expand(context) else {
+        return false;
+    };
+    let pattern: Vec<&str> = expanded.splitn(6, ':').collect();
+    let parts: Vec<&str> = presented.splitn(6, ':').collect();
+    pattern.len() == 6
+        && parts.len() == 6
+        && pattern
+            .iter()
+            .zip(&parts)
+            .all(|(pattern, part)| Pattern::parse(pattern, false).matches(part, context))
+}
+
+fn parse_network(text: &str) -> Option<(IpAddr, u8)> {
+    let (address, prefix) = match text.split_once('/') {
+        Some((address, prefix)) => (address.parse::<IpAddr>().ok()?, prefix.parse().ok()?),
+        None => {
+            let address = text.parse::<IpAddr>().ok()?;
+            (address, if address.is_ipv4() { 32 } else { 128 })
+        }
+    };
+    let widest = if address.is_ipv4() { 32 } else { 128 };
+    (prefix <= widest).then_some((address, prefix))
+}
+
+fn ip_matches(network: &str, presented: &str) -> bool {
+    let (Some((network, prefix)), Ok(address)) = (parse_network(network), presented.parse()) else {
+        return false;
+    };
+    match (network, address) {
+        (IpAddr::V4(network), IpAddr::V4(address)) => {
+            let shift = 32 - u32::from(prefix);
+            let differing = network.to_bits() ^ address.to_bits();
+            differing.checked_shr(shift).unwrap_or(0) == 0
+        }
+        (IpAddr::V6(network), IpAddr::V6(address)) => {
+            let shift = 128 - u32::from(prefix);
+            let differing = network.to_bits() ^ address.to_bits();
+            differing.checked_shr(shift).unwrap_or(0) == 0
+        }
+        _ => false,
+    }
+}

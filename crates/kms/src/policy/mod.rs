@@ -1,0 +1,306 @@
+//! Key policies: who may do what with a key, under which conditions.
+//!
+//! [`Policy::parse`] checks a document once; [`Policy::evaluate`] answers for one request. As on AWS a
+//! matching Deny wins over everything, and without a matching Allow the answer is no.
+//!
+//! A statement whose principal is an *account* (`arn:aws:iam::A:root`, or `A` alone) does two things on AWS:
+//! it admits the account's root user, and it lets the account's identity policies admit its users and roles.
+//! The two come out apart, as [`Verdict::Allow`] and [`Verdict::Delegated`]. In a Deny an account stands for
+//! all its principals.
+
+mod condition;
+mod context;
+mod document;
+mod json;
+mod pattern;
+
+use crate::arn::{PrincipalArn, PrincipalKind};
+
+pub use condition::{Condition, FailedCondition};
+pub use context::Context;
+pub use document::PolicyError;
+pub use pattern::Pattern;
+
+/// What a statement does when it applies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Effect {
+    /// Grants.
+    Allow,
+    /// Refuses, whatever else grants.
+    Deny,
+}
+
+/// A key policy.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Policy {
+    statements: Vec<Statement>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Statement {
+    sid: Option<String>,
+    effect: Effect,
+    principals: Principals,
+    actions: Selector,
+    resources: Selector,
+    conditions: Vec<Condition>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct Principals {
+    negated: bool,
+    anyone: bool,
+    accounts: Vec<String>,
+    arns: Vec<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Selector {
+    negated: bool,
+    patterns: Vec<Pattern>,
+}
+
+/// What is asked of a policy.
+#[derive(Debug, Clone, Copy)]
+pub struct Question<'a> {
+    /// Who asks.
+    pub principal: &'a PrincipalArn,
+    /// Such as `kms:Decrypt`.
+    pub action: &'a str,
+    /// ARN of the key.
+    pub resource: &'a str,
+    /// What conditions can look at.
+    pub context: &'a Context,
+}
+
+/// A policy's answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// The policy itself admits the principal.
+    Allow,
+    /// The policy lets the principal's account decide by identity policies.
+    Delegated,
+    /// Nothing admits the principal.
+    ImplicitDeny,
+    /// A statement refuses the principal.
+    ExplicitDeny,
+}
+
+/// Why one statement did or did not decide.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StatementReport {
+    /// Position in the policy, from 1.
+    pub number: usize,
+    /// Its `Sid`.
+    pub sid: Option<String>,
+    /// Allow or Deny.
+    pub effect: Effect,
+    /// What kept it from applying.
+    pub outcome: Outcome,
+}
+
+/// Whether a statement applied, and if not, why not.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// It applied.
+    Applied,
+    /// It applied to the principal's account, not to the principal.
+    AccountOnly,
+    /// It is about other principals.
+    OtherPrincipal,
+    /// It is about other actions.
+    OtherAction,
+    /// It is about other keys.
+    OtherResource,
+    /// These conditions did not hold.
+    Conditions(Vec<FailedCondition>),
+}
+
+/// How a statement's principals relate to the one who asks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Relation {
+    Named,
+    AccountNamed,
+    Other,
+}
+
+impl Policy {
+    /// Reads and checks a policy document.
+    ///
+    /// # Errors
+    /// If it is not a key policy; the text says which element.
+    pub fn parse(text: &str) -> Result<Self, PolicyError> {
+        document::parse(text)
+    }
+
+    /// Answers a question.
+    #[must_use]
+    pub fn evaluate(&self, question: &Question<'_>) -> Verdict {
+        let mut verdict = Verdict::ImplicitDeny;
+        for statement in &self.statements {
+            match (statement.effect, statement.applies(question)) {
+                (_, Relation::Other) => {}
+                (Effect::Deny, _) => return Verdict::ExplicitDeny,
+                (Effect::Allow, Relation::Named) => verdict = Verdict::Allow,
+                (Effect::Allow, Relation::AccountNamed) if verdict != Verdict::Allow => {
+                    verdict = Verdict::Delegated;
+                }
+                (Effect::Allow, Relation::AccountNamed) => {}
+            }
+        }
+        verdict
+    }
+
+    /// What each statement made of a question.
+    #[must_use]
+    pub fn explain(&self, question: &Question<'_>) -> Vec<StatementReport> {
+        self.statements
+            .iter()
+            .enumerate()
+            .map(|(index, statement)| StatementReport {
+                number: index + 1,
+                sid: statement.sid.clone(),
+                effect: statement.effect,
+                outcome: statement.outcome(question),
+            })
+            .collect()
+    }
+
+    /// Whether an Allow statement is about this very principal and action, whatever its conditions say.
+    #[must_use]
+    pub fn names(&self, question: &Question<'_>) -> bool {
+        self.statements.iter().any(|statement| {
+            statement.effect == Effect::Allow
+                && statement.actions.selects_action(question.action)
+                && statement
+                    .principals
+                    .relation(question.principal, Effect::Allow)
+                    == Relation::Named
+        })
+    }
+
+    /// Whether any statement looks at the request's context.
+    #[must_use]
+    pub fn has_conditions(&self) -> bool {
+        self.statements.iter().any(|statement| {
+            !statement.conditions.is_empty()
+                || statement
+                    .resources
+                    .patterns
+                    .iter()
+                    .any(|pattern| pattern.raw().contains("${"))
+        })
+    }
+
+    /// Lower-case condition keys of Allow statements that are about `action`.
+    pub fn condition_keys<'a>(&'a self, action: &'a str) -> impl Iterator<Item = &'a str> {
+        self.statements
+            .iter()
+            .filter(move |s| s.effect == Effect::Allow && s.actions.selects_action(action))
+            .flat_map(|statement| statement.conditions.iter().map(Condition::lower_key))
+    }
+}
+
+impl Statement {
+    fn applies(&self, question: &Question<'_>) -> Relation {
+        let relation = self.principals.relation(question.principal, self.effect);
+        let selected = relation != Relation::Other
+            && self.actions.selects_action(question.action)
+            && self.resources.selects(question.resource, question.context)
+            && self
+                .conditions
+                .iter()
+                .all(|c| c.holds(question.context, self.effect));
+        if selected { relation } else { Relation::Other }
+    }
+
+    fn outcome(&self, question: &Question<'_>) -> Outcome {
+        let relation = self.principals.relation(question.principal, self.effect);
+        if relation == Relation::Other {
+            return Outcome::OtherPrincipal;
+        }
+        if !self.actions.selects_action(question.action) {
+            return Outcome::OtherAction;
+        }
+        if !self.resources.selects(question.resource, question.context) {
+            return Outcome::OtherResource;
+        }
+        let failed: Vec<FailedCondition> = self
+            .conditions
+            .iter()
+            .filter(|condition| !condition.holds(question.context, self.effect))
+            .map(|condition| condition.failure(question.context))
+            .collect();
+        match (failed.is_empty(), relation) {
+            (false, _) => Outcome::Conditions(failed),
+            (true, Relation::AccountNamed) => Outcome::AccountOnly,
+            (true, _) => Outcome::Applied,
+        }
+    }
+}
+
+impl Principals {
+    fn relation(&self, principal: &PrincipalArn, effect: Effect) -> Relation {
+        let named = self.anyone || self.arns.iter().any(|arn| arn == principal.as_str());
+        let account = self
+            .accounts
+            .iter()
+            .any(|account| **account == **principal.account());
+        let whole_account = effect == Effect::Deny || principal.kind() == PrincipalKind::Root;
+        if self.negated {
+            // Only ever a Deny: it spares those it names. An account named here spares its root user alone.
+            let spared = named || (account && principal.kind() == PrincipalKind::Root);
+            return if spared {
+                Relation::Other
+            } else {
+                Relation::Named
+            };
+        }
+        if named || (account && whole_account) {
+            Relation::Named
+        } else if account {
+            Relation::AccountNamed
+        } else {
+            Relation::Other
+        }
+    }
+}
+
+impl Selector {
+    fn selects_action(&self, action: &str) -> bool {
+        self.patterns
+            .iter()
+            .any(|pattern| pattern.matches_ignoring_case(action))
+            != self.negated
+    }
+
+    fn selects(&self, text: &str, context: &Context) -> bool {
+        self.patterns
+            .iter()
+            .any(|pattern| pattern.matches(text, context))
+            != self.negated
+    }
+}
+
+/// The policy of a key that was created without one: its account decides.
+#[must_use]
+pub fn default_policy(account: &str) -> String {
+    format!(
+        r#"{{
+  "Version" : "2012-10-17",
+  "Id" : "key-default-1",
+  "Statement" : [ {{
+    "Sid" : "Enable IAM User Permissions",
+    "Effect" : "Allow",
+    "Principal" : {{
+      "AWS" : "arn:aws:iam::{account}:root"
+    }},
+    "Action" : "kms:*",
+    "Resource" : "*"
+  }} ]
+}}"#
+    )
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,206 @@
+//! Strings of a policy that may hold wildcards (`*`, `?`) and variables (`${aws:username}`).
+
+use super::context::Context;
+
+/// One element of a pattern.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Token {
+    Char(char),
+    /// `?`
+    One,
+    /// `*`
+    Many,
+    /// `${key}` or `${key, 'default'}`; the key in lower case.
+    Variable(String, Option<String>),
+}
+
+/// A policy string, taken apart once.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pattern {
+    raw: String,
+    tokens: Vec<Token>,
+}
+
+impl Pattern {
+    /// Reads a policy string. `${…}` is a variable from policy version 2012-10-17 on, and text before.
+    #[must_use]
+    pub fn parse(raw: &str, variables: bool) -> Self {
+        let mut tokens = Vec::with_capacity(raw.len());
+        let mut rest = raw;
+        while let Some(first) = rest.chars().next() {
+            if variables && let Some((token, after)) = variable(rest) {
+                tokens.push(token);
+                rest = after;
+                continue;
+            }
+            tokens.push(match first {
+                '*' => Token::Many,
+                '?' => Token::One,
+                other => Token::Char(other),
+            });
+            rest = rest.get(first.len_utf8()..).unwrap_or_default();
+        }
+        Self {
+            raw: raw.to_owned(),
+            tokens,
+        }
+    }
+
+    /// The text as it stands in the policy.
+    #[must_use]
+    pub fn raw(&self) -> &str {
+        &self.raw
+    }
+
+    /// The text with variables replaced and wildcards taken literally; `None` if a variable has no value.
+    pub(super) fn expand(&self, context: &Context) -> Option<String> {
+        self.resolve(context)?
+            .into_iter()
+            .map(|token| match token {
+                Token::Many => Some('*'),
+                Token::One => Some('?'),
+                Token::Char(c) => Some(c),
+                Token::Variable(..) => None,
+            })
+            .collect()
+    }
+
+    /// Whether `text` matches, wildcards and variables included.
+    pub(super) fn matches(&self, text: &str, context: &Context) -> bool {
+        let text: Vec<char> = text.chars().collect();
+        self.resolve(context)
+            .is_some_and(|tokens| glob(&tokens, &text, |a, b| a == b))
+    }
+
+    /// Whether `text` matches without regard to ASCII case; variables match nothing.
+    #[must_use]
+    pub fn matches_ignoring_case(&self, text: &str) -> bool {
+        let text: Vec<char> = text.chars().collect();
+        glob(&self.tokens, &text, |a, b| a.eq_ignore_ascii_case(&b))
+    }
+
+    fn resolve(&self, context: &Context) -> Option<Vec<Token>> {
+        let mut tokens = Vec::with_capacity(self.tokens.len());
+        for token in &self.tokens {
+            match token {
+                Token::Variable(key, default) => {
+                    let value = context.single(key).or(default.as_deref())?;
+                    tokens.extend(value.chars().map(Token::Char));
+                }
+                other => tokens.push(other.clone()),
+            }
+        }
+        Some(tokens)
+    }
+}
+
+/// Reads `${…}` at the start of `text`.
+fn variable(text: &str) -> Option<(Token, &str)> {
+    let (inner, after) = text.strip_prefix("${")?.split_once('}')?;
+    // `${*}`, `${?}` and `${$}` stand for the characters themselves.
+    let mut chars = inner.chars();
+    if let (Some(c @ ('*' | '?' | '$')), None) = (chars.next(), chars.next()) {
+        return Some((Token::Char(c), after));
+    }
+    let (key, default) = match inner.split_once(',') {
+        Some((key, default)) => {
+            let default = default.trim().strip_prefix('\'')?.strip_suffix('\'')?;
+            (key, Some(default.to_owned()))
+        }
+        None => (inner, None),
+    };
+    Some((
+        Token::Variable(key.trim().to_ascii_lowercase(), default),
+        after,
+    ))
+}
+
+/// Iterative wildcard match: on a mismatch the last `*` takes one more character, so the time is at most
+/// pattern length times text length, whatever a policy's author writes.
+fn glob(tokens: &[Token], text: &[char], same: impl Fn(char, char) -> bool) -> bool {
+    let (mut token, mut at) = (0, 0);
+    let mut star: Option<(usize, usize)> = None;
+    while at < text.len() {
+        let step = match tokens.get(token) {
+            Some(Token::Many) => {
+                star = Some((token, at));
+                token += 1;
+                continue;
+            }
+            Some(Token::One) => true,
+            Some(Token::Char(c)) => text.get(at).is_some_and(|t| same(*c, *t)),
+            Some(Token::Variable(..)) | None => false,
+        };
+        match (step, star) {
+            (true, _) => {
+                token += 1;
+                at += 1;
+            }
+            (false, Some((star_token, star_at))) => {
+                star = Some((star_token, star_at + 1));
+                token = star_token + 1;
+                at = star_at + 1;
+            }
+            (false, None) => return false,
+        }
+    }
+    tokens.iter().skip(token).all(|t| *t == Token::Many)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn matches(pattern: &str, text: &str) -> bool {
+        let mut context = Context::default();
+        context.set("aws:username", "al*ce");
+        Pattern::parse(pattern, true).matches(text, &context)
+    }
+
+    #[test]
+    fn wildcards() {
+        for (pattern, text, expected) in [
+            ("", "", true),
+            ("", "a", false),
+            ("*", "", true),
+            ("*", "anything", true),
+            ("a*c", "abbbc", true),
+            ("a*c", "abbb", false),
+            ("a?c", "abc", true),
+            ("a?c", "ac", false),
+            ("**b", "aab", true),
+            ("*a*b*", "xxaxxbxx", true),
+            ("*a*b*", "xxbxxaxx", false),
+            ("abc", "ABC", false),
+        ] {
+            assert_eq!(matches(pattern, text), expected, "{pattern} {text}");
+        }
+    }
+
+    #[test]
+    fn variables() {
+        for (pattern, text, expected) in [
+            ("x/${aws:username}", "x/al*ce", true),
+            ("x/${AWS:UserName}", "x/al*ce", true),
+            // A wildcard inside a value is text.
+            ("x/${aws:username}", "x/alice", false),
+            ("${aws:absent}", "", false),
+            ("${aws:absent, 'none'}", "none", true),
+            ("${*}", "*", true),
+            ("${*}", "x", false),
+            ("${$}{x}", "${x}", true),
+            ("${unclosed", "${unclosed", true),
+        ] {
+            assert_eq!(matches(pattern, text), expected, "{pattern} {text}");
+        }
+        let old = Pattern::parse("${aws:username}", false);
+        assert!(old.matches("${aws:username}", &Context::default()));
+    }
+
+    #[test]
+    fn a_hostile_pattern_ends_in_time() {
+        let pattern = "*a".repeat(2_000);
+        let text = "a".repeat(1_999);
+        assert!(!matches(&pattern, &text));
+    }
+}

@@ -1,0 +1,329 @@
+//! Sockets: listeners, TLS, HTTP/1.1, limits, shutdown.
+//!
+//! | limit | value | why |
+//! |---|---|---|
+//! | body | [`BODY_MAX`] | the largest valid request is a 256 KiB document in base64 with a context |
+//! | headers | [`HEADER_TIME`] to arrive, [`HEADER_BYTES`] long | slow or endless headers hold a connection |
+//! | body time | [`BODY_TIME`] | slow bodies do too |
+//! | connections | [`CONNECTIONS`] at once; further ones wait in the kernel's queue | memory and descriptors |
+//! | drain | [`DRAIN`] | a shutdown ends |
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::body::Incoming;
+use hyper::header::{CONTENT_TYPE, HeaderName, HeaderValue};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Method, Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, watch};
+use tokio_rustls::TlsAcceptor;
+
+use crate::error::{ApiError, ErrorKind};
+use crate::service::{Answer, Channel, Request, Service};
+
+/// Longest body, in bytes.
+pub const BODY_MAX: usize = 512 * 1024;
+
+/// Longest header block, in bytes.
+const HEADER_BYTES: usize = 64 * 1024;
+
+/// How long headers may take.
+const HEADER_TIME: Duration = Duration::from_secs(10);
+
+/// How long a body may take.
+const BODY_TIME: Duration = Duration::from_secs(30);
+
+/// How long a TLS handshake may take.
+const HANDSHAKE_TIME: Duration = Duration::from_secs(10);
+
+/// Most connections at once.
+const CONNECTIONS: usize = 4096;
+
+/// How long a shutdown waits for requests under way.
+const DRAIN: Duration = Duration::from_secs(10);
+
+const JSON: HeaderValue = HeaderValue::from_static("application/x-amz-json-1.1");
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-amzn-requestid");
+const ERROR_TYPE: HeaderName = HeaderName::from_static("x-amzn-errortype");
+
+/// A bound socket and what it speaks.
+pub struct Listener {
+    socket: TcpListener,
+    tls: Option<TlsAcceptor>,
+}
+
+impl std::fmt::Debug for Listener {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Listener")
+            .field("tls", &self.tls.is_some())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Why a listener cannot be.
+#[derive(Debug, thiserror::Error)]
+pub enum ListenError {
+    /// The address is taken, or not ours.
+    #[error("cannot listen on {address}")]
+    Bind {
+        /// Which.
+        address: SocketAddr,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// Plain HTTP with known credentials must not leave the machine.
+    #[error(
+        "development mode is plain HTTP with the credentials test/test and listens on loopback only, not on {0}; use 127.0.0.1 or [::1], or leave out --dev"
+    )]
+    NotLoopback(SocketAddr),
+}
+
+impl Listener {
+    /// Plain HTTP on loopback, where the development credentials are valid.
+    ///
+    /// # Errors
+    /// If the address is not loopback or cannot be bound.
+    pub async fn dev(address: SocketAddr) -> Result<Self, ListenError> {
+        if !address.ip().is_loopback() {
+            return Err(ListenError::NotLoopback(address));
+        }
+        Ok(Self {
+            socket: bind(address).await?,
+            tls: None,
+        })
+    }
+
+    /// TLS.
+    ///
+    /// # Errors
+    /// If the address cannot be bound.
+    pub async fn tls(
+        address: SocketAddr,
+        config: rustls::ServerConfig,
+    ) -> Result<Self, ListenError> {
+        let tls = Some(TlsAcceptor::from(Arc::new(config)));
+        Ok(Self {
+            socket: bind(address).await?,
+            tls,
+        })
+    }
+
+    /// The address that was bound, with its real port.
+    ///
+    /// # Errors
+    /// If the system does not say.
+    pub fn local_addr(&self) -> std::io::Result<SocketAddr> {
+        self.socket.local_addr()
+    }
+
+    /// Accepts connections until `stop` says true, then waits for requests under way.
+    pub async fn serve(self, service: Arc<Service>, mut stop: watch::Receiver<bool>) {
+        let connections = Arc::new(Semaphore::new(CONNECTIONS));
+        loop {
+            let permit = Arc::clone(&connections).acquire_owned().await;
+            let accepted = tokio::select! {
+                accepted = self.socket.accept() => accepted,
+                () = stopping(&mut stop) => break,
+            };
+            let (stream, peer) = match accepted {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    // Out of descriptors, or the peer went away: neither is a reason to stop.
+                    tracing::warn!(%error, "accepting a connection failed");
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                    continue;
+                }
+            };
+            let (service, tls, stop) = (Arc::clone(&service), self.tls.clone(), stop.clone());
+            tokio::spawn(async move {
+                serve_stream(stream, peer, tls, service, stop).await;
+                drop(permit);
+            });
+        }
+        drop(self.socket);
+        let all = u32::try_from(CONNECTIONS).unwrap_or(u32::MAX);
+        if tokio::time::timeout(DRAIN, connections.acquire_many(all))
+            .await
+            .is_err()
+        {
+            tracing::warn!("connections were still open when the drain time was over");
+        }
+    }
+}
+
+async fn bind(address: SocketAddr) -> Result<TcpListener, ListenError> {
+    TcpListener::bind(address)
+        .await
+        .map_err(|source| ListenError::Bind { address, source })
+}
+
+async fn serve_stream(
+    stream: TcpStream,
+    peer: SocketAddr,
+    tls: Option<TlsAcceptor>,
+    service: Arc<Service>,
+    stop: watch::Receiver<bool>,
+) {
+    // Small answers must not wait for more.
+    if let Err(error) = stream.set_nodelay(true) {
+        tracing::debug!(%error, %peer, "TCP_NODELAY failed");
+    }
+    let Some(acceptor) = tls else {
+        return serve_http(stream, peer, Channel::Dev, service, stop).await;
+    };
+    match tokio::time::timeout(HANDSHAKE_TIME, acceptor.accept(stream)).await {
+        Ok(Ok(stream)) => serve_http(stream, peer, Channel::Tls, service, stop).await,
+        Ok(Err(error)) => tracing::debug!(%error, %peer, "TLS handshake failed"),
+        Err(_) => tracing::debug!(%peer, "TLS handshake took too long"),
+    }
+}
+
+async fn serve_http(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    peer: SocketAddr,
+    channel: Channel,
+    service: Arc<Service>,
+    mut stop: watch::Receiver<bool>,
+) {
+    let respond = service_fn(move |request| {
+        let service = Arc::clone(&service);
+        async move { Ok::<_, Infallible>(respond(request, peer, channel, service).await) }
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_TIME)
+        .max_buf_size(HEADER_BYTES)
+        .serve_connection(TokioIo::new(stream), respond);
+    let mut connection = std::pin::pin!(connection);
+    let result = tokio::select! {
+        result = connection.as_mut() => result,
+        () = stopping(&mut stop) => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = result {
+        tracing::debug!(%error, %peer, "connection ended early");
+    }
+}
+
+/// Waits until the server is told to stop, or nobody is left to tell it.
+async fn stopping(stop: &mut watch::Receiver<bool>) {
+    let _told = stop.wait_for(|stop| *stop).await;
+}
+
+async fn respond(
+    request: hyper::Request<Incoming>,
+    peer: SocketAddr,
+    channel: Channel,
+    service: Arc<Service>,
+) -> Response<Full<Bytes>> {
+    let (parts, body) = request.into_parts();
+    if parts.method == Method::GET && parts.uri.path() == "/health" {
+        return health(&service);
+    }
+    if parts.method != Method::POST || parts.uri.path() != "/" {
+        return failure(
+            &ApiError::bare(ErrorKind::UnknownOperation),
+            StatusCode::NOT_FOUND,
+        );
+    }
+    let body = match read_body(body).await {
+        Ok(body) => body,
+        Err(error) => {
+            let status = error.kind().status();
+            return failure(&error, StatusCode::from_u16(status).unwrap_or_default());
+        }
+    };
+    let request = Request {
+        method: parts.method.to_string(),
+        path: parts.uri.path().to_owned(),
+        query: parts.uri.query().unwrap_or_default().to_owned(),
+        headers: parts.headers,
+        body,
+        source: peer.ip(),
+        channel,
+    };
+    // In a task of its own: a client that hangs up must not stop a change half-way between disk and memory.
+    match tokio::spawn(async move { service.answer(request).await }).await {
+        Ok(answer) => render(answer),
+        Err(error) => {
+            tracing::error!(%error, "a request's task ended early");
+            failure(
+                &ApiError::bare(ErrorKind::KmsInternal),
+                StatusCode::INTERNAL_SERVER_ERROR,
+            )
+        }
+    }
+}
+
+async fn read_body(body: Incoming) -> Result<Bytes, ApiError> {
+    let collected = tokio::time::timeout(BODY_TIME, Limited::new(body, BODY_MAX).collect()).await;
+    match collected {
+        Ok(Ok(body)) => Ok(body.to_bytes()),
+        Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => Err(ApiError::new(
+            ErrorKind::RequestEntityTooLarge,
+            format!("Request body is larger than {BODY_MAX} bytes."),
+        )),
+        Ok(Err(_)) | Err(_) => Err(ApiError::new(
+            ErrorKind::Serialization,
+            "The request body ended early or took too long.",
+        )),
+    }
+}
+
+fn health(service: &Service) -> Response<Full<Bytes>> {
+    let (status, text) = match service.is_healthy() {
+        true => (StatusCode::OK, r#"{"status":"ok"}"#),
+        false => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            r#"{"status":"the store cannot be written"}"#,
+        ),
+    };
+    let mut response = Response::new(Full::new(Bytes::from_static(text.as_bytes())));
+    *response.status_mut() = status;
+    let json = HeaderValue::from_static("application/json");
+    response.headers_mut().insert(CONTENT_TYPE, json);
+    response
+}
+
+fn failure(error: &ApiError, status: StatusCode) -> Response<Full<Bytes>> {
+    let mut response = render(Answer {
+        status: status.as_u16(),
+        body: error.to_json().to_string().into_bytes(),
+        request_id: crate::crypto::uuid().unwrap_or_default(),
+        error: Some(error.kind().code()),
+    });
+    if status == StatusCode::PAYLOAD_TOO_LARGE {
+        // The rest of the body is not read, so the connection cannot carry another request.
+        let close = HeaderValue::from_static("close");
+        response
+            .headers_mut()
+            .insert(hyper::header::CONNECTION, close);
+    }
+    response
+}
+
+fn render(answer: Answer) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(Bytes::from(answer.body)));
+    *response.status_mut() =
+        StatusCode::from_u16(answer.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, JSON);
+    if let Ok(id) = HeaderValue::from_str(&answer.request_id) {
+        headers.insert(REQUEST_ID, id);
+    }
+    if let Some(error) = answer.error {
+        headers.insert(ERROR_TYPE, HeaderValue::from_static(error));
+    }
+    response
+}

@@ -1,0 +1,471 @@
+//! One request from its bytes to its answer.
+//!
+//! ```text
+//! target ─▶ signature ─▶ JSON ─▶ operation: constraints ─▶ document ─▶ key ─▶ policy ─▶ state ─▶ work
+//!                                                                                   │
+//!                     answer ◀── audit row (with the change, or queued) ◀───────────┘
+//! ```
+//!
+//! Nothing here knows about sockets: [`Service::answer`] takes a [`Request`] and gives an [`Answer`].
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use hyper::HeaderMap;
+use serde_json::Value;
+use time::OffsetDateTime;
+
+use crate::arn::{KeyRef, Place, PrincipalArn, PrincipalKind};
+use crate::audit::{self, Draft};
+use crate::crypto::seal::RootKey;
+use crate::error::{ApiError, Chain, ErrorKind};
+use crate::input::Input;
+use crate::keyring::{Key, Keyring, LoadError};
+use crate::ops;
+use crate::policy::{Context, Question, Verdict};
+use crate::principals::Principals;
+use crate::recipient::{Attested, Trust};
+use crate::sigv4::{self, Authorization};
+use crate::store::{Change, Store, StoreError};
+
+/// Where a request came in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Channel {
+    /// TLS.
+    Tls,
+    /// Plain HTTP on loopback, where the development credentials are valid.
+    Dev,
+}
+
+/// A request as it arrived.
+#[derive(Debug, Clone)]
+pub struct Request {
+    /// HTTP method.
+    pub method: String,
+    /// Path as it arrived.
+    pub path: String,
+    /// Query as it arrived.
+    pub query: String,
+    /// Headers.
+    pub headers: HeaderMap,
+    /// Body.
+    pub body: bytes::Bytes,
+    /// Who sent it.
+    pub source: IpAddr,
+    /// Over what.
+    pub channel: Channel,
+}
+
+/// What is sent back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Answer {
+    /// HTTP status.
+    pub status: u16,
+    /// JSON; empty for operations without output.
+    pub body: Vec<u8>,
+    /// `x-amzn-RequestId`.
+    pub request_id: String,
+    /// `x-amzn-ErrorType`.
+    pub error: Option<&'static str>,
+}
+
+/// The key management service of one data directory.
+#[derive(Debug)]
+pub struct Service {
+    pub(crate) store: Store,
+    pub(crate) keys: Keyring,
+    pub(crate) root: Arc<RootKey>,
+    pub(crate) trust: Trust,
+    principals: Principals,
+    /// Held from reading a key or alias to having changed it. Requests that change nothing never take it.
+    pub(crate) management: tokio::sync::Mutex<()>,
+}
+
+impl Service {
+    /// A service over an open store.
+    ///
+    /// # Errors
+    /// If a stored key cannot be used.
+    pub async fn new(store: Store, root: RootKey, trust: Trust) -> Result<Self, LoadError> {
+        let keys = Keyring::load(&store, &root).await?;
+        let root = Arc::new(root);
+        let principals = Principals::new(store.clone(), Arc::clone(&root));
+        Ok(Self {
+            store,
+            keys,
+            root,
+            trust,
+            principals,
+            management: tokio::sync::Mutex::default(),
+        })
+    }
+
+    /// Whether calls can be served and audited.
+    #[must_use]
+    pub fn is_healthy(&self) -> bool {
+        self.store.is_healthy()
+    }
+
+    /// Answers a request.
+    pub async fn answer(&self, request: Request) -> Answer {
+        let now = OffsetDateTime::now_utc();
+        let request_id = match crate::crypto::uuid() {
+            Ok(id) => id,
+            Err(error) => return render(String::new(), Err(ApiError::internal(&error))),
+        };
+        let result = self.serve(&request, &request_id, now).await;
+        if let Err(error) = &result {
+            tracing::debug!(request_id, %error, "request refused");
+        }
+        render(request_id, result)
+    }
+
+    async fn serve(
+        &self,
+        request: &Request,
+        request_id: &str,
+        now: OffsetDateTime,
+    ) -> Result<Value, ApiError> {
+        let operation = operation(&request.headers)?;
+        let (caller, access_key_id, region) = self.authenticate(request, now).await?;
+        let input = Input::parse(&request.body)?;
+        let draft = Draft {
+            time: now,
+            event_id: crate::crypto::uuid().map_err(|error| ApiError::internal(&error))?,
+            request_id: request_id.to_owned(),
+            operation: operation.to_owned(),
+            region: region.clone(),
+            caller: caller.clone(),
+            access_key_id,
+            source: request.source.to_string(),
+            user_agent: header(&request.headers, "user-agent"),
+            parameters: audit::shown_parameters(&input.members),
+            response: Value::Null,
+            resources: Vec::new(),
+            recipient: None,
+            denial: None,
+        };
+        let here = Place::new(Arc::clone(caller.account()), region);
+        let secure = request.channel == Channel::Tls;
+        let mut call = Call {
+            service: self,
+            caller,
+            here,
+            now,
+            source: request.source,
+            secure,
+            draft,
+            audited: false,
+        };
+        let result = ops::dispatch(operation, &mut call, input).await;
+        call.record(result).await
+    }
+
+    async fn authenticate(
+        &self,
+        request: &Request,
+        now: OffsetDateTime,
+    ) -> Result<(PrincipalArn, String, String), ApiError> {
+        let unknown = || {
+            ApiError::new(
+                ErrorKind::UnrecognizedClient,
+                "The security token included in the request is invalid.",
+            )
+        };
+        let authorization = Authorization::parse(&request.headers, now)?;
+        let access_key_id = authorization.access_key_id();
+        let principal = self
+            .principals
+            .find(access_key_id, request.channel == Channel::Dev)
+            .await
+            .map_err(|error| ApiError::internal(&error))?
+            .ok_or_else(unknown)?;
+        authorization.verify(
+            &principal.secret,
+            &sigv4::Request {
+                method: &request.method,
+                path: &request.path,
+                query: &request.query,
+                headers: &request.headers,
+                body: &request.body,
+            },
+        )?;
+        // No access key here has a session, so a session token can only be another service's.
+        if request.headers.contains_key("x-amz-security-token") {
+            return Err(unknown());
+        }
+        Ok((
+            principal.arn.clone(),
+            access_key_id.to_owned(),
+            authorization.region().to_owned(),
+        ))
+    }
+
+    /// Deletes keys whose waiting period is over; returns how many.
+    ///
+    /// # Errors
+    /// If the store fails; what was deleted stays deleted.
+    pub async fn delete_due(&self, now: OffsetDateTime) -> Result<usize, StoreError> {
+        let _management = self.management.lock().await;
+        let due = self.keys.due(audit::unix_ms(now));
+        for key in &due {
+            let audit = ops::keys::deletion_event(key, now);
+            self.store
+                .change(Change::DeleteKey(key.row.id.clone()), audit)
+                .await?;
+            self.keys.remove(key);
+            tracing::info!(key = %key.arn, "key deleted, its waiting period is over");
+        }
+        Ok(due.len())
+    }
+}
+
+/// The operation that `X-Amz-Target` names.
+fn operation(headers: &HeaderMap) -> Result<&str, ApiError> {
+    headers
+        .get("x-amz-target")
+        .and_then(|value| value.to_str().ok())
+        .and_then(|target| target.strip_prefix("TrentService."))
+        .filter(|operation| ops::is_known(operation))
+        .ok_or_else(|| ApiError::bare(ErrorKind::UnknownOperation))
+}
+
+fn header(headers: &HeaderMap, name: &str) -> String {
+    headers
+        .get(name)
+        .and_then(|value| value.to_str().ok())
+        .unwrap_or_default()
+        .to_owned()
+}
+
+fn render(request_id: String, result: Result<Value, ApiError>) -> Answer {
+    match result {
+        Ok(Value::Null) => Answer {
+            status: 200,
+            body: Vec::new(),
+            request_id,
+            error: None,
+        },
+        Ok(value) => Answer {
+            status: 200,
+            body: value.to_string().into_bytes(),
+            request_id,
+            error: None,
+        },
+        Err(error) => Answer {
+            status: error.kind().status(),
+            body: error.to_json().to_string().into_bytes(),
+            request_id,
+            error: Some(error.kind().code()),
+        },
+    }
+}
+
+/// An authenticated call: who, where, when, and what is known about it so far.
+#[derive(Debug)]
+pub(crate) struct Call<'a> {
+    pub(crate) service: &'a Service,
+    pub(crate) caller: PrincipalArn,
+    /// The caller's account and region.
+    pub(crate) here: Place,
+    pub(crate) now: OffsetDateTime,
+    pub(crate) draft: Draft,
+    source: IpAddr,
+    secure: bool,
+    audited: bool,
+}
+
+/// What a policy may look at beyond caller and key.
+#[derive(Debug, Default, Clone, Copy)]
+pub(crate) struct Facts<'a> {
+    /// Request's encryption context.
+    pub(crate) encryption_context: Option<&'a std::collections::BTreeMap<String, String>>,
+    /// The verified document, if the call carried one.
+    pub(crate) attested: Option<&'a Attested>,
+    /// The call encrypts or decrypts.
+    pub(crate) uses_key: bool,
+    /// Further condition keys.
+    pub(crate) more: &'a [(&'a str, String)],
+}
+
+impl Call<'_> {
+    /// Finds the key that a `KeyId` parameter names.
+    pub(crate) fn find(&mut self, key_id: &str) -> Result<Arc<Key>, ApiError> {
+        let reference = KeyRef::parse(key_id, &self.here)?;
+        let key = self.service.keys.find(&reference)?;
+        self.draft.resources.push(key.arn.to_string());
+        Ok(key)
+    }
+
+    /// Milliseconds since 1970.
+    pub(crate) fn now_ms(&self) -> i64 {
+        audit::unix_ms(self.now)
+    }
+
+    /// Asks a key's policy.
+    pub(crate) fn authorize(
+        &mut self,
+        key: &Key,
+        action: &str,
+        facts: &Facts<'_>,
+    ) -> Result<(), ApiError> {
+        let context = if key.policy.has_conditions() {
+            self.context(Some(key), facts)
+        } else {
+            Context::default()
+        };
+        let question = Question {
+            principal: &self.caller,
+            action,
+            resource: &key.arn,
+            context: &context,
+        };
+        let verdict = key.policy.evaluate(&question);
+        let same_account = key.place.account == *self.caller.account();
+        // Without identity policies only an account's root user holds the permissions that they would give.
+        let identity_allows = self.caller.kind() == PrincipalKind::Root;
+        let reason = match verdict {
+            Verdict::Allow if same_account || identity_allows => {
+                warn_of_debug_document(key, action, facts);
+                return Ok(());
+            }
+            Verdict::ExplicitDeny => "with an explicit deny in a resource-based policy",
+            Verdict::ImplicitDeny => {
+                &format!("because no resource-based policy allows the {action} action")
+            }
+            Verdict::Delegated if key.policy.names(&question) => {
+                &format!("because no resource-based policy allows the {action} action")
+            }
+            Verdict::Allow | Verdict::Delegated => {
+                &format!("because no identity-based policy allows the {action} action")
+            }
+        };
+        let reports = key.policy.explain(&question);
+        tracing::warn!(
+            request_id = %self.draft.request_id,
+            caller = %self.caller,
+            action,
+            key = %key.arn,
+            why = %audit::denial_line(&reports),
+            "access denied"
+        );
+        self.draft.denial = Some(audit::denial(action, reason, &reports));
+        Err(access_denied(&self.caller, action, &key.arn, reason))
+    }
+
+    /// Admits calls that concern no key. Identity policies decide these on AWS; here the root user may do all
+    /// of them, and every principal may ask for random bytes.
+    pub(crate) fn authorize_without_key(&mut self, action: &str) -> Result<(), ApiError> {
+        if self.caller.kind() == PrincipalKind::Root || action == "kms:GenerateRandom" {
+            return Ok(());
+        }
+        let reason = format!("because no identity-based policy allows the {action} action");
+        tracing::warn!(request_id = %self.draft.request_id, caller = %self.caller, action, "access denied: only the account's root user may");
+        self.draft.denial = Some(audit::denial(action, &reason, &[]));
+        Err(access_denied(&self.caller, action, "*", &reason))
+    }
+
+    /// Makes a change durable together with this call's audit row.
+    pub(crate) async fn change(&mut self, change: Change) -> Result<(), ApiError> {
+        let result = self
+            .service
+            .store
+            .change(change, self.draft.row(None))
+            .await;
+        result.map_err(|error| ApiError::internal(&error))?;
+        self.audited = true;
+        Ok(())
+    }
+
+    /// Queues the audit row of a call that changed nothing; without it there is no answer.
+    async fn record(&self, result: Result<Value, ApiError>) -> Result<Value, ApiError> {
+        if self.audited {
+            return result;
+        }
+        let row = self.draft.row(result.as_ref().err());
+        match self.service.store.record(row).await {
+            Ok(()) => result,
+            Err(error) => {
+                tracing::error!(error = %Chain(&error), "refusing a call that cannot be audited");
+                Err(ApiError::bare(ErrorKind::KmsInternal))
+            }
+        }
+    }
+
+    fn context(&self, key: Option<&Key>, facts: &Facts<'_>) -> Context {
+        let mut context = Context::default();
+        self.add_caller(&mut context);
+        if let Some(key) = key {
+            context.set("kms:KeySpec", "SYMMETRIC_DEFAULT");
+            context.set("kms:KeyUsage", "ENCRYPT_DECRYPT");
+            context.set("kms:KeyOrigin", "AWS_KMS");
+            context.set("kms:MultiRegion", "false");
+            context.set("aws:ResourceAccount", &*key.place.account);
+            context.set_list(
+                "kms:ResourceAliases",
+                self.service.keys.alias_names(&key.row.id),
+            );
+        }
+        if facts.uses_key {
+            context.set("kms:EncryptionAlgorithm", "SYMMETRIC_DEFAULT");
+        }
+        for (name, value) in facts.encryption_context.into_iter().flatten() {
+            context.add(&format!("kms:EncryptionContext:{name}"), value);
+            context.add("kms:EncryptionContextKeys", name);
+        }
+        if let Some(attested) = facts.attested {
+            attested.add_to(&mut context);
+        }
+        for (name, value) in facts.more {
+            context.set(name, value);
+        }
+        context
+    }
+
+    fn add_caller(&self, context: &mut Context) {
+        let account = &**self.caller.account();
+        context.set("kms:CallerAccount", account);
+        context.set("aws:PrincipalAccount", account);
+        context.set("aws:PrincipalArn", self.caller.as_str());
+        let kind = match self.caller.kind() {
+            PrincipalKind::Root => "Account",
+            PrincipalKind::User => "User",
+            PrincipalKind::Role => "AssumedRole",
+        };
+        context.set("aws:PrincipalType", kind);
+        if self.caller.kind() == PrincipalKind::User {
+            context.set("aws:username", self.caller.name());
+        }
+        context.set("aws:SourceIp", self.source.to_string());
+        context.set("aws:SecureTransport", self.secure.to_string());
+        context.set("aws:RequestedRegion", &*self.here.region);
+        context.set("aws:EpochTime", self.now.unix_timestamp().to_string());
+        let rfc3339 = time::format_description::well_known::Rfc3339;
+        context.set(
+            "aws:CurrentTime",
+            self.now.format(&rfc3339).unwrap_or_default(),
+        );
+        context.set("aws:UserAgent", self.draft.user_agent.as_str());
+        context.set("aws:PrincipalIsAWSService", "false");
+        context.set("aws:ViaAWSService", "false");
+    }
+}
+
+/// AWS lets a document of a debug enclave satisfy conditions that look at PCR3 and PCR4 alone. So do we, loudly.
+fn warn_of_debug_document(key: &Key, action: &str, facts: &Facts<'_>) {
+    if facts.attested.is_some_and(Attested::is_debug) {
+        tracing::warn!(key = %key.arn, action, "a debug-mode enclave was admitted: the key policy pins no measurement of the image");
+    }
+}
+
+fn access_denied(caller: &PrincipalArn, action: &str, resource: &str, reason: &str) -> ApiError {
+    let on = if resource == "*" {
+        String::new()
+    } else {
+        format!(" on resource: {resource}")
+    };
+    ApiError::new(
+        ErrorKind::AccessDenied,
+        format!("User: {caller} is not authorized to perform: {action}{on} {reason}"),
+    )
+}

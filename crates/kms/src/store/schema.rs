@@ -1,0 +1,87 @@
+//! The database's tables, as a list of migrations that only ever grows.
+
+use sqlx::{Connection as _, Executor as _, Row as _, SqliteConnection};
+
+use super::StoreError;
+
+/// Each step: what it is for, and its statements. Never edit one that was released; add another.
+const MIGRATIONS: &[(&str, &str)] = &[(
+    "keys, aliases, principals, audit",
+    "CREATE TABLE keys (
+        id TEXT NOT NULL PRIMARY KEY,
+        account TEXT NOT NULL,
+        region TEXT NOT NULL,
+        created_ms INTEGER NOT NULL,
+        description TEXT NOT NULL,
+        enabled INTEGER NOT NULL,
+        deletion_ms INTEGER,
+        policy TEXT NOT NULL
+     ) STRICT;
+     CREATE INDEX keys_by_place ON keys (account, region, id);
+     CREATE TABLE materials (
+        key_id TEXT NOT NULL REFERENCES keys (id) ON DELETE CASCADE,
+        version INTEGER NOT NULL,
+        material_id BLOB NOT NULL,
+        sealed BLOB NOT NULL,
+        created_ms INTEGER NOT NULL,
+        PRIMARY KEY (key_id, version)
+     ) STRICT;
+     CREATE TABLE aliases (
+        account TEXT NOT NULL,
+        region TEXT NOT NULL,
+        name TEXT NOT NULL,
+        key_id TEXT NOT NULL REFERENCES keys (id) ON DELETE CASCADE,
+        created_ms INTEGER NOT NULL,
+        updated_ms INTEGER NOT NULL,
+        PRIMARY KEY (account, region, name)
+     ) STRICT;
+     CREATE INDEX aliases_by_key ON aliases (key_id);
+     CREATE TABLE principals (
+        access_key_id TEXT NOT NULL PRIMARY KEY,
+        arn TEXT NOT NULL,
+        sealed_secret BLOB NOT NULL,
+        created_ms INTEGER NOT NULL
+     ) STRICT;
+     CREATE TABLE audit (
+        seq INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
+        time_ms INTEGER NOT NULL,
+        operation TEXT NOT NULL,
+        error_code TEXT,
+        event TEXT NOT NULL
+     ) STRICT;",
+)];
+
+/// Brings a database to this program's schema.
+pub(super) async fn migrate(connection: &mut SqliteConnection) -> Result<(), StoreError> {
+    connection
+        .execute(
+            "CREATE TABLE IF NOT EXISTS schema_migrations (
+                version INTEGER NOT NULL PRIMARY KEY,
+                description TEXT NOT NULL,
+                applied_at TEXT NOT NULL DEFAULT CURRENT_TIMESTAMP
+             ) STRICT",
+        )
+        .await?;
+    let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await?;
+    let row = sqlx::query("SELECT COALESCE(MAX(version), 0) FROM schema_migrations")
+        .fetch_one(&mut *transaction)
+        .await?;
+    let found: i64 = row.try_get(0)?;
+    let known = i64::try_from(MIGRATIONS.len()).unwrap_or(i64::MAX);
+    if found > known {
+        return Err(StoreError::NewerSchema { found, known });
+    }
+    for (version, (description, statements)) in (1_i64..).zip(MIGRATIONS) {
+        if version <= found {
+            continue;
+        }
+        transaction.execute(*statements).await?;
+        sqlx::query("INSERT INTO schema_migrations (version, description) VALUES (?, ?)")
+            .bind(version)
+            .bind(*description)
+            .execute(&mut *transaction)
+            .await?;
+    }
+    transaction.commit().await?;
+    Ok(())
+}
