@@ -1,0 +1,122 @@
+//! What a verified document must say.
+//!
+//! Verification proves who signed; it does not prove that the enclave runs what you think. An [`Expectation`]
+//! holds the rest: registers, nonce, key. A register that is expected must be *present* and equal: a missing
+//! register is never read as zero.
+
+use std::collections::BTreeMap;
+
+use crate::document::VerifiedDocument;
+use crate::pcr::{PcrIndex, PcrValue};
+
+/// What a document must say. The default expects nothing.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Expectation {
+    /// Registers and their values. Pin 0, 1 and 2 together: AWS's PCR0 alone does not bind the boundaries
+    /// between an image's sections.
+    pub pcrs: BTreeMap<PcrIndex, PcrValue>,
+    /// The nonce that was sent with the request.
+    pub nonce: Option<Vec<u8>>,
+    /// The key that the enclave must have bound to the document.
+    pub public_key: Option<Vec<u8>>,
+    /// The application's own data.
+    pub user_data: Option<Vec<u8>>,
+}
+
+/// One difference between a document and what was expected of it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Mismatch {
+    /// A register has another value.
+    #[error("PCR{index} is {found}, expected {expected}")]
+    Pcr {
+        /// Which register.
+        index: PcrIndex,
+        /// The value in the policy.
+        expected: PcrValue,
+        /// The value in the document.
+        found: PcrValue,
+    },
+    /// A register is not in the document.
+    #[error(
+        "PCR{index} is not in the document, expected {expected}; registers 16 to 31 appear once locked"
+    )]
+    PcrMissing {
+        /// Which register.
+        index: PcrIndex,
+        /// The value in the policy.
+        expected: PcrValue,
+    },
+    /// One of `nonce`, `public_key`, `user_data` differs.
+    #[error("{field} is {}, expected {}", describe(.found.as_deref()), describe(Some(.expected)))]
+    Field {
+        /// Its key in the document.
+        field: &'static str,
+        /// What was expected.
+        expected: Vec<u8>,
+        /// What the document holds; `None` when it holds none.
+        found: Option<Vec<u8>>,
+    },
+}
+
+impl Expectation {
+    /// Compares.
+    ///
+    /// # Errors
+    /// Every difference, registers first.
+    pub fn check(&self, document: &VerifiedDocument) -> Result<(), Vec<Mismatch>> {
+        let registers = self
+            .pcrs
+            .iter()
+            .filter_map(|(index, value)| pcr(document, *index, *value));
+        let fields = [
+            ("nonce", &self.nonce, document.nonce()),
+            ("public_key", &self.public_key, document.public_key()),
+            ("user_data", &self.user_data, document.user_data()),
+        ];
+        let fields = fields.into_iter().filter_map(|(name, expected, found)| {
+            expected
+                .as_deref()
+                .and_then(|expected| field(name, expected, found))
+        });
+        let mismatches: Vec<_> = registers.chain(fields).collect();
+        if mismatches.is_empty() {
+            Ok(())
+        } else {
+            Err(mismatches)
+        }
+    }
+}
+
+fn pcr(document: &VerifiedDocument, index: PcrIndex, expected: PcrValue) -> Option<Mismatch> {
+    match document.pcrs().get(&index) {
+        Some(found) if *found == expected => None,
+        Some(found) => Some(Mismatch::Pcr {
+            index,
+            expected,
+            found: *found,
+        }),
+        None => Some(Mismatch::PcrMissing { index, expected }),
+    }
+}
+
+fn field(name: &'static str, expected: &[u8], found: Option<&[u8]>) -> Option<Mismatch> {
+    if found == Some(expected) {
+        return None;
+    }
+    let found = found.map(<[u8]>::to_vec);
+    Some(Mismatch::Field {
+        field: name,
+        expected: expected.to_vec(),
+        found,
+    })
+}
+
+/// Short values in full, long ones by their beginning.
+fn describe(bytes: Option<&[u8]>) -> String {
+    match bytes {
+        None => "absent".to_owned(),
+        Some([]) => "empty".to_owned(),
+        Some(bytes) if bytes.len() <= 32 => hex::encode(bytes),
+        Some(bytes) => format!("{}… ({} bytes)", hex::encode(&bytes[..32]), bytes.len()),
+    }
+}
