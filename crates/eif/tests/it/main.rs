@@ -1,0 +1,12 @@
+//! Tests of the crate's public face, one module for each part of it.
+
+#[cfg(test)]
+mod common;
+#[cfg(all(test, feature = "build"))]
+mod image;
+#[cfg(test)]
+mod kernel;
+#[cfg(test)]
+mod ramdisk;
+#[cfg(test)]
+mod reader;
