@@ -186,18 +186,21 @@ impl Applier<'_> {
         path: &[u8],
         kind: EntryType,
     ) -> Result<Special, ImageError> {
+        match kind {
+            EntryType::Fifo => return Ok(Special::Fifo),
+            EntryType::Char | EntryType::Block => {}
+            other => {
+                let problem = format!("has the unknown type {:?}", char::from(other.as_byte()));
+                return Err(ImageError::entry(self.name, path, problem));
+            }
+        }
         let failed = ImageError::layer(self.name);
         let major = entry.header().device_major().map_err(&failed)?.unwrap_or(0);
         let minor = entry.header().device_minor().map_err(&failed)?.unwrap_or(0);
-        match kind {
-            EntryType::Char => Ok(Special::Character { major, minor }),
-            EntryType::Block => Ok(Special::Block { major, minor }),
-            EntryType::Fifo => Ok(Special::Fifo),
-            other => {
-                let problem = format!("has the unknown type {:?}", char::from(other.as_byte()));
-                Err(ImageError::entry(self.name, path, problem))
-            }
-        }
+        Ok(match kind {
+            EntryType::Char => Special::Character { major, minor },
+            _ => Special::Block { major, minor },
+        })
     }
 
     fn note_xattrs<R: Read>(

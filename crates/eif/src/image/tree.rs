@@ -233,13 +233,10 @@ impl Tree {
         }
     }
 
-    /// Whether the name goes; a directory set by this layer stays and loses what is older.
+    /// Whether the name goes; a directory that holds something of this layer stays without what is older.
     fn hide(&mut self, name: Name) -> bool {
-        if name.layer < self.layer {
-            return true;
-        }
         self.hide_children(name.node);
-        false
+        name.layer < self.layer && self.nodes[name.node].children.is_empty()
     }
 
     fn hide_children(&mut self, directory: NodeId) {

@@ -195,3 +195,48 @@ pub(crate) fn cpio_entries(mut bytes: &[u8]) -> Vec<(String, CpioEntry)> {
 pub(crate) fn cpio_map(bytes: &[u8]) -> BTreeMap<String, CpioEntry> {
     cpio_entries(bytes).into_iter().collect()
 }
+
+/// A kernel module: an ELF file with `.modinfo` and a device table in `.rodata`.
+#[cfg(feature = "build")]
+pub(crate) fn module(name: &str, depends: &str, device_ids: &[u32]) -> Vec<u8> {
+    let mut modinfo = format!("license=GPL\0name={name}\0");
+    for id in device_ids {
+        modinfo.push_str(&format!("alias=virtio:d{id:08X}v*\0"));
+    }
+    modinfo.push_str(&format!(
+        "depends={depends}\0vermagic=6.12.0-test SMP mod_unload \0"
+    ));
+    let mut table: Vec<u8> = vec![0xaa; 24];
+    for id in device_ids {
+        table.extend_from_slice(&id.to_le_bytes());
+        table.extend_from_slice(&u32::MAX.to_le_bytes());
+    }
+    table.extend_from_slice(&[0; 8]);
+    // The same bytes in code are no table.
+    let code = [33_u32.to_le_bytes(), u32::MAX.to_le_bytes()].concat();
+    let names = b"\0.shstrtab\0.modinfo\0.rodata\0.text\0";
+    let sections: [(u32, u32, u64, &[u8]); 4] = [
+        (1, 3, 0, names),
+        (11, 1, 2, modinfo.as_bytes()),
+        (20, 1, 2, &table),
+        (28, 1, 6, &code),
+    ];
+    let mut headers = vec![0; 64];
+    let mut elf = vec![0; 64];
+    for (name, kind, flags, data) in sections {
+        let mut header = [0; 64];
+        header[..4].copy_from_slice(&name.to_le_bytes());
+        header[4..8].copy_from_slice(&kind.to_le_bytes());
+        header[8..16].copy_from_slice(&flags.to_le_bytes());
+        header[0x18..0x20].copy_from_slice(&u64::try_from(elf.len()).unwrap().to_le_bytes());
+        header[0x20..0x28].copy_from_slice(&u64::try_from(data.len()).unwrap().to_le_bytes());
+        headers.extend_from_slice(&header);
+        elf.extend_from_slice(data);
+    }
+    elf[..6].copy_from_slice(b"\x7fELF\x02\x01");
+    let start = u64::try_from(elf.len()).unwrap();
+    elf[0x28..0x30].copy_from_slice(&start.to_le_bytes());
+    elf[0x3a..0x40].copy_from_slice(&[64, 0, 5, 0, 1, 0]);
+    elf.extend_from_slice(&headers);
+    elf
+}

@@ -2,7 +2,8 @@
 
 #[cfg(test)]
 mod common;
-#[cfg(all(test, feature = "build"))]
+#[cfg(test)]
+#[cfg(feature = "build")]
 mod image;
 #[cfg(test)]
 mod kernel;
