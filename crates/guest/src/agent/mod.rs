@@ -11,17 +11,38 @@
 //! that the application never finds a door closed that opens a moment later.
 
 use std::io::{self, Write};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
+use std::sync::Arc;
 
-use enclos_api::config::{ENCLAVE_CONFIG_PATH, EnclaveConfig};
+use enclos_api::config::{ENCLAVE_CONFIG_PATH, EnclaveConfig, Kms, ROOTFS_PATH};
+use tokio::net::{TcpListener, UdpSocket};
 
 use crate::config::{self, ConfigError};
+use crate::init::env::CA_BUNDLE;
 use crate::init::{AGENT_APP_READY, AGENT_FAILED, AGENT_READY};
+use crate::kms_names::{self, IMDS_ADDRESS, SERVICE_ADDRESS};
 use crate::log;
-use transport::VsockListener;
+use dns::Zone;
+use facts::Facts;
+use identity::{Identity, IdentityError};
+use imds::Imds;
+use kms::keys::Keys;
+use kms::upstream::UpstreamConfigError;
+use kms::{Endpoint, NoKms};
+use nsm::Nsm;
+use transport::{Dial, VsockListener, VsockParent};
 
+pub mod dns;
+pub mod facts;
+pub mod http;
+pub mod identity;
+pub mod imds;
 pub mod ingress;
+pub mod kms;
+pub mod nsm;
 pub mod transport;
+mod wire;
 
 /// Why the agent cannot go on.
 #[derive(Debug, thiserror::Error)]
@@ -32,6 +53,15 @@ pub enum AgentError {
     /// The runtime could not be made.
     #[error("cannot start")]
     Runtime(#[source] io::Error),
+    /// There is no randomness.
+    #[error("there is no randomness")]
+    Random,
+    /// The configured KMS is unusable.
+    #[error("the enclave's KMS cannot be used")]
+    Kms(#[from] UpstreamConfigError),
+    /// The certificate for the KMS endpoint could not be made.
+    #[error("cannot stand in for the KMS")]
+    Identity(#[from] IdentityError),
     /// A port is taken or forbidden.
     #[error("cannot listen on {what}")]
     Listen {
@@ -45,8 +75,7 @@ pub enum AgentError {
 
 /// Runs until the enclave ends; returns only with the reason why it cannot.
 pub fn run() -> AgentError {
-    let failed = start();
-    let Err(error) = failed else {
+    let Err(error) = start() else {
         return AgentError::Runtime(io::Error::other("ended"));
     };
     let reason = log::chain(&error).replace('\n', " ");
@@ -74,6 +103,20 @@ fn start() -> Result<(), AgentError> {
 }
 
 async fn serve(config: EnclaveConfig) -> Result<(), AgentError> {
+    let parent: Arc<dyn Dial> = Arc::new(VsockParent);
+    let nsm: Arc<dyn Nsm> = Arc::new(nsm::Device);
+    let facts = Arc::new(Facts::new(Arc::clone(&parent)));
+    let imds = Imds::new(Arc::clone(&facts), Arc::clone(&nsm)).map_err(|_| AgentError::Random)?;
+    let listener = listen(IMDS_ADDRESS, 80, "instance metadata").await?;
+    tokio::spawn(http::serve(listener, None, Arc::new(imds)));
+    match &config.kms {
+        Some(kms) => serve_kms(kms, facts, nsm, parent).await?,
+        None => {
+            let listener = listen(SERVICE_ADDRESS, 80, "KMS").await?;
+            tokio::spawn(http::serve(listener, None, Arc::new(NoKms)));
+        }
+    }
+    serve_names(config.kms.as_ref()).await?;
     listen_for_ingress(&config)?;
     tell(AGENT_READY);
     if let Some(port) = config.ingress.first() {
@@ -81,6 +124,51 @@ async fn serve(config: EnclaveConfig) -> Result<(), AgentError> {
         tell(&format!("{AGENT_APP_READY}{port}"));
     }
     std::future::pending().await
+}
+
+async fn serve_kms(
+    kms: &Kms,
+    facts: Arc<Facts>,
+    nsm: Arc<dyn Nsm>,
+    parent: Arc<dyn Dial>,
+) -> Result<(), AgentError> {
+    let keys = Keys::start().map_err(AgentError::Runtime)?;
+    let endpoint = Arc::new(Endpoint::new(kms.clone(), facts, nsm, keys, parent)?);
+    let identity = Identity::new(&kms_names::names(&kms.region))?;
+    identity.write_bundle(Path::new(ROOTFS_PATH), Path::new(CA_BUNDLE))?;
+    let plain = listen(SERVICE_ADDRESS, 80, "KMS").await?;
+    let secure = listen(SERVICE_ADDRESS, 443, "KMS with TLS").await?;
+    tokio::spawn(http::serve(plain, None, Arc::clone(&endpoint)));
+    tokio::spawn(http::serve(secure, Some(identity.acceptor()?), endpoint));
+    Ok(())
+}
+
+async fn serve_names(kms: Option<&Kms>) -> Result<(), AgentError> {
+    let names = kms
+        .map(|kms| kms_names::names(&kms.region))
+        .unwrap_or_default();
+    let zone = Arc::new(Zone::new(&names));
+    let address = SocketAddr::from((SERVICE_ADDRESS, 53));
+    let socket = UdpSocket::bind(address).await;
+    let socket = socket.map_err(|source| no_listener("names", address, source))?;
+    let listener = listen(SERVICE_ADDRESS, 53, "names").await?;
+    tokio::spawn(dns::serve_udp(socket, Arc::clone(&zone)));
+    tokio::spawn(dns::serve_tcp(listener, zone));
+    Ok(())
+}
+
+async fn listen(host: Ipv4Addr, port: u16, what: &str) -> Result<TcpListener, AgentError> {
+    let address = SocketAddr::from((host, port));
+    TcpListener::bind(address)
+        .await
+        .map_err(|source| no_listener(what, address, source))
+}
+
+fn no_listener(what: &str, address: SocketAddr, source: io::Error) -> AgentError {
+    AgentError::Listen {
+        what: format!("{address} for {what}"),
+        source,
+    }
 }
 
 fn listen_for_ingress(config: &EnclaveConfig) -> Result<(), AgentError> {
