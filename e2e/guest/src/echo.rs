@@ -3,6 +3,7 @@
 use std::io::{self, Write};
 use std::net::Shutdown;
 use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
 use vsock::{VMADDR_CID_ANY, VsockListener, VsockStream};
@@ -48,7 +49,7 @@ pub(crate) fn dial(port: u32, bytes: usize, streams: u64) -> Result<()> {
 
 fn dial_one(port: u32, bytes: usize, number: u64) -> Result<()> {
     let context = || format!("stream {number}");
-    let stream = VsockStream::connect_with_cid_port(PARENT_CID, port).with_context(context)?;
+    let stream = connect(port).with_context(context)?;
     let writer = stream.try_clone()?;
     let sender = thread::spawn(move || -> Result<()> {
         Pattern::new(number).write(&mut &writer, bytes)?;
@@ -62,4 +63,15 @@ fn dial_one(port: u32, bytes: usize, number: u64) -> Result<()> {
         .join()
         .map_err(|_| anyhow!("the sender panicked"))?
         .with_context(context)
+}
+
+/// The parent may begin to listen after this program has started.
+fn connect(port: u32) -> std::io::Result<VsockStream> {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    loop {
+        match VsockStream::connect_with_cid_port(PARENT_CID, port) {
+            Err(_) if Instant::now() < deadline => thread::sleep(Duration::from_millis(50)),
+            outcome => return outcome,
+        }
+    }
 }

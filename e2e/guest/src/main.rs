@@ -6,11 +6,9 @@
 //! | `nsm` | answers connections on TCP port 5000 with what AWS's NSM crate sees, as one line of JSON |
 //! | `dial PORT BYTES STREAMS` | sends a pattern to the parent on as many streams and checks what returns |
 //! | `facts` | answers connections on TCP port 5000 with user, folder, arguments, environment, clock |
-//! | `exit STATUS` | ends with this status |
-//! | `abort` | ends by a signal |
+//! | `exit STATUS` | waits for a connection on TCP port 5000, then ends with this status |
+//! | `abort` | the same, then ends by a signal |
 //! | `wait` | does nothing |
-//!
-//! Every one but `exit` and `abort` prints a first line, so that a console shows when it began.
 
 mod echo;
 mod facts;
@@ -40,17 +38,21 @@ fn main() -> ExitCode {
 }
 
 fn run(words: &[&str]) -> Result<ExitCode> {
-    match *words {
-        ["exit", status] => return Ok(ExitCode::from(status.parse::<u8>()?)),
-        ["abort"] => std::process::abort(),
-        _ => println!("e2e-guest: {}", words.join(" ")),
-    }
+    println!("e2e-guest: {}", words.join(" "));
     match *words {
         ["echo"] => echo::serve()?,
         ["nsm"] => answer(nsm::observe)?,
         ["facts"] => answer(facts::observe)?,
         ["dial", port, bytes, streams] => {
             echo::dial(port.parse()?, bytes.parse()?, streams.parse()?)?;
+        }
+        ["exit", status] => {
+            listen()?.accept()?;
+            return Ok(ExitCode::from(status.parse::<u8>()?));
+        }
+        ["abort"] => {
+            listen()?.accept()?;
+            std::process::abort();
         }
         ["wait"] => loop {
             std::thread::sleep(Duration::from_secs(3600));
@@ -60,14 +62,18 @@ fn run(words: &[&str]) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+fn listen() -> Result<TcpListener> {
+    TcpListener::bind((Ipv4Addr::LOCALHOST, PORT)).context("cannot listen")
+}
+
 /// Answers each connection with one observation.
 fn answer(observe: fn() -> Result<serde_json::Value>) -> Result<()> {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, PORT)).context("cannot listen")?;
-    for stream in listener.incoming() {
+    for stream in listen()?.incoming() {
         let observed =
             observe().unwrap_or_else(|error| serde_json::json!({ "error": format!("{error:#}") }));
         // A peer that left early is its own business: the next one gets its answer.
         let _ = writeln!(stream?, "{observed}");
+        println!("e2e-guest: answered");
     }
     Ok(())
 }

@@ -1,0 +1,280 @@
+//! Images of the examples and of the test program, built by `enclos build` as anyone would.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use enclos_api::control::Measurements;
+use serde_json::Value;
+
+use crate::child;
+use crate::kms::{REGION, SERVER_NAME};
+use crate::workbench::Workbench;
+
+const BUILD: Duration = Duration::from_secs(120);
+
+/// An enclave image file.
+#[derive(Debug, Clone)]
+pub struct Image {
+    /// The file.
+    pub eif: PathBuf,
+    /// PCR0, PCR1, PCR2 as `enclos build` printed them.
+    pub measurements: Measurements,
+    /// Memory that an enclave of it needs.
+    pub memory_mib: u64,
+}
+
+/// Builds images in a folder, for one KMS.
+#[derive(Debug)]
+pub struct Builder<'a> {
+    bench: &'a Workbench,
+    dir: PathBuf,
+    kms_ca: PathBuf,
+}
+
+impl<'a> Builder<'a> {
+    /// Images go to `dir`; `kms_ca` is what they trust for the KMS.
+    ///
+    /// # Errors
+    /// The folder cannot be created.
+    pub fn new(bench: &'a Workbench, dir: PathBuf, kms_ca: PathBuf) -> Result<Self> {
+        fs::create_dir_all(&dir)?;
+        Ok(Self { bench, dir, kms_ca })
+    }
+
+    /// `examples/rust-backend`. `edit` may change the program's bytes.
+    ///
+    /// # Errors
+    /// The build fails.
+    pub fn rust_backend(
+        &self,
+        name: &str,
+        edit: impl FnOnce(&mut Vec<u8>) -> Result<()>,
+    ) -> Result<Image> {
+        let mut program = read(&self.bench.guest.join("rust-backend"))?;
+        edit(&mut program)?;
+        let rootfs = self.dir.join(format!("{name}.rootfs"));
+        write_program(&rootfs.join("rust-backend"), &program)?;
+        let config = self.example_config(name, "examples/rust-backend")?;
+        self.build(name, &rootfs, &config, 256)
+    }
+
+    /// `examples/flask-backend`: its packages' root file system with the application added.
+    ///
+    /// # Errors
+    /// The build fails.
+    pub fn flask_backend(&self, name: &str) -> Result<Image> {
+        let app = read(&self.bench.path("examples/flask-backend/app.py"))?;
+        let rootfs = self.dir.join(format!("{name}.rootfs.tar"));
+        add_to_archive(&self.bench.flask_rootfs, &rootfs, "app/app.py", &app)?;
+        let config = self.example_config(name, "examples/flask-backend")?;
+        self.build(name, &rootfs, &config, 512)
+    }
+
+    /// The tests' Python clients.
+    ///
+    /// # Errors
+    /// The build fails.
+    pub fn python_client(&self, name: &str) -> Result<Image> {
+        let app = read(&self.bench.path("e2e/guest/python/nsm_client.py"))?;
+        let rootfs = self.dir.join(format!("{name}.rootfs.tar"));
+        add_to_archive(
+            &self.bench.client_rootfs,
+            &rootfs,
+            "app/nsm_client.py",
+            &app,
+        )?;
+        let config = self.config(name, &["/usr/bin/python3", "/app/nsm_client.py"], "")?;
+        self.build(name, &rootfs, &config, 512)
+    }
+
+    /// The tests' program with these arguments; `app` is added to the `[app]` table of enclos.toml.
+    ///
+    /// # Errors
+    /// The build fails.
+    pub fn test_program(&self, name: &str, arguments: &[&str], app: &str) -> Result<Image> {
+        let rootfs = self.dir.join(format!("{name}.rootfs"));
+        let program = read(&self.bench.guest.join("e2e-guest"))?;
+        write_program(&rootfs.join("bin/e2e-guest"), &program)?;
+        fs::create_dir_all(rootfs.join("etc"))?;
+        fs::write(
+            rootfs.join("etc/passwd"),
+            "root:x:0:0::/:/bin/false\nworker:x:1234:4321::/:/bin/false\n",
+        )?;
+        fs::write(rootfs.join("etc/group"), "root:x:0:\nworkers:x:4321:\n")?;
+        let command = [&["/bin/e2e-guest"], arguments].concat();
+        let config = self.config(name, &command, app)?;
+        self.build(name, &rootfs, &config, 256)
+    }
+
+    /// The example's own enclos.toml, with the KMS's authority beside it as the file says.
+    fn example_config(&self, name: &str, example: &str) -> Result<PathBuf> {
+        let text = fs::read_to_string(self.bench.path(example).join("enclos.toml"))?;
+        self.config_file(name, &text)
+    }
+
+    fn config(&self, name: &str, command: &[&str], app: &str) -> Result<PathBuf> {
+        let text = format!(
+            "[app]\ncommand = {command:?}\n{app}\n[ingress]\nports = [5000, 7000]\n\n\
+             [kms]\nregion = {REGION:?}\nserver_name = {SERVER_NAME:?}\nca = \"kms-ca.pem\"\n"
+        );
+        self.config_file(name, &text)
+    }
+
+    fn config_file(&self, name: &str, text: &str) -> Result<PathBuf> {
+        let dir = self.dir.join(format!("{name}.config"));
+        fs::create_dir_all(&dir)?;
+        fs::copy(&self.kms_ca, dir.join("kms-ca.pem"))
+            .context("cannot copy the KMS's authority")?;
+        let file = dir.join("enclos.toml");
+        fs::write(&file, text)?;
+        Ok(file)
+    }
+
+    fn build(&self, name: &str, rootfs: &Path, config: &Path, memory_mib: u64) -> Result<Image> {
+        let eif = self.dir.join(format!("{name}.eif"));
+        let mut command = self.bench.program("enclos");
+        command
+            .arg("build")
+            .arg("--rootfs")
+            .arg(rootfs)
+            .arg("--config")
+            .arg(config);
+        command.arg("--output").arg(&eif);
+        let printed = child::read(&mut command, BUILD)?;
+        let measurements = measurements(&printed)?;
+        Ok(Image {
+            eif,
+            measurements,
+            memory_mib,
+        })
+    }
+}
+
+fn measurements(printed: &str) -> Result<Measurements> {
+    let printed: Value = serde_json::from_str(printed).context("`enclos build` prints JSON")?;
+    let pcr = |name: &str| {
+        let value = printed["Measurements"][name].as_str();
+        Ok::<_, anyhow::Error>(
+            value
+                .with_context(|| format!("no {name} in {printed}"))?
+                .to_owned(),
+        )
+    };
+    Ok(Measurements {
+        pcr0: pcr("PCR0")?,
+        pcr1: pcr("PCR1")?,
+        pcr2: pcr("PCR2")?,
+        pcr8: None,
+    })
+}
+
+fn read(path: &Path) -> Result<Vec<u8>> {
+    fs::read(path).with_context(|| format!("cannot read {}", path.display()))
+}
+
+fn write_program(path: &Path, program: &[u8]) -> Result<()> {
+    fs::create_dir_all(path.parent().context("a program lies in a folder")?)?;
+    fs::write(path, program)?;
+    Ok(fs::set_permissions(
+        path,
+        fs::Permissions::from_mode(0o755),
+    )?)
+}
+
+/// Copies an archive and adds one file to it, with its folder. Archives end with two blocks of zeros, which the copy leaves out.
+fn add_to_archive(base: &Path, archive: &Path, name: &str, content: &[u8]) -> Result<()> {
+    let mut bytes = read(base)?;
+    let used = bytes
+        .chunks(512)
+        .rposition(|block| block.iter().any(|byte| *byte != 0));
+    bytes.truncate((used.context("an archive is not empty")? + 1) * 512);
+    let mut file = File::create(archive)?;
+    file.write_all(&bytes)?;
+    let mut builder = tar::Builder::new(file);
+    let folder = Path::new(name)
+        .parent()
+        .context("the file lies in a folder")?;
+    append(&mut builder, folder, tar::EntryType::Directory, 0o755, &[])?;
+    append(
+        &mut builder,
+        Path::new(name),
+        tar::EntryType::Regular,
+        0o644,
+        content,
+    )?;
+    builder.into_inner()?.flush()?;
+    Ok(())
+}
+
+fn append(
+    to: &mut tar::Builder<File>,
+    path: &Path,
+    kind: tar::EntryType,
+    mode: u32,
+    content: &[u8],
+) -> Result<()> {
+    let mut header = tar::Header::new_ustar();
+    header.set_entry_type(kind);
+    header.set_mode(mode);
+    header.set_mtime(0);
+    header.set_size(content.len().try_into()?);
+    Ok(to.append_data(&mut header, path, content)?)
+}
+
+/// Changes one byte of a program: the first letter of the answer that the Rust example gives.
+///
+/// # Errors
+/// The text is not there.
+pub fn change_one_byte(program: &mut [u8]) -> Result<()> {
+    let text = b"Processed: ";
+    let at = program
+        .windows(text.len())
+        .position(|window| window == text);
+    let at = at.context("the program holds the text that it answers with")?;
+    ensure!(program[at] != b'p', "changed already");
+    program[at] = b'p';
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_added_behind_what_an_archive_holds() {
+        let dir = tempfile::tempdir().unwrap();
+        let (base, grown) = (dir.path().join("base.tar"), dir.path().join("grown.tar"));
+        let mut builder = tar::Builder::new(File::create(&base).unwrap());
+        append(
+            &mut builder,
+            Path::new("old"),
+            tar::EntryType::Regular,
+            0o644,
+            &[7; 600],
+        )
+        .unwrap();
+        builder.into_inner().unwrap();
+        add_to_archive(&base, &grown, "app/new", b"new").unwrap();
+        let mut archive = tar::Archive::new(File::open(&grown).unwrap());
+        let names = archive
+            .entries()
+            .unwrap()
+            .map(|entry| entry.unwrap().path().unwrap().into_owned());
+        assert_eq!(
+            names.collect::<Vec<_>>(),
+            ["old", "app", "app/new"].map(PathBuf::from)
+        );
+    }
+
+    #[test]
+    fn exactly_one_byte_changes() {
+        let mut program = b"..Processed: {}..".to_vec();
+        change_one_byte(&mut program).unwrap();
+        assert_eq!(program, b"..processed: {}..");
+        assert!(change_one_byte(&mut program).is_err());
+    }
+}

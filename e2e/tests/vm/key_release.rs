@@ -1,0 +1,170 @@
+//! The loop, and everything that must break it.
+
+use base64::prelude::{BASE64_STANDARD, Engine};
+use enclos_e2e::image::{Image, change_one_byte};
+use enclos_e2e::policy::Pins;
+use enclos_e2e::stack::{Enclave, INSTANCE, OTHER_ROLE, ROLE};
+use enclos_e2e::stories::{self, Refusal, Secret};
+use serde_json::json;
+
+use crate::Fixture;
+
+impl Fixture {
+    fn secret(&self, image: &Image) -> Secret {
+        let pins = Pins::new(&image.measurements, ROLE, INSTANCE)
+            .unwrap()
+            .and_role(OTHER_ROLE);
+        Secret::new(&self.stack.kms, pins, "meet me at noon").unwrap()
+    }
+
+    fn rust_backend(&self) -> Image {
+        self.builder()
+            .rust_backend("rust-backend", |_| Ok(()))
+            .unwrap()
+    }
+
+    fn ask(&self, secret: &Secret, enclave: &Enclave<'_>) -> Refusal {
+        enclave.until_answering("/health").unwrap();
+        stories::enclave_decrypts(&self.stack.kms, secret, enclave).unwrap()
+    }
+}
+
+#[test]
+fn the_pinned_enclave_gets_its_key() {
+    let fixture = Fixture::new();
+    let image = fixture.rust_backend();
+    let secret = fixture.secret(&image);
+    let enclave = fixture.stack.host.run(&image, &[]).unwrap();
+    enclave.until_answering("/health").unwrap();
+    let reply = enclave
+        .post("/process", &json!({ "encrypted_data": secret.ciphertext }))
+        .unwrap();
+    assert_eq!(
+        reply.json().unwrap()["result"],
+        "Processed: MEET ME AT NOON (4 words)"
+    );
+}
+
+#[test]
+fn unmodified_boto3_decrypts_in_flask() {
+    let fixture = Fixture::new();
+    let image = fixture.builder().flask_backend("flask-backend").unwrap();
+    let secret = fixture.secret(&image);
+    let enclave = fixture.stack.host.run(&image, &[]).unwrap();
+    enclave.until_answering("/health").unwrap();
+    // The second is the mistake that everyone makes once: base64 of what is base64 already.
+    for data in [
+        secret.ciphertext.clone(),
+        BASE64_STANDARD.encode(&secret.ciphertext),
+    ] {
+        let reply = enclave
+            .post("/process", &json!({ "encrypted_data": data }))
+            .unwrap();
+        let answer = String::from_utf8_lossy(&reply.body).into_owned();
+        assert!(
+            answer.contains("Processed: MEET ME AT NOON (4 words)"),
+            "{answer}"
+        );
+    }
+    let damaged = format!("A{}", &secret.ciphertext[1..]);
+    let reply = enclave
+        .post("/process", &json!({ "encrypted_data": damaged }))
+        .unwrap();
+    assert_eq!(reply.status, 403);
+    assert_eq!(
+        reply.json().unwrap()["error"]["Code"],
+        "InvalidCiphertextException"
+    );
+}
+
+#[test]
+fn the_host_itself_gets_nothing() {
+    let fixture = Fixture::new();
+    let secret = fixture.secret(&fixture.rust_backend());
+    let refusal = stories::parent_decrypts(&fixture.stack, &secret).unwrap();
+    assert!(refusal.error.contains("AccessDenied"), "{refusal:?}");
+    assert!(
+        refusal.is_about_pcr(0) && refusal.conditions.iter().all(|one| one.presented.is_none()),
+        "{refusal:?}"
+    );
+}
+
+#[test]
+fn one_changed_byte_of_the_application_gets_nothing() {
+    let fixture = Fixture::new();
+    let image = fixture.rust_backend();
+    let secret = fixture.secret(&image);
+    let changed = fixture
+        .builder()
+        .rust_backend("changed", |program| change_one_byte(program))
+        .unwrap();
+    assert_ne!(changed.measurements.pcr2, image.measurements.pcr2);
+    assert_eq!(changed.measurements.pcr1, image.measurements.pcr1);
+    let refusal = fixture.ask(&secret, &fixture.stack.host.run(&changed, &[]).unwrap());
+    assert!(
+        refusal.is_about_pcr(0) && refusal.is_about_pcr(2) && !refusal.is_about_pcr(1),
+        "{refusal:?}"
+    );
+}
+
+#[test]
+fn debug_mode_gets_nothing() {
+    let fixture = Fixture::new();
+    let image = fixture.rust_backend();
+    let secret = fixture.secret(&image);
+    let refusal = fixture.ask(
+        &secret,
+        &fixture.stack.host.run(&image, &["--debug-mode"]).unwrap(),
+    );
+    let zero = Some("0".repeat(96));
+    assert!(
+        refusal
+            .conditions
+            .iter()
+            .any(|one| one.key.ends_with("PCR0") && one.presented == zero),
+        "{refusal:?}"
+    );
+}
+
+#[test]
+fn another_role_gets_nothing() {
+    let fixture = Fixture::new();
+    let image = fixture.rust_backend();
+    let secret = fixture.secret(&image);
+    let host = fixture.stack.second_host(OTHER_ROLE).unwrap();
+    let refusal = fixture.ask(&secret, &host.run(&image, &[]).unwrap());
+    assert!(
+        refusal.is_about_pcr(3) && !refusal.is_about_pcr(0),
+        "{refusal:?}"
+    );
+}
+
+#[test]
+fn an_old_document_and_a_foreign_root_get_nothing_but_their_twin_does() {
+    let fixture = Fixture::new();
+    let secret = fixture.secret(&fixture.rust_backend());
+    let old = stories::replayed_document(&fixture.stack, &secret).unwrap();
+    let foreign = stories::foreign_document(&fixture.stack, &secret).unwrap();
+    assert_ne!(old.reason, foreign.reason);
+    assert!(!old.reason.is_empty() && !foreign.reason.is_empty());
+    // Fresh and from the right root, the same document is taken, and openssl opens what is released to it.
+    let opened = stories::opened_by_openssl(&fixture.stack, &secret).unwrap();
+    assert_eq!(opened, b"meet me at noon");
+}
+
+#[test]
+fn a_key_survives_kill_nine_once_acknowledged() {
+    let mut fixture = Fixture::new();
+    let developer = fixture.stack.kms.developer();
+    for round in 0..3 {
+        let key = developer.create_key(&format!("round {round}")).unwrap();
+        let ciphertext = developer.encrypt(&key, "still here").unwrap();
+        fixture.stack.kms.kill().unwrap();
+        fixture.stack.kms.restart().unwrap();
+        let opened = developer
+            .must("Decrypt", &json!({ "CiphertextBlob": ciphertext }))
+            .unwrap();
+        assert_eq!(opened["Plaintext"], BASE64_STANDARD.encode("still here"));
+        assert_eq!(opened["KeyId"], key.as_str());
+    }
+}

@@ -1,0 +1,181 @@
+//! How enclaves end, and what is left of them.
+
+use std::fs;
+use std::io::ErrorKind;
+use std::net::TcpStream;
+use std::path::Path;
+use std::time::Duration;
+
+use enclos_e2e::child::{self, Child};
+use enclos_e2e::image::Image;
+use enclos_e2e::stack::Enclave;
+use enclos_e2e::wait;
+
+use crate::Fixture;
+
+const LIMIT: Duration = Duration::from_secs(30);
+
+/// Processes below the hypervisor, itself not counted.
+fn descendants(id: u32) -> Vec<u32> {
+    let tasks = fs::read_dir(format!("/proc/{id}/task"))
+        .into_iter()
+        .flatten()
+        .flatten();
+    let lists = tasks.filter_map(|task| fs::read_to_string(task.path().join("children")).ok());
+    let children: Vec<u32> = lists
+        .flat_map(|list| {
+            list.split_whitespace()
+                .map(|word| word.parse().unwrap())
+                .collect::<Vec<_>>()
+        })
+        .collect();
+    children
+        .iter()
+        .flat_map(|child| [vec![*child], descendants(*child)].concat())
+        .collect()
+}
+
+/// Folders of control groups that carry the enclave's name.
+fn cgroups(below: &Path, id: &str, found: &mut Vec<String>) {
+    for entry in fs::read_dir(below).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            if entry.file_name().to_string_lossy().contains(id) {
+                found.push(entry.path().display().to_string());
+            }
+            cgroups(&entry.path(), id, found);
+        }
+    }
+}
+
+fn expect_nothing_left(fixture: &Fixture, id: &str, processes: &[u32]) {
+    wait::until("its processes are gone", LIMIT, || {
+        Ok(processes
+            .iter()
+            .all(|process| child::has_ended(*process))
+            .then_some(()))
+    })
+    .unwrap();
+    let folder = fixture.stack.host.run_dir().join("enclaves").join(id);
+    wait::until("its folder is gone", LIMIT, || {
+        Ok((!folder.exists()).then_some(()))
+    })
+    .unwrap();
+    let mut groups = Vec::new();
+    cgroups(Path::new("/sys/fs/cgroup"), id, &mut groups);
+    assert!(groups.is_empty(), "{groups:?}");
+    assert!(
+        enclos_e2e::control::enclaves(fixture.stack.host.run_dir())
+            .unwrap()
+            .is_empty()
+    );
+}
+
+fn expect_port_closed(enclave: &Enclave<'_>) {
+    wait::until("its port is closed", LIMIT, || {
+        match TcpStream::connect(enclave.address) {
+            Err(error) if error.kind() == ErrorKind::ConnectionRefused => Ok(Some(())),
+            _ => Ok(None),
+        }
+    })
+    .unwrap();
+}
+
+fn waiting(fixture: &Fixture) -> Image {
+    fixture
+        .builder()
+        .test_program("wait", &["wait"], "")
+        .unwrap()
+}
+
+#[test]
+fn a_terminated_enclave_leaves_nothing() {
+    let fixture = Fixture::new();
+    let enclave = fixture.stack.host.run(&waiting(&fixture), &[]).unwrap();
+    let processes = descendants(fixture.stack.host.hypervisor_id());
+    assert!(
+        processes.len() >= 2,
+        "a vmm and a virtual machine: {processes:?}"
+    );
+    let printed = enclave.terminate().unwrap();
+    assert!(printed.contains(&enclave.id), "{printed}");
+    expect_nothing_left(&fixture, &enclave.id, &processes);
+    expect_port_closed(&enclave);
+}
+
+#[test]
+fn a_killed_vmm_leaves_nothing() {
+    let fixture = Fixture::new();
+    let enclave = fixture.stack.host.run(&waiting(&fixture), &[]).unwrap();
+    let processes = descendants(fixture.stack.host.hypervisor_id());
+    enclave.kill_vmm().unwrap();
+    expect_nothing_left(&fixture, &enclave.id, &processes);
+    expect_port_closed(&enclave);
+    let again = fixture.stack.host.run(&waiting(&fixture), &[]).unwrap();
+    assert_ne!(again.id, enclave.id);
+}
+
+/// Touches the program's port, which lets it go on, until the enclave has ended.
+fn exit_of(fixture: &Fixture, name: &str, arguments: &[&str]) -> enclos_api::control::Exit {
+    let image = fixture.builder().test_program(name, arguments, "").unwrap();
+    let enclave = fixture.stack.host.run(&image, &[]).unwrap();
+    std::thread::scope(|scope| {
+        let exit = scope.spawn(|| enclave.wait(LIMIT));
+        while !exit.is_finished() {
+            // The publication ends with the enclave: refusals are expected.
+            let _ = TcpStream::connect(enclave.address);
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        exit.join().unwrap().unwrap()
+    })
+}
+
+#[test]
+fn the_applications_status_reaches_the_host() {
+    let exit = exit_of(&Fixture::new(), "exit", &["exit", "3"]);
+    assert_eq!((exit.status, exit.signal), (Some(3), None), "{exit:?}");
+    assert!(exit.reason.contains('3'), "{exit:?}");
+}
+
+#[test]
+fn the_applications_signal_reaches_the_host() {
+    let exit = exit_of(&Fixture::new(), "abort", &["abort"]);
+    assert_eq!((exit.status, exit.signal), (None, Some(6)), "{exit:?}");
+}
+
+#[test]
+fn a_debug_enclave_has_a_console() {
+    let fixture = Fixture::new();
+    let image = fixture
+        .builder()
+        .test_program("facts", &["facts"], "")
+        .unwrap();
+    let enclave = fixture.stack.host.run(&image, &["--debug-mode"]).unwrap();
+    let mut command = fixture.stack.host.enclos();
+    command.args([
+        "console",
+        "--enclave-id",
+        &enclave.id,
+        "--disconnect-timeout",
+        "60",
+    ]);
+    let console = Child::start("console", command, &fixture.stack.dir.join("console.log")).unwrap();
+    wait::until("the program's words on the console", LIMIT, || {
+        let _ = TcpStream::connect(enclave.address);
+        Ok(console.log().contains("e2e-guest: answered").then_some(()))
+    })
+    .unwrap();
+}
+
+#[test]
+fn a_production_enclave_has_none() {
+    let fixture = Fixture::new();
+    let enclave = fixture.stack.host.run(&waiting(&fixture), &[]).unwrap();
+    let mut command = fixture.stack.host.enclos();
+    command.args(["console", "--enclave-id", &enclave.id]);
+    let output = child::output(&mut command, LIMIT).unwrap();
+    assert!(!output.status.success() && output.stdout.is_empty());
+    assert!(
+        String::from_utf8_lossy(&output.stderr).contains("debug"),
+        "{output:?}"
+    );
+}
