@@ -1,10 +1,47 @@
 //! For whoever talks to an enclave: verify what it is, seal what it may read.
 //!
-//! [`seal`] is the sealed request and reply format, both sides of it: a client seals to the key inside a
-//! verified attestation document, the enclave opens and answers. Everything on the way (gateway, TLS
-//! terminator, the host's operator) sees lengths and nothing else. The byte layout is in `SPEC.md`.
+//! ```no_run
+//! use enclos_client::attest::document::TrustAnchors;
+//! use enclos_client::attest::{PcrIndex, PcrValue};
+//! use enclos_client::{Enclave, Endpoint, Verifier};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let root = std::fs::read("attestation-root.pem")?;
+//! let verifier = Verifier::new(TrustAnchors::new().with_root("our host", &root)?)
+//!     .expect_pcr(PcrIndex::try_from(0_u16)?, PcrValue::from_hex(&std::fs::read_to_string("pcr0")?)?);
+//! let enclave = Enclave::connect(Endpoint::new("http://127.0.0.1:8080"), &verifier)?;
+//! let answer = enclave.call(br#"{"data": "for the enclave's eyes only"}"#)?;
+//! # let _ = answer;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! | module | what |
+//! |---|---|
+//! | [`seal`] | sealed requests and replies, both sides; the byte layout is in this crate's `SPEC.md` |
+//! | [`verify`] | trust anchors, expectations and freshness in one value |
+//! | [`decode`] | documents out of whatever wraps them |
+//! | [`Enclave`] | fetch, verify, call |
+//!
+//! An enclave that only opens sealed requests builds this crate without default features: [`seal`] alone, no HTTP.
 
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 
 pub mod seal;
+
+#[cfg(feature = "verify")]
+pub mod decode;
+#[cfg(feature = "verify")]
+mod enclave;
+#[cfg(feature = "verify")]
+pub mod http;
+#[cfg(feature = "verify")]
+pub mod verify;
+
+#[cfg(feature = "verify")]
+pub use enclave::{CallError, ConnectError, Enclave, Endpoint, fetch};
+#[cfg(feature = "verify")]
+pub use enclos_attest as attest;
+#[cfg(feature = "verify")]
+pub use verify::{Refusal, Verifier};

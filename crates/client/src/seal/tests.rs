@@ -287,7 +287,7 @@ fn nothing_secret_is_in_debug_output() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
+    #![proptest_config(ProptestConfig::with_cases(16))]
 
     #[test]
     fn any_plaintext_survives(question: Vec<u8>, answer: Vec<u8>) {

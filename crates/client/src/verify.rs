@@ -1,0 +1,132 @@
+//! Who may be talked to: trust anchors, what the document must say, how fresh it must be.
+//!
+//! ```text
+//! bytes ─▶ UnverifiedDocument ─▶ chain, signature, age ─▶ VerifiedDocument ─▶ registers, nonce ─▶ accepted
+//!            DocumentError          VerifyError                                Mismatch (all of them)
+//! ```
+//!
+//! A [`Verifier`] without a single expected register accepts *any* image that the root vouches for. That is what an inspection
+//! wants and what a client must not do; [`Verifier::is_pinned`] tells.
+
+use std::fmt;
+use std::time::{Duration, SystemTime};
+
+use enclos_attest::document::{
+    DocumentError, TrustAnchors, UnverifiedDocument, VerifiedDocument, VerifyError, VerifyOptions,
+};
+use enclos_attest::policy::{Expectation, Mismatch};
+use enclos_attest::{PcrIndex, PcrValue, UnixMillis};
+
+/// Decides about documents.
+#[derive(Debug, Clone)]
+pub struct Verifier {
+    anchors: TrustAnchors,
+    options: VerifyOptions,
+    expectation: Expectation,
+}
+
+/// Why a document was refused.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Refusal {
+    /// The bytes are not an attestation document.
+    #[error("not an attestation document")]
+    Malformed(#[from] DocumentError),
+    /// Nobody trusted vouches for it, or it is too old.
+    #[error("the document cannot be trusted")]
+    Untrusted(#[from] VerifyError),
+    /// It is genuine, but says something else than was expected.
+    #[error("the document is genuine but not the one expected: {}", Listed(.0))]
+    Unexpected(Vec<Mismatch>),
+}
+
+struct Listed<'a>(&'a [Mismatch]);
+
+impl fmt::Display for Listed<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (position, mismatch) in self.0.iter().enumerate() {
+            let separator = if position == 0 { "" } else { "; " };
+            write!(f, "{separator}{mismatch}")?;
+        }
+        Ok(())
+    }
+}
+
+impl Verifier {
+    /// Trusts these roots, expects nothing yet.
+    #[must_use]
+    pub fn new(anchors: TrustAnchors) -> Self {
+        Self {
+            anchors,
+            options: VerifyOptions::default(),
+            expectation: Expectation::default(),
+        }
+    }
+
+    /// Demands a register's value. Pin 0, 1 and 2 together.
+    #[must_use]
+    pub fn expect_pcr(mut self, index: PcrIndex, value: PcrValue) -> Self {
+        self.expectation.pcrs.insert(index, value);
+        self
+    }
+
+    /// Demands that the document was made at most this long ago.
+    #[must_use]
+    pub fn max_age(mut self, age: Duration) -> Self {
+        self.options.max_age = age;
+        self
+    }
+
+    /// Accepts documents of debug enclaves, whose image registers are zero and whose memory the host can read.
+    #[must_use]
+    pub fn allow_debug(mut self) -> Self {
+        self.options.allow_debug = true;
+        self
+    }
+
+    /// Checks certificates at the document's own time and forgets about age: for records, not for clients.
+    #[must_use]
+    pub fn archival(mut self) -> Self {
+        self.options.archival = true;
+        self
+    }
+
+    /// Whether the image is pinned: at least PCR0, or PCR8 (the signer).
+    #[must_use]
+    pub fn is_pinned(&self) -> bool {
+        self.expectation
+            .pcrs
+            .keys()
+            .any(|index| matches!(index.get(), 0 | 8))
+    }
+
+    /// Verifies a document now. `nonce` is what the document was asked for with, if it was.
+    ///
+    /// # Errors
+    /// [`Refusal`]; of mismatches it names all.
+    pub fn verify(
+        &self,
+        document: &[u8],
+        nonce: Option<&[u8]>,
+    ) -> Result<VerifiedDocument, Refusal> {
+        self.verify_at(document, nonce, SystemTime::now().into())
+    }
+
+    /// Verifies a document at a time of the caller's.
+    ///
+    /// # Errors
+    /// [`Refusal`]; of mismatches it names all.
+    pub fn verify_at(
+        &self,
+        document: &[u8],
+        nonce: Option<&[u8]>,
+        now: UnixMillis,
+    ) -> Result<VerifiedDocument, Refusal> {
+        let verified =
+            UnverifiedDocument::parse(document)?.verify(&self.anchors, now, &self.options)?;
+        let mut expectation = self.expectation.clone();
+        expectation.nonce = nonce.map(<[u8]>::to_vec);
+        expectation.check(&verified).map_err(Refusal::Unexpected)?;
+        Ok(verified)
+    }
+}
