@@ -180,6 +180,14 @@ pub(crate) fn nullable<'b, T>(
     }
 }
 
+/// Reads the end of an item of indefinite length.
+pub(crate) fn close(decoder: &mut Decoder<'_>) -> Result<(), CborError> {
+    if more(decoder, &mut None)? {
+        return Err(CborError::message("the item has too many elements"));
+    }
+    Ok(())
+}
+
 /// Checks that nothing follows.
 pub(crate) fn end(decoder: &Decoder<'_>) -> Result<(), CborError> {
     if decoder.position() == decoder.input().len() {

@@ -29,6 +29,7 @@ mod pcr;
 pub mod pki;
 pub mod policy;
 mod time;
+mod x509;
 
 pub use pcr::{PCR_COUNT, PCR_LEN, PcrError, PcrIndex, PcrValue};
 pub use time::UnixMillis;

@@ -1,11 +1,47 @@
-//! Attestation documents: an untagged COSE_Sign1 over a CBOR map, signed ES384 by an enclave's leaf key.
+//! Attestation documents: read them, verify them.
+//!
+//! ```text
+//!  bytes ──parse──▶ UnverifiedDocument ──verify──▶ VerifiedDocument ──▶ policy::Expectation::check
+//!         DocumentError                VerifyError
+//! ```
+//!
+//! A [`VerifiedDocument`] has no public constructor: holding one *is* the proof that the checks happened.
+//! [`UnverifiedDocument::verify`] does, in this order:
+//!
+//! 1. **Freshness.** Live: not older than [`VerifyOptions::max_age`]. Always: not further in the future than
+//!    [`VerifyOptions::max_future_skew`].
+//! 2. **Root.** The bundle's first certificate is byte for byte one of the [`TrustAnchors`].
+//! 3. **Chain.** RFC 5280 path validation from that root to the leaf: signatures, names, key identifiers,
+//!    validity (both bounds inclusive), CA flag, path length, key usage, no unknown critical extension. Judged
+//!    now, or at the document's own time when [`VerifyOptions::archival`].
+//! 4. **Signature.** ES384 by the leaf's key over the bytes as received. The header never chooses the algorithm.
+//! 5. **Debug.** PCR0, PCR1 and PCR2 are present, and none is zero, unless [`VerifyOptions::allow_debug`].
+//!
+//! What the registers, the nonce or the key should be is for [`crate::policy`].
+
+mod anchors;
+mod payload;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use aws_lc_rs::digest::{SHA256, digest};
+use aws_lc_rs::signature::{ECDSA_P384_SHA384_FIXED, UnparsedPublicKey};
+
+pub use anchors::{AWS_ANCHOR, AWS_ROOT_SHA256, AnchorError, TrustAnchors};
+pub use payload::{CABUNDLE_MAX, CERTIFICATE_MAX, DOCUMENT_MAX, FIELD_MAX};
+pub(crate) use payload::{encode_envelope, encode_payload, sig_structure};
+
 pub use crate::cbor::CborError;
 use crate::pcr::{PcrIndex, PcrValue};
 use crate::time::UnixMillis;
+pub use crate::x509::CertificateError;
+use crate::x509::{self, Certificate};
+
+/// The registers that identify an image.
+const IMAGE: [PcrIndex; 3] = [PcrIndex::IMAGE, PcrIndex::BOOT, PcrIndex::APPLICATION];
 
 /// What a document says, apart from its certificates.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,39 +60,184 @@ pub struct Claims {
     pub nonce: Option<Vec<u8>>,
 }
 
-/// Why bytes are not an attestation document.
+impl Claims {
+    /// Whether a debug enclave says this: one of PCR0, PCR1, PCR2 is zero.
+    #[must_use]
+    pub fn is_debug(&self) -> bool {
+        IMAGE
+            .iter()
+            .any(|index| self.pcrs.get(index).is_some_and(PcrValue::is_zero))
+    }
+
+    /// The module id's two halves: instance id and slot number. AWS pads the number with zeros here and not in
+    /// `nitro-cli`'s enclave ids, so compare numbers, not text.
+    #[must_use]
+    pub fn module(&self) -> Option<(&str, u64)> {
+        let (instance_id, slot) = self.module_id.rsplit_once("-enc")?;
+        let digits = (1..=16).contains(&slot.len()) && slot.bytes().all(|b| b.is_ascii_hexdigit());
+        let slot = u64::from_str_radix(slot, 16).ok().filter(|_| digits)?;
+        Some((instance_id, slot))
+    }
+}
+
+/// Why bytes are not an enclave's attestation document.
 #[derive(Debug, thiserror::Error)]
 pub enum DocumentError {
-    /// The bytes are not the CBOR that a document is.
-    #[error("not an attestation document: {context} cannot be decoded")]
+    /// Longer than any document.
+    #[error("the document is {found} bytes long, expected at most {DOCUMENT_MAX}")]
+    TooLong {
+        /// Its length.
+        found: usize,
+    },
+    /// The bytes are not the CBOR of a document.
+    #[error("not an attestation document: its {part} cannot be decoded")]
     Cbor {
         /// Which part.
-        context: &'static str,
+        part: &'static str,
         /// What the decoder met.
         #[source]
         source: CborError,
     },
-}
-
-/// Why a document is not accepted.
-#[derive(Debug, thiserror::Error)]
-pub enum VerifyError {
-    /// The document's root is not among the trust anchors.
-    #[error("the document's root certificate is not trusted: its SHA-256 is {found}")]
-    UntrustedRoot {
-        /// Fingerprint of the document's root, hex.
+    /// Another algorithm than ES384.
+    #[error("the protected header is {found}, expected a1013822: algorithm ES384 and nothing else")]
+    Algorithm {
+        /// The header, hex.
         found: String,
+    },
+    /// The unprotected header has entries, which nobody signed.
+    #[error("the unprotected header has {found} entries, expected none")]
+    UnprotectedHeader {
+        /// How many.
+        found: usize,
+    },
+    /// The signature cannot be ES384's.
+    #[error("the signature is {found} bytes long, expected 96")]
+    SignatureLength {
+        /// Its length.
+        found: usize,
+    },
+    /// The document of an EC2 instance's NitroTPM: same root, other meaning.
+    #[error("this is the document of a NitroTPM (it has nitrotpm_pcrs), expected an enclave's")]
+    NitroTpm,
+    /// A mandatory key is absent or null.
+    #[error("the payload lacks {key}")]
+    Missing {
+        /// Which key.
+        key: &'static str,
+    },
+    /// A value is too short or too long.
+    #[error("{key} is {found} bytes long, expected {min} to {max}")]
+    Length {
+        /// Its key in the payload.
+        key: &'static str,
+        /// Its length.
+        found: usize,
+        /// Shortest allowed.
+        min: usize,
+        /// Longest allowed.
+        max: usize,
+    },
+    /// Registers of another hash.
+    #[error("digest is {found:?}, expected \"SHA384\"")]
+    Digest {
+        /// The name it gives.
+        found: String,
+    },
+    /// No time.
+    #[error("timestamp is 0, expected milliseconds since 1970")]
+    ZeroTimestamp,
+    /// No registers, or more than there are.
+    #[error("pcrs has {found} entries, expected 1 to 32")]
+    PcrCount {
+        /// How many.
+        found: usize,
+    },
+    /// A register that does not exist.
+    #[error("pcrs names register {found}, expected 0 to 31")]
+    PcrIndex {
+        /// Its number.
+        found: u64,
+    },
+    /// A register that is not a SHA-384 digest.
+    #[error("PCR{index} is {found} bytes long, expected 48")]
+    PcrLength {
+        /// Which register.
+        index: PcrIndex,
+        /// Its length.
+        found: usize,
+    },
+    /// No bundle, or one that is too long.
+    #[error("cabundle has {found} certificates, expected 1 to {CABUNDLE_MAX}")]
+    BundleCount {
+        /// How many.
+        found: usize,
     },
 }
 
-/// Why a certificate cannot be a trust anchor.
+/// Why a well-formed document is not accepted.
 #[derive(Debug, thiserror::Error)]
-pub enum AnchorError {
-    /// The bytes are neither DER nor PEM of one certificate.
-    #[error("trust anchor {name} is not a certificate: expected DER, or PEM of exactly one")]
-    NotACertificate {
-        /// Name given by the caller.
-        name: String,
+pub enum VerifyError {
+    /// Too old.
+    #[error("the document is from {timestamp}, {} before {now}; expected at most {}", seconds(.age), seconds(.max_age))]
+    TooOld {
+        /// The document's time.
+        timestamp: UnixMillis,
+        /// The verifier's time.
+        now: UnixMillis,
+        /// The difference.
+        age: Duration,
+        /// The limit.
+        max_age: Duration,
+    },
+    /// From the future.
+    #[error("the document is from {timestamp}, later than {now} by more than {}: set the clocks", seconds(.max_future_skew))]
+    InFuture {
+        /// The document's time.
+        timestamp: UnixMillis,
+        /// The verifier's time.
+        now: UnixMillis,
+        /// The limit.
+        max_future_skew: Duration,
+    },
+    /// The document's root is not among the trust anchors.
+    #[error(
+        "the document's root certificate {subject:?} (SHA-256 {found}) is not trusted; trusted are: {trusted}"
+    )]
+    UntrustedRoot {
+        /// SHA-256 of the document's root, hex.
+        found: String,
+        /// Its subject, as it claims.
+        subject: String,
+        /// Names and SHA-256 of the anchors.
+        trusted: String,
+    },
+    /// A certificate breaks a rule of path validation.
+    #[error("{which} is not acceptable")]
+    Certificate {
+        /// `cabundle[2]`, or `the signing certificate`.
+        which: String,
+        /// The rule.
+        #[source]
+        source: CertificateError,
+    },
+    /// The signature is not the leaf's.
+    #[error(
+        "the document's signature is not by the key of its certificate: it was altered or forged"
+    )]
+    Signature,
+    /// One of the registers that identify an image is absent.
+    #[error("PCR{index} is not in the document, expected PCR0, PCR1 and PCR2")]
+    MissingPcr {
+        /// Which one.
+        index: PcrIndex,
+    },
+    /// A debug enclave's document.
+    #[error(
+        "the document is of a debug enclave (PCR{index} is zero): it says nothing about what runs there"
+    )]
+    Debug {
+        /// The first register that is zero.
+        index: PcrIndex,
     },
 }
 
@@ -67,7 +248,8 @@ pub struct VerifyOptions {
     pub max_age: Duration,
     /// Longest time by which the document's timestamp may lie in the future.
     pub max_future_skew: Duration,
-    /// Judge certificates at the document's own time instead of now: for records, never for key release.
+    /// Judge age and certificates at the document's own time instead of now: for records of the past, never
+    /// for the release of a key.
     pub archival: bool,
     /// Accept documents of debug enclaves, whose PCR0, PCR1 and PCR2 are zero.
     pub allow_debug: bool,
@@ -85,81 +267,43 @@ impl Default for VerifyOptions {
     }
 }
 
-/// Root certificates that a verifier trusts, each under a name.
-#[derive(Debug, Clone, Default)]
-pub struct TrustAnchors {
-    anchors: Vec<(String, Vec<u8>)>,
-}
-
-impl TrustAnchors {
-    /// None: nothing verifies.
-    #[must_use]
-    pub fn new() -> Self {
-        Self::default()
-    }
-
-    /// Adds the root of AWS Nitro Enclaves (G1), under the name `aws`.
-    #[must_use]
-    pub fn with_aws(self) -> Self {
-        self
-    }
-
-    /// Adds a root: DER, or PEM of exactly one certificate.
-    ///
-    /// # Errors
-    /// [`AnchorError`] when it cannot be a root.
-    pub fn with_root(mut self, name: &str, der_or_pem: &[u8]) -> Result<Self, AnchorError> {
-        if der_or_pem.is_empty() {
-            return Err(AnchorError::NotACertificate {
-                name: name.to_owned(),
-            });
-        }
-        self.anchors.push((name.to_owned(), der_or_pem.to_vec()));
-        Ok(self)
-    }
-}
-
 /// A well-formed document that nobody has checked.
 #[derive(Debug, Clone)]
 pub struct UnverifiedDocument {
-    claims: Claims,
-    certificate: Vec<u8>,
-    cabundle: Vec<Vec<u8>>,
+    envelope: payload::Envelope,
+    payload: payload::Payload,
 }
 
 impl UnverifiedDocument {
-    /// Reads a document.
+    /// Reads a document: tagged or untagged, maps of definite or indefinite length.
     ///
     /// # Errors
     /// [`DocumentError`] names the rule that the bytes break.
     pub fn parse(bytes: &[u8]) -> Result<Self, DocumentError> {
-        let source = CborError::message("not yet readable");
-        let _ = bytes;
-        Err(DocumentError::Cbor {
-            context: "COSE_Sign1",
-            source,
-        })
+        let envelope = payload::Envelope::decode(bytes)?;
+        let payload = payload::Payload::decode(&envelope.payload)?;
+        Ok(Self { envelope, payload })
     }
 
     /// What the document says, unchecked: for display and diagnosis only.
     #[must_use]
     pub fn unverified_claims(&self) -> &Claims {
-        &self.claims
+        &self.payload.claims
     }
 
-    /// The leaf certificate, DER, unchecked.
+    /// The signing certificate, DER, unchecked.
     #[must_use]
     pub fn unverified_certificate(&self) -> &[u8] {
-        &self.certificate
+        &self.payload.certificate
     }
 
     /// The bundle, root first, DER, unchecked.
     #[must_use]
     pub fn unverified_cabundle(&self) -> &[Vec<u8>] {
-        &self.cabundle
+        &self.payload.cabundle
     }
 
-    /// Checks everything that AWS asks a verifier to check, at `now`.
+    /// Does the checks that the [module](self) lists, at `now`.
     ///
     /// # Errors
     /// [`VerifyError`] names the rule, what was expected and what was found.
@@ -169,11 +313,110 @@ impl UnverifiedDocument {
         now: UnixMillis,
         options: &VerifyOptions,
     ) -> Result<VerifiedDocument, VerifyError> {
-        let _ = (anchors, now, options);
-        Err(VerifyError::UntrustedRoot {
-            found: String::new(),
+        let timestamp = self.payload.claims.timestamp;
+        check_freshness(timestamp, now, options)?;
+        let anchor = self.anchor(anchors)?.to_owned();
+        let leaf = self.check_chain(if options.archival { timestamp } else { now })?;
+        self.check_signature(&leaf)?;
+        check_image(&self.payload.claims, options)?;
+        Ok(VerifiedDocument {
+            claims: self.payload.claims,
+            anchor,
         })
     }
+
+    fn anchor<'a>(&self, anchors: &'a TrustAnchors) -> Result<&'a str, VerifyError> {
+        // Parsing has refused an empty bundle.
+        let root = self.payload.cabundle.first().map_or(&[][..], Vec::as_slice);
+        anchors.name_of(root).ok_or_else(|| {
+            let names = anchors
+                .iter()
+                .map(|(name, der)| format!("{name} ({})", fingerprint(der)));
+            let names: Vec<_> = names.collect();
+            let subject = Certificate::parse(root).map(|root| root.subject().to_string());
+            VerifyError::UntrustedRoot {
+                found: fingerprint(root),
+                subject: subject.unwrap_or_else(|_| "unreadable".to_owned()),
+                trusted: if names.is_empty() {
+                    "none".to_owned()
+                } else {
+                    names.join(", ")
+                },
+            }
+        })
+    }
+
+    /// Validates the path and returns its leaf.
+    fn check_chain(&self, at: UnixMillis) -> Result<Certificate, VerifyError> {
+        let bundle = &self.payload.cabundle;
+        let refuse = |(position, source)| {
+            let which = match position {
+                leaf if leaf == bundle.len() => "the signing certificate".to_owned(),
+                issuer => format!("cabundle[{issuer}]"),
+            };
+            VerifyError::Certificate { which, source }
+        };
+        let all = bundle.iter().chain([&self.payload.certificate]).enumerate();
+        let chain: Result<Vec<_>, _> = all
+            .map(|(position, der)| Certificate::parse(der).map_err(|error| (position, error)))
+            .collect();
+        let mut chain = chain.map_err(refuse)?;
+        x509::check_chain(&chain, at).map_err(refuse)?;
+        chain.pop().ok_or(VerifyError::Signature)
+    }
+
+    fn check_signature(&self, leaf: &Certificate) -> Result<(), VerifyError> {
+        let key = UnparsedPublicKey::new(&ECDSA_P384_SHA384_FIXED, leaf.point());
+        let message = sig_structure(&self.envelope.payload);
+        key.verify(&message, &self.envelope.signature)
+            .map_err(|_| VerifyError::Signature)
+    }
+}
+
+fn check_freshness(
+    timestamp: UnixMillis,
+    now: UnixMillis,
+    options: &VerifyOptions,
+) -> Result<(), VerifyError> {
+    let max_future_skew = options.max_future_skew;
+    if timestamp > now.plus(max_future_skew) {
+        return Err(VerifyError::InFuture {
+            timestamp,
+            now,
+            max_future_skew,
+        });
+    }
+    let age = now.since(timestamp).unwrap_or_default();
+    if !options.archival && age > options.max_age {
+        return Err(VerifyError::TooOld {
+            timestamp,
+            now,
+            age,
+            max_age: options.max_age,
+        });
+    }
+    Ok(())
+}
+
+fn check_image(claims: &Claims, options: &VerifyOptions) -> Result<(), VerifyError> {
+    for index in IMAGE {
+        match claims.pcrs.get(&index) {
+            None => return Err(VerifyError::MissingPcr { index }),
+            Some(value) if value.is_zero() && !options.allow_debug => {
+                return Err(VerifyError::Debug { index });
+            }
+            Some(_) => {}
+        }
+    }
+    Ok(())
+}
+
+fn fingerprint(der: &[u8]) -> String {
+    hex::encode(digest(&SHA256, der))
+}
+
+fn seconds(duration: &Duration) -> String {
+    format!("{}.{:03} s", duration.as_secs(), duration.subsec_millis())
 }
 
 /// A document whose signature, chain and freshness were checked. Only [`UnverifiedDocument::verify`] makes one.
@@ -184,6 +427,12 @@ pub struct VerifiedDocument {
 }
 
 impl VerifiedDocument {
+    /// Everything that the document says.
+    #[must_use]
+    pub fn claims(&self) -> &Claims {
+        &self.claims
+    }
+
     /// `<instance-id>-enc<16 hex digits>`.
     #[must_use]
     pub fn module_id(&self) -> &str {
@@ -220,26 +469,15 @@ impl VerifiedDocument {
         self.claims.nonce.as_deref()
     }
 
-    /// Name of the trust anchor that the chain ends in.
+    /// Name of the trust anchor that the chain begins with.
     #[must_use]
     pub fn anchor(&self) -> &str {
         &self.anchor
     }
 
-    /// Whether a debug enclave made it: one of PCR0, PCR1, PCR2 is zero.
+    /// Whether a debug enclave made it, which only [`VerifyOptions::allow_debug`] lets through.
     #[must_use]
     pub fn is_debug(&self) -> bool {
         self.claims.is_debug()
-    }
-}
-
-impl Claims {
-    /// Whether one of PCR0, PCR1, PCR2 is zero, as in a debug enclave.
-    #[must_use]
-    pub fn is_debug(&self) -> bool {
-        let image = [PcrIndex::IMAGE, PcrIndex::BOOT, PcrIndex::APPLICATION];
-        image
-            .iter()
-            .any(|index| self.pcrs.get(index).is_some_and(PcrValue::is_zero))
     }
 }

@@ -1,11 +1,36 @@
-//! An installation's certificate authority and the keys of its enclaves.
+//! An installation's certificate authority and the keys of its enclaves, in the shape of AWS's.
+//!
+//! ```text
+//!  root      O=Enclos, OU=Enclos, CN=<8 hex>.enclos                              30 years    pinned by verifiers
+//!   └ region   CN=<16 hex>.<region>.<8 hex>.enclos                               20 d + 1 h  pathLen 2
+//!      └ zone     CN=<16 hex>.zonal.<region>.<8 hex>.enclos, …, L=<zone>         5 d 14 h    pathLen 1
+//!         └ instance CN=<instance-id>.<region>.<8 hex>.enclos                    24 h        pathLen 0
+//!            └ leaf     CN=<module-id>.<region>.enclos                           3 h + 3 s   one per enclave
+//! ```
+//!
+//! Keys are P-384, signatures ecdsa-with-SHA384. Lifetimes, extensions, their criticality and the order of
+//! name parts are AWS's; the names are not, so that nobody takes one for the other, and there are no CRL
+//! distribution points because nobody serves the lists.
+//!
+//! The hypervisor owns the [`Authority`]. An enclave's monitor owns a [`LeafKey`] that it made itself, sends
+//! its public half to the hypervisor and gets an [`IssuedLeaf`] back; both together are a [`LeafIdentity`].
+//! When [`LeafIdentity::needs_renewal`] says so it asks again, with the same key.
+//!
+//! Everything below the root is re-issued, with new keys, whenever it would expire before a certificate that
+//! it has yet to issue, and whenever the clock has jumped to before its validity. So a leaf never outlives its
+//! issuers. Private keys live in memory that is wiped when they are dropped.
+
+mod authority;
+mod issue;
+mod leaf;
 
 use aws_lc_rs::rand::{self, SecureRandom};
-use serde::{Deserialize, Serialize};
-use zeroize::Zeroizing;
 
-use crate::document::Claims;
+pub use authority::Authority;
+pub use leaf::{IssuedLeaf, LEAF_LIFETIME, LeafIdentity, LeafKey, RENEWAL_MARGIN};
+
 use crate::time::UnixMillis;
+pub use crate::x509::CertificateError;
 
 /// Why the authority or a key could not do its work.
 #[derive(Debug, thiserror::Error)]
@@ -16,203 +41,83 @@ pub enum PkiError {
         /// What was being done.
         action: &'static str,
     },
+    /// A value does not fit into a certificate.
+    #[error("cannot encode a certificate")]
+    Encoding(#[from] der::Error),
+    /// A name that goes into certificates is not usable.
+    #[error("{field} {found:?} cannot be part of a certificate's name: expected {expected}")]
+    Name {
+        /// Which name.
+        field: &'static str,
+        /// The name.
+        found: String,
+        /// What names look like.
+        expected: &'static str,
+    },
+    /// The clock is before the root's validity.
+    #[error(
+        "the clock says {now}, but the root certificate is valid from {not_before}: set the clock"
+    )]
+    ClockBeforeRoot {
+        /// The clock.
+        now: UnixMillis,
+        /// Begin of the root's validity.
+        not_before: UnixMillis,
+    },
+    /// The root cannot issue any more.
+    #[error(
+        "the root certificate ends at {not_after}, too soon to issue at {now}: create a new authority"
+    )]
+    RootExpires {
+        /// The clock.
+        now: UnixMillis,
+        /// End of the root's validity.
+        not_after: UnixMillis,
+    },
+    /// A stored authority cannot be read.
+    #[error(
+        "not a stored authority: {problem}; expected four PRIVATE KEY and CERTIFICATE pairs, root first"
+    )]
+    Stored {
+        /// What is wrong with it.
+        problem: &'static str,
+    },
+    /// A certificate is not usable.
+    #[error("{which} is not usable")]
+    Certificate {
+        /// Which certificate.
+        which: &'static str,
+        /// The rule that it breaks.
+        #[source]
+        source: CertificateError,
+    },
+    /// A certificate is for another key.
+    #[error("{which} is for another key than the one at hand")]
+    OtherKey {
+        /// Which certificate.
+        which: &'static str,
+    },
+    /// The leaf certificate does not cover the moment of signing.
+    #[error(
+        "cannot sign a document at {at}: the leaf certificate is valid from {not_before} to {not_after}"
+    )]
+    LeafNotValid {
+        /// The document's timestamp.
+        at: UnixMillis,
+        /// Begin of the leaf's validity.
+        not_before: UnixMillis,
+        /// End of the leaf's validity.
+        not_after: UnixMillis,
+    },
 }
 
-/// Fills `out` with random bytes.
+/// Fills `out` with random bytes from the process's cryptographic generator.
 ///
 /// # Errors
-/// [`PkiError::Crypto`] when the system gives none.
+/// [`PkiError::Crypto`] when the generator fails.
 pub fn random(out: &mut [u8]) -> Result<(), PkiError> {
     let generator = rand::SystemRandom::new();
     generator.fill(out).map_err(|_| PkiError::Crypto {
         action: "draw random bytes",
     })
-}
-
-/// The certificate authority of one installation: root, region, zone and instance keys.
-#[derive(Debug)]
-pub struct Authority {
-    root: Vec<u8>,
-}
-
-impl Authority {
-    /// Makes a new authority, root included.
-    ///
-    /// # Errors
-    /// [`PkiError`].
-    pub fn create(
-        now: UnixMillis,
-        region: &str,
-        zone: &str,
-        instance_id: &str,
-    ) -> Result<Self, PkiError> {
-        let _ = (now, region, zone, instance_id);
-        Err(PkiError::Crypto {
-            action: "make keys",
-        })
-    }
-
-    /// Reads what [`Authority::to_pem`] wrote.
-    ///
-    /// # Errors
-    /// [`PkiError`].
-    pub fn from_pem(pem: &str) -> Result<Self, PkiError> {
-        let _ = pem;
-        Err(PkiError::Crypto {
-            action: "read keys",
-        })
-    }
-
-    /// Keys and certificates as PEM; whoever reads this text can forge documents.
-    ///
-    /// # Errors
-    /// [`PkiError`].
-    pub fn to_pem(&self) -> Result<Zeroizing<String>, PkiError> {
-        Err(PkiError::Crypto {
-            action: "write keys",
-        })
-    }
-
-    /// Re-issues what is about to expire below the root; true when something changed and should be stored.
-    ///
-    /// # Errors
-    /// [`PkiError`].
-    pub fn renew(&mut self, now: UnixMillis) -> Result<bool, PkiError> {
-        let _ = now;
-        Ok(false)
-    }
-
-    /// Moves the authority to another region, zone or instance; true when something changed.
-    ///
-    /// # Errors
-    /// [`PkiError`].
-    pub fn relocate(
-        &mut self,
-        now: UnixMillis,
-        region: &str,
-        zone: &str,
-        instance_id: &str,
-    ) -> Result<bool, PkiError> {
-        let _ = (now, region, zone, instance_id);
-        Ok(false)
-    }
-
-    /// The root certificate, DER.
-    #[must_use]
-    pub fn root_certificate_der(&self) -> &[u8] {
-        &self.root
-    }
-
-    /// The root certificate, PEM.
-    #[must_use]
-    pub fn root_certificate_pem(&self) -> String {
-        String::new()
-    }
-
-    /// Issues a leaf certificate for an enclave's key, after [`Authority::renew`].
-    ///
-    /// # Errors
-    /// [`PkiError`].
-    pub fn issue_leaf(
-        &mut self,
-        spki_der: &[u8],
-        module_id: &str,
-        slot_id: u64,
-        now: UnixMillis,
-    ) -> Result<IssuedLeaf, PkiError> {
-        let _ = (spki_der, module_id, slot_id, now);
-        Err(PkiError::Crypto {
-            action: "issue a leaf certificate",
-        })
-    }
-}
-
-/// A leaf certificate with its chain; public data, ready for a pipe as JSON (hex).
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct IssuedLeaf {
-    /// DER.
-    pub certificate: Vec<u8>,
-    /// DER, root first.
-    pub cabundle: Vec<Vec<u8>>,
-    /// End of the leaf's validity.
-    pub not_after: UnixMillis,
-}
-
-/// An enclave's signing key, P-384.
-#[derive(Debug)]
-pub struct LeafKey {
-    spki: Vec<u8>,
-}
-
-impl LeafKey {
-    /// A new key.
-    ///
-    /// # Errors
-    /// [`PkiError`].
-    pub fn generate() -> Result<Self, PkiError> {
-        Err(PkiError::Crypto {
-            action: "make a key",
-        })
-    }
-
-    /// The public half, SubjectPublicKeyInfo DER.
-    #[must_use]
-    pub fn spki_der(&self) -> &[u8] {
-        &self.spki
-    }
-}
-
-/// A key with the certificates that speak for it.
-#[derive(Debug)]
-pub struct LeafIdentity {
-    key: LeafKey,
-    leaf: IssuedLeaf,
-}
-
-impl LeafIdentity {
-    /// Joins a key and its certificate.
-    ///
-    /// # Errors
-    /// [`PkiError`] when the certificate is for another key.
-    pub fn new(key: LeafKey, leaf: IssuedLeaf) -> Result<Self, PkiError> {
-        Ok(Self { key, leaf })
-    }
-
-    /// Replaces the certificates, keeping the key.
-    ///
-    /// # Errors
-    /// [`PkiError`] when the certificate is for another key.
-    pub fn replace(&mut self, leaf: IssuedLeaf) -> Result<(), PkiError> {
-        self.leaf = leaf;
-        Ok(())
-    }
-
-    /// The public half of the key, SubjectPublicKeyInfo DER: what a renewal asks for.
-    #[must_use]
-    pub fn spki_der(&self) -> &[u8] {
-        self.key.spki_der()
-    }
-
-    /// End of the certificate's validity.
-    #[must_use]
-    pub fn not_after(&self) -> UnixMillis {
-        self.leaf.not_after
-    }
-
-    /// Whether a new certificate is due at `now`.
-    #[must_use]
-    pub fn needs_renewal(&self, now: UnixMillis) -> bool {
-        now >= self.leaf.not_after
-    }
-
-    /// Signs a document.
-    ///
-    /// # Errors
-    /// [`PkiError`].
-    pub fn sign_document(&self, claims: &Claims) -> Result<Vec<u8>, PkiError> {
-        let _ = claims;
-        Err(PkiError::Crypto {
-            action: "sign a document",
-        })
-    }
 }
