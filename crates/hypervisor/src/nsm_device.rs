@@ -23,7 +23,8 @@ use std::{
 use vhost::vhost_user::message::VhostUserProtocolFeatures;
 use vhost_user_backend::{VhostUserBackend, VringMutex};
 use virtio_bindings::bindings::{
-    virtio_config::VIRTIO_F_VERSION_1, virtio_ring::VIRTIO_RING_F_EVENT_IDX,
+    virtio_config::VIRTIO_F_VERSION_1,
+    virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC},
 };
 use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
 use vmm_sys_util::{
@@ -44,6 +45,13 @@ const MAX_REQUEST: usize = 0x1000;
 
 /// `{"Error": "BufferTooSmall"}`, for a reply that does not fit the driver's buffer.
 const BUFFER_TOO_SMALL: &[u8] = b"\xa1\x65Error\x6eBufferTooSmall";
+
+/// What the device offers. QEMU's carrier accepts indirect descriptors and event indices for the driver without
+/// asking us, and fails later if they are missing here.
+const FEATURES: u64 = 1 << VIRTIO_F_VERSION_1
+    | 1 << VIRTIO_RING_F_INDIRECT_DESC
+    | 1 << VIRTIO_RING_F_EVENT_IDX
+    | VHOST_USER_F_PROTOCOL_FEATURES;
 
 /// The NSM device.
 #[derive(Debug, Clone, Copy)]
@@ -196,11 +204,11 @@ impl VhostUserBackend for Backend {
     }
 
     fn features(&self) -> u64 {
-        1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_RING_F_EVENT_IDX | VHOST_USER_F_PROTOCOL_FEATURES
+        FEATURES
     }
 
     fn protocol_features(&self) -> VhostUserProtocolFeatures {
-        VhostUserProtocolFeatures::CONFIG | VhostUserProtocolFeatures::REPLY_ACK
+        VhostUserProtocolFeatures::REPLY_ACK
     }
 
     fn set_event_idx(&self, _enabled: bool) {}
