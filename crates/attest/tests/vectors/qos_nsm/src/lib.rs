@@ -1,0 +1,1 @@
+//! Never built: see `../ORIGIN.md`.
