@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use clap::Args;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::kernel;
 use super::services::{gateway_answers, hypervisor_answers};
@@ -90,7 +90,7 @@ impl Finding {
 pub(super) fn run(args: &Doctor) -> Outcome {
     let packages = Packages::of_this_machine();
     let mut findings = vec![cores(), memory(), qemu(packages)];
-    findings.extend(engine());
+    findings.extend(engines());
     findings.extend([
         programs(),
         guest(),
@@ -263,25 +263,69 @@ fn qemu_version(line: &str, packages: Packages) -> Finding {
     }
 }
 
-/// What `enclos-hypervisor probe` says, one finding per engine.
-fn engine() -> Vec<Finding> {
+/// What `enclos-hypervisor probe` says, one finding per engine. Without the program there is another finding already.
+fn engines() -> Vec<Finding> {
     let program = dirs::program("enclos-hypervisor");
     if dirs::in_path(&program).is_none() {
         return Vec::new();
     }
-    let probed = kernel::output(Command::new(&program).arg("probe"));
-    let probed = probed.and_then(|text| Ok(serde_json::from_str::<serde_json::Value>(&text)?));
-    match probed {
-        Ok(probe) => vec![Finding::good("engine", probe.to_string())],
+    match kernel::output(Command::new(&program).arg("probe")).and_then(|text| parse_probe(&text)) {
+        Ok(findings) => findings,
         Err(failure) => {
-            let todo = "no enclave can run here until the probe succeeds";
+            let found = failure.render("enclos").trim().replace('\n', ";");
             vec![Finding::bad(
                 "engine",
-                failure.render("enclos").trim().replace("\n", ";"),
-                todo,
+                found,
+                "no enclave can run here until the probe succeeds",
             )]
         }
     }
+}
+
+/// The part of the probe that is shown.
+#[derive(Debug, Deserialize)]
+struct Probe {
+    qemu: ProbedQemu,
+    kvm: ProbedKvm,
+}
+
+#[derive(Debug, Deserialize)]
+struct ProbedQemu {
+    usable: bool,
+    version: Option<String>,
+    problem: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+struct ProbedKvm {
+    accessible: bool,
+    verdict: String,
+}
+
+fn parse_probe(text: &str) -> Outcome<Vec<Finding>> {
+    let Probe { qemu, kvm } = serde_json::from_str(text).map_err(|error| {
+        Failure::from(error).context("enclos-hypervisor probe printed something else")
+    })?;
+    let engine = match qemu.problem {
+        None if qemu.usable => Finding::good("engine qemu", qemu.version.unwrap_or_default()),
+        problem => {
+            let problem = problem.unwrap_or_else(|| "not usable".to_owned());
+            Finding::bad(
+                "engine qemu",
+                problem,
+                "no enclave can run here until this is solved",
+            )
+        }
+    };
+    let device = if kvm.accessible {
+        "/dev/kvm opens"
+    } else {
+        "/dev/kvm does not open"
+    };
+    Ok(vec![
+        engine,
+        Finding::note("engine kvm", device, kvm.verdict),
+    ])
 }
 
 fn programs() -> Finding {
@@ -435,6 +479,23 @@ mod tests {
         assert_eq!(meminfo_mib(text, "MemTotal"), Some(7956));
         assert_eq!(meminfo_mib(text, "MemAvailable"), Some(2048));
         assert_eq!(meminfo_mib(text, "Mem"), None);
+    }
+
+    #[test]
+    fn a_probe_becomes_one_finding_per_engine() {
+        let good = r#"{"version":"0.1.0","qemu":{"usable":true,"program":"/q","version":"QEMU 7.2","problem":null},
+            "kvm":{"accessible":false,"verdict":"not used"},"tsc_khz":1}"#;
+        let levels = |text: &str| {
+            parse_probe(text)
+                .unwrap()
+                .iter()
+                .map(|f| f.level)
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(levels(good), [Level::Good, Level::Note]);
+        let bad = r#"{"qemu":{"usable":false,"problem":"too old; install 7.2"},"kvm":{"accessible":true,"verdict":"v"}}"#;
+        assert_eq!(levels(bad), [Level::Bad, Level::Note]);
+        assert!(parse_probe("{}").is_err());
     }
 
     #[test]

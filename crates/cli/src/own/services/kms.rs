@@ -55,7 +55,9 @@ pub(super) fn start(places: &Places, wanted: &Wanted, host: &HostFile) -> Outcom
     let mut service = places.service("kms");
     service.arg("serve").arg("--data").arg(&wanted.data);
     service.arg("--listen").arg(wanted.listen.to_string());
-    service.arg("--dev-http").arg(wanted.dev_listen.to_string());
+    service
+        .arg("--dev-listen")
+        .arg(wanted.dev_listen.to_string());
     service.arg("--trust-root").arg(&root);
     service.start(&|| {
         service.pid().is_some() && accepts(wanted.listen) && accepts(wanted.dev_listen)

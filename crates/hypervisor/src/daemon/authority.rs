@@ -1,0 +1,196 @@
+//! The attestation CA on disk.
+//!
+//! ```text
+//!  D/              0755
+//!  D/ca.pem        0600   all keys and certificates; replaced as a whole, flushed before use
+//!  D/root.pem      0644   the root's certificate, for verifiers
+//! ```
+//!
+//! The root's key is the identity of this installation: it is made once, before the first enclave, and is
+//! never overwritten by a file that cannot be read. Intermediates are re-issued when they are due, each time
+//! a leaf is asked for.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use enclos_api::config::Instance;
+use enclos_attest::UnixMillis;
+use enclos_attest::pki::{Authority, IssuedLeaf, PkiError};
+
+use zeroize::Zeroizing;
+
+use crate::daemon::files::{self, FilesError};
+
+/// File with the keys.
+const KEYS: &str = "ca.pem";
+
+/// File with the root's certificate.
+pub const ROOT: &str = "root.pem";
+
+/// Why there is no CA.
+#[derive(Debug, thiserror::Error)]
+pub enum AuthorityError {
+    /// A file could not be made or written.
+    #[error("cannot store the attestation CA")]
+    Files(#[from] FilesError),
+    /// The file cannot be read.
+    #[error("cannot read the attestation CA {}; restore it from a backup", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Others can read the file.
+    #[error(
+        "the attestation CA {} can be read by others (mode {mode:o}): its keys may be known. Make a new \
+         installation, or chmod it to 600 if nobody else had access", path.display()
+    )]
+    Exposed {
+        /// The file.
+        path: PathBuf,
+        /// Its permission bits.
+        mode: u32,
+    },
+    /// The file is not a CA, or a certificate could not be made.
+    #[error(
+        "the attestation CA {} cannot be used; restore it from a backup, or move it away to begin a new \
+         installation with a new root", path.display()
+    )]
+    Pki {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: PkiError,
+    },
+}
+
+/// The CA, stored.
+#[derive(Debug)]
+pub struct Store {
+    path: PathBuf,
+    authority: Mutex<Authority>,
+}
+
+impl Store {
+    /// Opens the CA of `state_dir`, or makes one; brings it up to date for `instance`.
+    ///
+    /// # Errors
+    /// See [`AuthorityError`].
+    pub fn open(state_dir: &Path, instance: &Instance) -> Result<Self, AuthorityError> {
+        files::make_dir(state_dir, 0o755)?;
+        let path = state_dir.join(KEYS);
+        let authority = match load(&path)? {
+            Some(authority) => refresh(&path, authority, instance)?,
+            None => create(&path, instance)?,
+        };
+        let root = authority.root_certificate_pem();
+        files::write_atomically(&state_dir.join(ROOT), root.as_bytes(), 0o644)?;
+        Ok(Self {
+            path,
+            authority: Mutex::new(authority),
+        })
+    }
+
+    /// The root's certificate, PEM.
+    pub fn root_certificate(&self) -> String {
+        self.lock().root_certificate_pem()
+    }
+
+    /// Issues a leaf certificate for an enclave's public key. Renewed intermediates are stored first.
+    ///
+    /// # Errors
+    /// [`AuthorityError::Pki`], [`AuthorityError::Files`].
+    pub fn issue(&self, spki: &[u8], id: &str, slot: u64) -> Result<IssuedLeaf, AuthorityError> {
+        let mut authority = self.lock();
+        let now = now();
+        if authority.renew(now).map_err(pki(&self.path))? {
+            store(&self.path, &authority)?;
+        }
+        let leaf = authority.issue_leaf(spki, id, slot, now);
+        leaf.map_err(pki(&self.path))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Authority> {
+        self.authority
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn load(path: &Path) -> Result<Option<Authority>, AuthorityError> {
+    let unreadable = |source| AuthorityError::Read {
+        path: path.to_owned(),
+        source,
+    };
+    let text = match fs::read_to_string(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        other => Zeroizing::new(other.map_err(unreadable)?),
+    };
+    let mode = path.metadata().map_err(unreadable)?.mode() & 0o7777;
+    if mode & 0o077 != 0 {
+        return Err(AuthorityError::Exposed {
+            path: path.to_owned(),
+            mode,
+        });
+    }
+    Authority::from_pem(&text).map(Some).map_err(pki(path))
+}
+
+/// The host may have been renamed, and certificates may have expired, since the CA was stored.
+fn refresh(
+    path: &Path,
+    mut authority: Authority,
+    instance: &Instance,
+) -> Result<Authority, AuthorityError> {
+    let Instance {
+        region,
+        availability_zone,
+        id,
+        ..
+    } = instance;
+    let now = now();
+    let moved = authority.relocate(now, region, availability_zone, id);
+    let renewed = authority.renew(now);
+    if moved.map_err(pki(path))? | renewed.map_err(pki(path))? {
+        store(path, &authority)?;
+    }
+    Ok(authority)
+}
+
+fn create(path: &Path, instance: &Instance) -> Result<Authority, AuthorityError> {
+    let Instance {
+        region,
+        availability_zone,
+        id,
+        ..
+    } = instance;
+    let authority = Authority::create(now(), region, availability_zone, id).map_err(pki(path))?;
+    store(path, &authority)?;
+    Ok(authority)
+}
+
+fn store(path: &Path, authority: &Authority) -> Result<(), AuthorityError> {
+    let pem = authority.to_pem().map_err(pki(path))?;
+    Ok(files::write_atomically(path, pem.as_bytes(), 0o600)?)
+}
+
+fn pki(path: &Path) -> impl Fn(PkiError) -> AuthorityError + '_ {
+    |source| AuthorityError::Pki {
+        path: path.to_owned(),
+        source,
+    }
+}
+
+/// The host's clock, which every certificate and document is dated by.
+#[must_use]
+pub fn now() -> UnixMillis {
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    UnixMillis(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+}

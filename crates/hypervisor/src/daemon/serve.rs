@@ -1,0 +1,348 @@
+//! The main thread: set-up, then one loop over signals, forks to make, connections and dead children.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::{Duration, Instant};
+
+use enclos_api::config::HostConfig;
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use rustix::process::{Pid, WaitId, WaitIdOptions};
+
+use crate::daemon::authority::{AuthorityError, Store};
+use crate::daemon::config::{self, ConfigError};
+use crate::daemon::files::{FilesError, RunDir};
+use crate::daemon::registry::{Capacity, Registry};
+use crate::daemon::session::{self, Admission};
+use crate::engine::qemu::{self, Installed, ProbeError};
+use crate::engine::tsc;
+use crate::host;
+use crate::log;
+use crate::sys::{self, Confinement, Signals};
+
+/// Longest wait for enclaves to end before they are killed, and then for what is left of them to go.
+const SHUTDOWN_STEP: Duration = Duration::from_secs(5);
+
+/// What `serve` was told.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The operator's file.
+    pub config: PathBuf,
+    /// Where the CA is kept.
+    pub state_dir: PathBuf,
+    /// Where sockets and enclaves' directories are made.
+    pub run_dir: PathBuf,
+    /// Memory for enclaves in MiB; `None` takes what is available now, less a reserve for the host.
+    pub memory_mib: Option<u64>,
+    /// QEMU's program; `None` looks in `PATH`.
+    pub qemu: Option<PathBuf>,
+    /// `enclos-vmm`; `None` looks beside this program.
+    pub vmm: Option<PathBuf>,
+    /// First of the user ids that enclaves run as, when this process is root.
+    pub uid_base: u32,
+}
+
+/// Why the hypervisor could not serve.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The configuration.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The run directory.
+    #[error(transparent)]
+    Files(#[from] FilesError),
+    /// The CA.
+    #[error(transparent)]
+    Authority(#[from] AuthorityError),
+    /// The engine.
+    #[error(transparent)]
+    Engine(#[from] ProbeError),
+    /// There is no `enclos-vmm`.
+    #[error("{} was not found; install enclos-vmm beside enclos-hypervisor", path.display())]
+    NoVmm {
+        /// Where it was looked for.
+        path: PathBuf,
+    },
+    /// The range of user ids reaches root or the end of all ids.
+    #[error("the user id base {0} is out of range; choose one between 1000 and 4294900000")]
+    UidBase(u32),
+    /// The operating system.
+    #[error("cannot {what}")]
+    System {
+        /// What was tried.
+        what: &'static str,
+        /// Why not.
+        source: io::Error,
+    },
+}
+
+fn system(what: &'static str) -> impl FnOnce(io::Error) -> ServeError {
+    move |source| ServeError::System { what, source }
+}
+
+/// What every thread of the hypervisor knows.
+#[derive(Debug)]
+pub(crate) struct Hypervisor {
+    pub(crate) config: HostConfig,
+    pub(crate) capacity: Capacity,
+    pub(crate) run: RunDir,
+    pub(crate) authority: Store,
+    pub(crate) engine: Installed,
+    pub(crate) tsc_khz: u64,
+    pub(crate) vmm: PathBuf,
+    /// First user id for enclaves; `None` when this process is not root.
+    pub(crate) uid_base: Option<u32>,
+    pub(crate) registry: Registry,
+    pub(crate) forks: Forks,
+}
+
+/// Where other threads hand in what the main thread has to fork.
+#[derive(Debug)]
+pub(crate) struct Forks {
+    sender: Sender<Fork>,
+    wake: OwnedFd,
+}
+
+/// A child to start, and where to say how that went. `started` runs before the child can be waited for.
+pub(crate) struct Fork {
+    pub(crate) start: Box<dyn FnOnce() -> io::Result<Pid> + Send>,
+    pub(crate) reply: Sender<io::Result<Pid>>,
+}
+
+impl Forks {
+    /// Has the main thread run `start`, which forks.
+    pub(crate) fn run(
+        &self,
+        start: impl FnOnce() -> io::Result<Pid> + Send + 'static,
+    ) -> io::Result<Pid> {
+        let (reply, answer) = channel();
+        let gone = || io::Error::other("the hypervisor is shutting down");
+        let fork = Fork {
+            start: Box::new(start),
+            reply,
+        };
+        self.sender.send(fork).map_err(|_| gone())?;
+        rustix::io::write(&self.wake, &1_u64.to_ne_bytes())?;
+        answer.recv().map_err(|_| gone())?
+    }
+}
+
+/// Serves until SIGTERM or SIGINT.
+///
+/// # Errors
+/// See [`ServeError`]; all of them before anything is served.
+pub fn serve(options: &Options) -> Result<(), ServeError> {
+    let signals = Signals::block(&[libc::SIGTERM, libc::SIGINT, libc::SIGCHLD])
+        .map_err(system("block signals"))?;
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
+    // An engine whose vmm died becomes our child, so that we see it go.
+    rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
+        .map_err(|e| system("become a subreaper")(e.into()))?;
+    let (hypervisor, forks) = prepare(options)?;
+    let listener = hypervisor.run.listen()?;
+    listener
+        .set_nonblocking(true)
+        .map_err(system("configure the control socket"))?;
+    let host = &hypervisor.config.instance;
+    log::info(format_args!(
+        "serving on {}: instance {}, {} MiB, {} CPUs, {}",
+        hypervisor.run.socket.display(),
+        host.id,
+        hypervisor.capacity.memory_mib,
+        hypervisor.capacity.cpus.len(),
+        hypervisor.engine.version
+    ));
+    let main = Main {
+        hypervisor,
+        signals,
+        listener,
+        forks,
+        admission: Admission::default(),
+    };
+    main.run().map_err(system("wait for events"))
+}
+
+fn prepare(options: &Options) -> Result<(Arc<Hypervisor>, Receiver<Fork>), ServeError> {
+    let config = config::read(&options.config)?;
+    let engine = qemu::probe(options.qemu.as_deref())?;
+    let vmm = find_vmm(options)?;
+    let (run, stale) = RunDir::open(&options.run_dir)?;
+    for id in stale {
+        log::warn(format_args!(
+            "removed what an earlier hypervisor left of {id}"
+        ));
+    }
+    let authority = Store::open(&options.state_dir, &config.instance)?;
+    let (sender, forks) = channel();
+    let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
+        .map_err(|error| system("make an event descriptor")(error.into()))?;
+    let hypervisor = Hypervisor {
+        capacity: Capacity {
+            memory_mib: options
+                .memory_mib
+                .unwrap_or_else(host::memory_for_enclaves_mib),
+            cpus: host::cpus(),
+            instance_id: config.instance.id.clone(),
+        },
+        config,
+        run,
+        authority,
+        engine,
+        tsc_khz: tsc::measure_khz().map_err(system("measure the time stamp counter"))?,
+        vmm,
+        uid_base: uid_base(options)?,
+        registry: Registry::default(),
+        forks: Forks { sender, wake },
+    };
+    Ok((Arc::new(hypervisor), forks))
+}
+
+fn find_vmm(options: &Options) -> Result<PathBuf, ServeError> {
+    let path = match &options.vmm {
+        Some(path) => path.clone(),
+        None => {
+            let program = std::env::current_exe().map_err(system("find this program's file"))?;
+            program.with_file_name("enclos-vmm")
+        }
+    };
+    if path.is_file() {
+        Ok(path)
+    } else {
+        Err(ServeError::NoVmm { path })
+    }
+}
+
+fn uid_base(options: &Options) -> Result<Option<u32>, ServeError> {
+    if !rustix::process::geteuid().is_root() {
+        return Ok(None);
+    }
+    match options.uid_base {
+        base @ 1000..=4_294_900_000 => Ok(Some(base)),
+        base => Err(ServeError::UidBase(base)),
+    }
+}
+
+struct Main {
+    hypervisor: Arc<Hypervisor>,
+    signals: Signals,
+    listener: UnixListener,
+    forks: Receiver<Fork>,
+    admission: Admission,
+}
+
+impl Main {
+    fn run(self) -> io::Result<()> {
+        loop {
+            self.wait(true, None)?;
+            if self.serve_signals()? {
+                break;
+            }
+            self.serve_forks();
+            self.accept();
+        }
+        self.shut_down()
+    }
+
+    /// Sleeps until there is something to do.
+    fn wait(&self, listening: bool, limit: Option<Duration>) -> io::Result<()> {
+        let mut ready = vec![
+            PollFd::from_borrowed_fd(self.signals.as_fd(), PollFlags::IN),
+            PollFd::new(&self.hypervisor.forks.wake, PollFlags::IN),
+        ];
+        if listening {
+            ready.push(PollFd::new(&self.listener, PollFlags::IN));
+        }
+        let limit = limit.and_then(|limit| Timespec::try_from(limit).ok());
+        match poll(&mut ready, limit.as_ref()) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Waits for dead children; true when it is time to stop.
+    fn serve_signals(&self) -> io::Result<bool> {
+        let mut stop = false;
+        while let Some(signal) = self.signals.next()? {
+            stop |= signal == libc::SIGTERM || signal == libc::SIGINT;
+        }
+        self.reap();
+        Ok(stop)
+    }
+
+    /// Looks at each dead child before waiting for it: as long as it is not waited for, its process id is its own,
+    /// and what else is in its group can be killed safely.
+    fn reap(&self) {
+        while let Some((pid, signal)) = sys::dead_child() {
+            let Some(pid) = Pid::from_raw(pid) else {
+                return;
+            };
+            self.hypervisor.registry.reaped(pid, signal, || {
+                let take = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
+                let _ = rustix::process::waitid(WaitId::Pid(pid), take);
+            });
+        }
+    }
+
+    fn serve_forks(&self) {
+        let mut count = [0; 8];
+        let _ = rustix::io::read(&self.hypervisor.forks.wake, &mut count);
+        for fork in self.forks.try_iter() {
+            // Who asked may have given up; the registry knows the child all the same.
+            let _ = fork.reply.send((fork.start)());
+        }
+    }
+
+    fn accept(&self) {
+        // Bounded, so that a crowd at the door does not keep us from children and signals.
+        for _ in 0..16 {
+            match self.listener.accept() {
+                Ok((stream, _)) => session::begin(&self.hypervisor, &self.admission, stream),
+                Err(_) => return,
+            }
+        }
+    }
+
+    fn shut_down(&self) -> io::Result<()> {
+        log::info("stopping: ending all enclaves");
+        let _ = std::fs::remove_file(&self.hypervisor.run.socket);
+        let registry = &self.hypervisor.registry;
+        let closing = Arc::clone(&self.hypervisor);
+        let stopper =
+            std::thread::spawn(move || closing.registry.close("the hypervisor was stopped"));
+        if !self.drain(SHUTDOWN_STEP)? {
+            registry.kill_all();
+            self.drain(SHUTDOWN_STEP)?;
+        }
+        if !registry.is_empty() {
+            log::warn("some enclaves could not be cleaned up; the next start will");
+        }
+        drop(stopper);
+        log::info("stopped");
+        Ok(())
+    }
+
+    /// Goes on waiting for children until no enclave is left; false after `limit`.
+    fn drain(&self, limit: Duration) -> io::Result<bool> {
+        let deadline = Instant::now() + limit;
+        while !self.hypervisor.registry.is_empty() {
+            if Instant::now() > deadline {
+                return Ok(false);
+            }
+            self.wait(false, Some(Duration::from_millis(20)))?;
+            self.serve_signals()?;
+            self.serve_forks();
+        }
+        Ok(true)
+    }
+}
+
+/// Forks a vmm; only the main thread may call this.
+pub(crate) fn fork(command: &mut Command, confinement: &Confinement<'_>) -> io::Result<Pid> {
+    let child = sys::spawn(command, confinement)?;
+    let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
+    pid.ok_or_else(|| io::Error::other("the child has no process id"))
+}

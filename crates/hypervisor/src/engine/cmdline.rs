@@ -1,0 +1,155 @@
+//! The kernel's command line: what was measured, then what the engine adds.
+//!
+//! The kernel takes the last value of most parameters, so the engine's come last and the image cannot undo
+//! them. Two constructions in the measured part would swallow what follows, and are handled here: a bare
+//! `--`, after which everything is arguments of init (the additions go before it), and an open quote (refused).
+//! The caller of `run-enclave` has no say in any of it.
+
+/// Longest command line that an x86 kernel takes (`COMMAND_LINE_SIZE`), the terminating zero included.
+const MAX_LEN: usize = 2048;
+
+/// Initcalls that cost time under TCG and serve nothing an enclave has: the jitter entropy source (the NSM
+/// seeds the guest), tracing and BPF conveniences.
+const SKIPPED_INITCALLS: &str =
+    "jent_mod_init,init_kprobe_trace,bpf_tcp_ca_kfunc_init,bpf_dummy_struct_ops_init";
+
+/// Why there is no valid command line.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CmdlineError {
+    /// The measured part holds bytes that a command line cannot have.
+    #[error(
+        "the image's kernel command line holds a character that is not printable ASCII; rebuild the image"
+    )]
+    NotPrintable,
+    /// The measured part has an odd number of quotes.
+    #[error("the image's kernel command line has a quote that is never closed; rebuild the image")]
+    OpenQuote,
+    /// The whole is too long for the kernel.
+    #[error(
+        "the kernel command line would be {len} bytes with the engine's part, and the kernel takes {max}; \
+         shorten the image's",
+        max = MAX_LEN - 1
+    )]
+    TooLong {
+        /// Length that it would have.
+        len: usize,
+    },
+}
+
+/// What the engine's part depends on.
+#[derive(Debug, Clone, Copy)]
+pub struct Machine {
+    /// Frequency of the time stamp counter in kHz.
+    pub tsc_khz: u64,
+    /// Number of vCPUs.
+    pub cpus: u32,
+}
+
+/// Joins the measured command line with the engine's additions for `machine`.
+///
+/// # Errors
+/// See [`CmdlineError`].
+pub fn join(measured: &str, machine: Machine) -> Result<String, CmdlineError> {
+    let measured = measured.trim_end_matches(['\n', '\0', ' ']);
+    if !measured.bytes().all(|byte| matches!(byte, b' '..=b'~')) {
+        return Err(CmdlineError::NotPrintable);
+    }
+    if measured.bytes().filter(|byte| *byte == b'"').count() % 2 != 0 {
+        return Err(CmdlineError::OpenQuote);
+    }
+    let (kernel, init) = split_at_init_arguments(measured);
+    let line = [kernel, &additions(machine), init].join(" ");
+    let line = line.trim().to_owned();
+    if line.len() >= MAX_LEN {
+        return Err(CmdlineError::TooLong { len: line.len() });
+    }
+    Ok(line)
+}
+
+/// Parameters that only the engine knows.
+fn additions(machine: Machine) -> String {
+    let mut line = format!(
+        "tsc_early_khz={} tsc=reliable no_timer_check cryptomgr.notests reboot=t panic=-1 \
+         8250.nr_uarts=1 mitigations=off initcall_blacklist={SKIPPED_INITCALLS}",
+        machine.tsc_khz
+    );
+    if machine.cpus == 1 {
+        // Patching lock prefixes away costs more under TCG than it can save; with several CPUs it never happens.
+        line.push_str(" noreplace-smp");
+    }
+    line
+}
+
+/// The part before a bare `--` outside quotes, and the part from it on.
+fn split_at_init_arguments(line: &str) -> (&str, &str) {
+    let mut quoted = false;
+    let mut start = 0;
+    for (at, byte) in line.bytes().chain([b' ']).enumerate() {
+        match byte {
+            b'"' => quoted = !quoted,
+            b' ' if !quoted => {
+                if &line[start..at] == "--" {
+                    return (&line[..start], &line[start..]);
+                }
+                start = at + 1;
+            }
+            _ => {}
+        }
+    }
+    (line, "")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MACHINE: Machine = Machine {
+        tsc_khz: 2_445_430,
+        cpus: 1,
+    };
+
+    #[test]
+    fn the_engine_has_the_last_word() {
+        let line = join("console=ttyS0 tsc_early_khz=1\n", MACHINE).unwrap();
+        assert!(
+            line.starts_with("console=ttyS0 tsc_early_khz=1 tsc_early_khz=2445430 "),
+            "{line}"
+        );
+        assert!(line.ends_with(" noreplace-smp"));
+    }
+
+    #[test]
+    fn several_cpus_keep_their_lock_prefixes() {
+        let line = join("", Machine { cpus: 2, ..MACHINE }).unwrap();
+        assert!(!line.contains("noreplace-smp"));
+        assert!(line.starts_with("tsc_early_khz="));
+    }
+
+    #[test]
+    fn additions_go_before_the_arguments_of_init() {
+        let line = join("quiet -- verbose", MACHINE).unwrap();
+        assert!(line.ends_with(" -- verbose"), "{line}");
+        let line = join("quiet --", MACHINE).unwrap();
+        assert!(line.ends_with(" --"), "{line}");
+        let line = join("a=\"x -- y\" b--", MACHINE).unwrap();
+        assert!(
+            line.starts_with("a=\"x -- y\" b-- tsc_early_khz="),
+            "{line}"
+        );
+    }
+
+    #[test]
+    fn a_line_that_would_swallow_the_additions_is_refused() {
+        assert_eq!(join("a=\"x", MACHINE), Err(CmdlineError::OpenQuote));
+        assert_eq!(join("a\nb", MACHINE), Err(CmdlineError::NotPrintable));
+        assert_eq!(join("a\u{e9}", MACHINE), Err(CmdlineError::NotPrintable));
+    }
+
+    #[test]
+    fn the_length_limit_is_the_kernels() {
+        let room = MAX_LEN - 1 - 1 - additions(MACHINE).len();
+        assert_eq!(join(&"x".repeat(room), MACHINE).unwrap().len(), MAX_LEN - 1);
+        let error = join(&"x".repeat(room + 1), MACHINE).unwrap_err();
+        assert_eq!(error, CmdlineError::TooLong { len: MAX_LEN });
+    }
+}
