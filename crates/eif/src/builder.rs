@@ -9,6 +9,7 @@ use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use aws_lc_rs::digest::{Context, SHA384};
+use enclos_attest::PcrValue;
 
 use crate::error::EifError;
 use crate::format::{
@@ -20,6 +21,9 @@ use crate::measure::{FirstRegisters, Measurements};
 use crate::metadata::Metadata;
 use crate::ramdisk::{MAGIC_LEN, Packing};
 use crate::reader::check_cmdline;
+use crate::signature::SignatureError;
+#[cfg(feature = "build")]
+use crate::signer::Signer;
 
 /// Why an image was not built.
 #[derive(Debug, thiserror::Error)]
@@ -54,18 +58,21 @@ pub enum BuildError {
     /// No ramdisk was given.
     #[error("there is no ramdisk, expected at least one; name one")]
     NoRamdisk,
+    /// No metadata was given.
+    #[error("there is no metadata, which version 4 demands; describe the image")]
+    NoMetadata,
     /// More sections than the table has entries.
-    #[error("{found} sections do not fit, the format has room for {MAX_SECTIONS}; join ramdisks")]
-    TooManySections {
-        /// How many.
-        found: usize,
-    },
+    #[error("the parts do not fit, the format has room for {MAX_SECTIONS} sections; join ramdisks")]
+    TooManySections,
     /// The kernel would make an image that no host runs.
     #[error("the kernel cannot be used")]
     Kernel(#[source] KernelError),
     /// A section would make an image that no host runs.
     #[error("the image would be refused by every host")]
     Refused(#[source] EifError),
+    /// The signature does not hold.
+    #[error("cannot sign the image")]
+    Sign(#[source] SignatureError),
     /// The metadata cannot be written.
     #[error("cannot encode the metadata")]
     Metadata(#[source] serde_json::Error),
@@ -125,6 +132,8 @@ pub struct Builder<'a> {
     cmdline: String,
     metadata: Option<Metadata>,
     ramdisks: Vec<Source<'a>>,
+    #[cfg(feature = "build")]
+    signer: Option<&'a Signer>,
 }
 
 impl<'a> Builder<'a> {
@@ -170,6 +179,14 @@ impl<'a> Builder<'a> {
         self.ramdisk(Source::Producer(Box::new(producer)))
     }
 
+    /// Signs the image.
+    #[cfg(feature = "build")]
+    #[must_use]
+    pub fn sign(mut self, signer: &'a Signer) -> Self {
+        self.signer = Some(signer);
+        self
+    }
+
     /// Writes the image from the beginning of `out`, which is empty, and returns its measurements.
     ///
     /// # Errors
@@ -183,10 +200,8 @@ impl<'a> Builder<'a> {
         out: &mut W,
         check: &Check,
     ) -> Result<Measurements, BuildError> {
-        let metadata = match &self.metadata {
-            Some(metadata) => serde_json::to_vec(metadata).map_err(BuildError::Metadata)?,
-            None => b"{}".to_vec(),
-        };
+        let metadata = self.metadata.ok_or(BuildError::NoMetadata)?;
+        let metadata = serde_json::to_vec(&metadata).map_err(BuildError::Metadata)?;
         let mut sections = vec![
             (
                 SectionKind::Kernel,
@@ -202,14 +217,13 @@ impl<'a> Builder<'a> {
             return Err(BuildError::NoRamdisk);
         }
         sections.extend(self.ramdisks.into_iter().map(|r| (SectionKind::Ramdisk, r)));
-        if sections.len() > MAX_SECTIONS {
-            return Err(BuildError::TooManySections {
-                found: sections.len(),
-            });
-        }
         let mut image = ImageWriter::begin(out).map_err(BuildError::Write)?;
         for (kind, source) in sections {
             image.section(kind, source, check)?;
+        }
+        #[cfg(feature = "build")]
+        if let Some(signer) = self.signer {
+            image.sign(signer)?;
         }
         image.finish().map_err(BuildError::Write)
     }
@@ -247,7 +261,7 @@ fn check(kind: SectionKind, head: &[u8], len: u64) -> Result<(), BuildError> {
 }
 
 /// The image as it is being written.
-struct ImageWriter<'w, W> {
+pub(crate) struct ImageWriter<'w, W> {
     out: &'w mut W,
     header: Header,
     position: u64,
@@ -255,10 +269,11 @@ struct ImageWriter<'w, W> {
     crc: crc32fast::Hasher,
     hasher: FirstRegisters,
     rest: Context,
+    pcr8: Option<PcrValue>,
 }
 
 impl<'w, W: Write + Seek> ImageWriter<'w, W> {
-    fn begin(out: &'w mut W) -> io::Result<Self> {
+    pub(crate) fn begin(out: &'w mut W) -> io::Result<Self> {
         let header = Header::new();
         out.seek(SeekFrom::Start(0))?;
         out.write_all(&header.encode())?;
@@ -269,16 +284,21 @@ impl<'w, W: Write + Seek> ImageWriter<'w, W> {
             crc: crc32fast::Hasher::new(),
             hasher: FirstRegisters::new(),
             rest: Context::new(&SHA384),
+            pcr8: None,
         })
     }
 
     /// The section's header needs the length of its data, so it is written last.
-    fn section(
+    pub(crate) fn section(
         &mut self,
         kind: SectionKind,
         source: Source<'_>,
         check: &Check,
     ) -> Result<(), BuildError> {
+        let index = usize::from(self.header.section_count);
+        if index == MAX_SECTIONS {
+            return Err(BuildError::TooManySections);
+        }
         let start = self.position;
         self.seek(start + SECTION_HEADER_LEN)
             .map_err(BuildError::Write)?;
@@ -302,7 +322,6 @@ impl<'w, W: Write + Seek> ImageWriter<'w, W> {
         .encode();
         self.crc.update(&header);
         self.crc.combine(&crc);
-        let index = usize::from(self.header.section_count);
         self.header.offsets[index] = start;
         self.header.sizes[index] = len;
         self.header.section_count += 1;
@@ -313,12 +332,25 @@ impl<'w, W: Write + Seek> ImageWriter<'w, W> {
             .map_err(BuildError::Write)
     }
 
+    /// Adds the signature of what was written so far.
+    #[cfg(feature = "build")]
+    pub(crate) fn sign(&mut self, signer: &Signer) -> Result<(), BuildError> {
+        let measured = self.hasher.clone().finish(&self.rest.clone().finish());
+        let section = signer.sign(&measured.pcr0).map_err(BuildError::Sign)?;
+        self.pcr8 = Some(signer.pcr8());
+        self.section(
+            SectionKind::Signature,
+            Source::Bytes(section),
+            &|_, _, _| Ok(()),
+        )
+    }
+
     fn seek(&mut self, position: u64) -> io::Result<()> {
         self.position = position;
         self.out.seek(SeekFrom::Start(position)).map(drop)
     }
 
-    fn finish(mut self) -> io::Result<Measurements> {
+    pub(crate) fn finish(mut self) -> io::Result<Measurements> {
         let mut crc = crc32fast::Hasher::new();
         crc.update(&self.header.encode()[..CRC_OFFSET]);
         crc.combine(&self.crc);
@@ -326,7 +358,11 @@ impl<'w, W: Write + Seek> ImageWriter<'w, W> {
         self.seek(0)?;
         self.out.write_all(&self.header.encode())?;
         self.out.flush()?;
-        Ok(self.hasher.finish(&self.rest.finish()))
+        let measurements = self.hasher.finish(&self.rest.finish());
+        Ok(Measurements {
+            pcr8: self.pcr8,
+            ..measurements
+        })
     }
 }
 

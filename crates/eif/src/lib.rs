@@ -5,6 +5,7 @@
 //! |---|---|
 //! | accept an image that is to be run | [`Eif::parse`], then [`measure`] |
 //! | describe an image, however odd | [`inspect()`] |
+//! | sign one | [`Builder::sign`], [`sign_image`] (feature `build`) |
 //! | write one from finished parts | [`Builder`] |
 //! | write one from a container image | [`image::assemble`] (feature `build`) |
 //! | boot a kernel and ramdisks without the guest unpacking them | [`kernel::unpack`], [`ramdisk::unpack_to`] |
@@ -23,6 +24,8 @@ mod measure;
 mod metadata;
 mod packing;
 mod reader;
+#[cfg(feature = "build")]
+mod signer;
 
 pub mod cpio;
 #[cfg(feature = "build")]
@@ -41,3 +44,5 @@ pub use inspect::{CertificateInfo, Report, inspect};
 pub use measure::{Measurements, measure};
 pub use metadata::{BuildMetadata, Metadata};
 pub use reader::Eif;
+#[cfg(feature = "build")]
+pub use signer::{SignError, Signer, SignerError, sign_image};

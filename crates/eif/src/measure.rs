@@ -234,7 +234,7 @@ impl FirstRegisters {
 }
 
 /// A digest extended into zeros.
-pub(crate) fn register(digest: &Digest) -> PcrValue {
+fn register(digest: &Digest) -> PcrValue {
     let mut bytes = [0; 48];
     bytes.copy_from_slice(digest.as_ref());
     PcrValue::measured(&bytes)

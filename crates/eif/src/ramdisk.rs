@@ -4,7 +4,7 @@
 //! by gzip, zstd, xz or lz4 (Linux's `Documentation/driver-api/early-userspace/buffer-format.rst`). The
 //! output is the same archives unpacked, each starting at a multiple of four as cpio's own alignment needs.
 
-use std::io::{self, BufRead, Read, Write};
+use std::io::{self, BufRead, BufWriter, Read, Write};
 
 use crate::packing::{Limited, is_limit};
 
@@ -18,6 +18,9 @@ const ENTRY_HEADER: usize = 110;
 
 /// Longest path in an archive, `PATH_MAX` of Linux with its NUL.
 const MAX_PATH: u64 = 4096;
+
+/// What is gathered before it is written (bytes): headers and names are short and many.
+const BUFFER: usize = 64 << 10;
 
 /// Name of the entry that ends an archive.
 const TRAILER: &[u8] = b"TRAILER!!!\0";
@@ -84,8 +87,10 @@ pub fn unpack_to<R: BufRead, W: Write>(
     out: &mut W,
     limit: u64,
 ) -> Result<u64, RamdiskError> {
-    let mut out = Limited::new(out, limit);
-    unpack_members(reader, &mut out).map_err(|error| match error {
+    let mut out = Limited::new(BufWriter::with_capacity(BUFFER, out), limit);
+    let unpacked = unpack_members(reader, &mut out);
+    let flushed = out.flush().map_err(RamdiskError::Io);
+    unpacked.and(flushed).map_err(|error| match error {
         RamdiskError::Io(error) if is_limit(&error) => RamdiskError::TooLarge { limit },
         RamdiskError::Io(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
             RamdiskError::Truncated
@@ -186,19 +191,27 @@ fn copy_padding<R: BufRead, W: Write>(
     copy_exactly(reader, out, missing)
 }
 
-fn copy_exactly<R: Read, W: Write>(
+/// Hands the reader's own buffer to the writer: bodies are most of a ramdisk and pass without a copy.
+fn copy_exactly<R: BufRead, W: Write>(
     reader: &mut R,
     out: &mut W,
     len: u64,
 ) -> Result<(), RamdiskError> {
-    match io::copy(&mut reader.take(len), out) {
-        Ok(copied) if copied == len => Ok(()),
-        Ok(_) => Err(RamdiskError::Truncated),
-        Err(error) => Err(RamdiskError::Io(error)),
+    let mut left = len;
+    while left > 0 {
+        let buffer = reader.fill_buf().map_err(RamdiskError::Io)?;
+        if buffer.is_empty() {
+            return Err(RamdiskError::Truncated);
+        }
+        let count = usize::try_from(left).map_or(buffer.len(), |left| left.min(buffer.len()));
+        out.write_all(&buffer[..count]).map_err(RamdiskError::Io)?;
+        reader.consume(count);
+        left = left.saturating_sub(u64::try_from(count).unwrap_or(u64::MAX));
     }
+    Ok(())
 }
 
-fn read_exactly<R: Read>(reader: &mut R, len: u64) -> Result<Vec<u8>, RamdiskError> {
+fn read_exactly<R: BufRead>(reader: &mut R, len: u64) -> Result<Vec<u8>, RamdiskError> {
     let mut bytes = Vec::new();
     copy_exactly(reader, &mut bytes, len)?;
     Ok(bytes)

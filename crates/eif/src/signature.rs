@@ -12,7 +12,6 @@
 
 use std::time::SystemTime;
 
-use aws_lc_rs::digest::{SHA384, digest};
 use aws_lc_rs::signature::{
     ECDSA_P256_SHA256_FIXED, ECDSA_P384_SHA384_FIXED, ECDSA_P521_SHA512_FIXED, UnparsedPublicKey,
     VerificationAlgorithm,
@@ -25,7 +24,6 @@ use x509_cert::der::asn1::ObjectIdentifier;
 use x509_cert::der::{Decode, Document};
 
 use crate::format::MAX_SIGNATURE_LEN;
-use crate::measure::register;
 
 /// Why a signature was refused.
 #[derive(Debug, thiserror::Error)]
@@ -127,7 +125,7 @@ impl Curve {
         }
     }
 
-    fn of(certificate: &Certificate) -> Option<Self> {
+    pub(crate) fn of(certificate: &Certificate) -> Option<Self> {
         let parameters = certificate
             .tbs_certificate()
             .subject_public_key_info()
@@ -216,7 +214,7 @@ impl ImageSignature {
 
     /// PCR8: the certificate's measurement.
     pub fn pcr8(&self) -> PcrValue {
-        register(&digest(&SHA384, &self.certificate_der))
+        PcrValue::of_certificate(&self.certificate_der)
     }
 
     /// DER of the signing certificate.
@@ -280,7 +278,7 @@ fn parse_uints(cbor: &mut Decoder<'_>) -> Result<Vec<u8>, SignatureError> {
     cbor.array_iter::<u8>()?.map(|byte| Ok(byte?)).collect()
 }
 
-fn parse_certificate(pem: &[u8]) -> Result<(Vec<u8>, Certificate), SignatureError> {
+pub(crate) fn parse_certificate(pem: &[u8]) -> Result<(Vec<u8>, Certificate), SignatureError> {
     let text = std::str::from_utf8(pem).map_err(|_| shape("no text", "a PEM certificate"))?;
     let (label, document) = Document::from_pem(text)?;
     if label != "CERTIFICATE" {
@@ -326,6 +324,35 @@ pub(crate) fn encode_payload(pcr0: &PcrValue) -> Vec<u8> {
             .u8(0)?
             .str("register_value")?;
         encode_uints(cbor, pcr0.as_ref())
+    })
+}
+
+#[cfg(feature = "build")]
+pub(crate) fn encode_protected(curve: Curve) -> Vec<u8> {
+    encode(|cbor| cbor.map(1)?.u8(1)?.i64(curve.cose()).map(drop))
+}
+
+/// An untagged COSE_Sign1.
+#[cfg(feature = "build")]
+pub(crate) fn encode_cose(protected: &[u8], payload: &[u8], signature: &[u8]) -> Vec<u8> {
+    encode(|cbor| {
+        cbor.array(4)?
+            .bytes(protected)?
+            .map(0)?
+            .bytes(payload)?
+            .bytes(signature)
+            .map(drop)
+    })
+}
+
+/// The signature section.
+#[cfg(feature = "build")]
+pub(crate) fn encode_section(certificate_pem: &[u8], cose: &[u8]) -> Vec<u8> {
+    encode(|cbor| {
+        cbor.array(1)?.map(2)?.str("signing_certificate")?;
+        encode_uints(cbor, certificate_pem)?;
+        cbor.str("signature")?;
+        encode_uints(cbor, cose)
     })
 }
 

@@ -35,6 +35,7 @@ use crate::cpio::{Archive, Attributes};
 use crate::kernel;
 use crate::measure::Measurements;
 use crate::metadata::{BuildMetadata, Metadata};
+use crate::signer::Signer;
 
 pub use config::{App, BuildConfig, ConfigError};
 pub use error::ImageError;
@@ -103,7 +104,7 @@ pub struct BuildSpec {
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Built {
-    /// PCR0, PCR1 and PCR2.
+    /// PCR0, PCR1, PCR2 and, when it was signed, PCR8.
     pub measurements: Measurements,
     /// The metadata that was written.
     pub metadata: Metadata,
@@ -136,6 +137,18 @@ pub fn source_date_epoch() -> Result<u32, ImageError> {
 /// # Errors
 /// [`ImageError`]; the output file is then as it was before.
 pub fn assemble(spec: &BuildSpec) -> Result<Built, ImageError> {
+    assemble_with(spec, None)
+}
+
+/// Builds an image and signs it.
+///
+/// # Errors
+/// As [`assemble`].
+pub fn assemble_signed(spec: &BuildSpec, signer: &Signer) -> Result<Built, ImageError> {
+    assemble_with(spec, Some(signer))
+}
+
+fn assemble_with(spec: &BuildSpec, signer: Option<&Signer>) -> Result<Built, ImageError> {
     let folder = match spec.output.parent() {
         Some(folder) if folder != Path::new("") => folder,
         _ => Path::new("."),
@@ -153,13 +166,17 @@ pub fn assemble(spec: &BuildSpec) -> Result<Built, ImageError> {
     let json = serde_json::to_vec(&config).map_err(ImageError::Encode)?;
     let empty = Spool::new(tempfile::tempfile_in(folder).map_err(&written)?);
     let mut output = tempfile::NamedTempFile::new_in(folder).map_err(&written)?;
-    let measurements = Builder::new()
+    let builder = Builder::new()
         .kernel(kernel)
         .cmdline(spec.cmdline.trim())
         .metadata(metadata.clone())
         .ramdisk_from(|out| write_runtime(out, spec.epoch, &runtime, &empty))
-        .ramdisk_from(|out| write_app(out, spec.epoch, &app.image.tree, &spool, json))
-        .write(&mut output)?;
+        .ramdisk_from(|out| write_app(out, spec.epoch, &app.image.tree, &spool, json));
+    let builder = match signer {
+        Some(signer) => builder.sign(signer),
+        None => builder,
+    };
+    let measurements = builder.write(&mut output)?;
     let len = output.as_file().metadata().map_err(&written)?.len();
     publish(output, &spec.output).map_err(&written)?;
     Ok(Built {

@@ -10,9 +10,9 @@ use std::path::{Path, PathBuf};
 use enclos_api::config::EnclaveConfig;
 use enclos_eif::image::{
     App, BuildConfig, BuildSpec, Built, ConfigError, DEFAULT_CMDLINE, GuestBinaries, ImageError,
-    ModuleError, assemble, retarget_nsm,
+    ModuleError, assemble, assemble_signed, retarget_nsm,
 };
-use enclos_eif::{Eif, inspect, measure};
+use enclos_eif::{Eif, Measurements, Signer, inspect, measure};
 use serde_json::{Value, json};
 use tar::{EntryType, Header};
 
@@ -325,6 +325,31 @@ fn one_changed_byte_of_the_app_changes_pcr0_and_pcr2_only() {
     assert_ne!(first.pcr0, second.pcr0);
     assert_eq!(first.pcr1, second.pcr1);
     assert_ne!(first.pcr2, second.pcr2);
+}
+
+#[test]
+fn a_signed_build_differs_in_its_signature_only() {
+    let bench = Bench::new();
+    fs::create_dir(bench.path("root")).unwrap();
+    let mut spec = bench.spec("root");
+    spec.config.app.command = Some(vec!["/a".into()]);
+    let unsigned = assemble(&spec).unwrap().measurements;
+    let key = rcgen::KeyPair::generate().unwrap();
+    let certificate = rcgen::CertificateParams::default()
+        .self_signed(&key)
+        .unwrap();
+    let signer = Signer::from_pem(&key.serialize_pem(), &certificate.pem()).unwrap();
+    let signed = assemble_signed(&spec, &signer).unwrap().measurements;
+    assert_eq!(
+        signed,
+        Measurements {
+            pcr8: Some(signer.pcr8()),
+            ..unsigned
+        }
+    );
+    let first = fs::read(&spec.output).unwrap();
+    assemble_signed(&spec, &signer).unwrap();
+    assert!(first == fs::read(&spec.output).unwrap());
 }
 
 #[test]

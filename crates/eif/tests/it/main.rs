@@ -11,3 +11,6 @@ mod kernel;
 mod ramdisk;
 #[cfg(test)]
 mod reader;
+#[cfg(test)]
+#[cfg(feature = "build")]
+mod signature;

@@ -1,0 +1,222 @@
+//! Signing images with a key from a file (feature `build`).
+//!
+//! ECDSA signatures here are deterministic (RFC 6979): signing the same image twice gives the same bytes, so
+//! that a signed image can be reproduced by whoever has the key and checked by whoever has not.
+
+use std::fmt;
+use std::io::{self, Read, Seek, Write};
+
+use enclos_attest::PcrValue;
+use p256::ecdsa::signature::Signer as _;
+use x509_cert::Certificate;
+
+use crate::builder::{BuildError, ImageWriter, Source};
+use crate::error::EifError;
+use crate::format::SectionKind;
+use crate::measure::Measurements;
+use crate::reader::Eif;
+use crate::signature::{
+    Curve, ImageSignature, SignatureError, encode_cose, encode_payload, encode_protected,
+    encode_section, parse_certificate, to_be_signed,
+};
+
+/// Why a key and its certificate cannot sign.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SignerError {
+    /// The certificate cannot be used.
+    #[error("the signing certificate cannot be used")]
+    Certificate(#[source] SignatureError),
+    /// The key is not in a form that is read here.
+    #[error(
+        "the signing key is no PEM private key that can be read, expected an unencrypted PKCS#8 or SEC1 key \
+         on the certificate's curve ({curve}); convert it with `openssl pkcs8 -topk8 -nocrypt`"
+    )]
+    Key {
+        /// The certificate's curve.
+        curve: &'static str,
+    },
+    /// The certificate is another key's.
+    #[error(
+        "the signing key is not the one that the certificate is for; pass the pair that belongs together"
+    )]
+    OtherKey,
+}
+
+/// Why an image could not be signed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SignError {
+    /// The image to sign was refused.
+    #[error("the image cannot be signed as it is")]
+    Image(#[from] EifError),
+    /// The signed image could not be written.
+    #[error("cannot write the signed image")]
+    Write(#[from] BuildError),
+}
+
+/// A key with its certificate.
+pub struct Signer {
+    key: Key,
+    certificate_pem: Vec<u8>,
+    certificate_der: Vec<u8>,
+}
+
+enum Key {
+    P256(p256::ecdsa::SigningKey),
+    P384(p384::ecdsa::SigningKey),
+    P521(p521::ecdsa::SigningKey),
+}
+
+/// The key stays out of logs.
+impl fmt::Debug for Signer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Signer")
+            .field("pcr8", &self.pcr8())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Signer {
+    /// Takes a private key (PKCS#8 or SEC1) and its certificate, both as PEM text.
+    ///
+    /// # Errors
+    /// [`SignerError`].
+    pub fn from_pem(key_pem: &str, certificate_pem: &str) -> Result<Self, SignerError> {
+        let parsed = parse_certificate(certificate_pem.as_bytes());
+        let (certificate_der, certificate) = parsed.map_err(SignerError::Certificate)?;
+        let curve = Curve::of(&certificate).ok_or(SignerError::Certificate(SignatureError::Key))?;
+        let key = Key::from_pem(curve, private_key(key_pem)).ok_or(SignerError::Key {
+            curve: match curve {
+                Curve::P256 => "P-256",
+                Curve::P384 => "P-384",
+                Curve::P521 => "P-521",
+            },
+        })?;
+        if key.public() != public_key(&certificate) {
+            return Err(SignerError::OtherKey);
+        }
+        Ok(Self {
+            key,
+            certificate_pem: certificate_pem.as_bytes().to_vec(),
+            certificate_der,
+        })
+    }
+
+    /// PCR8 of the images it signs.
+    pub fn pcr8(&self) -> PcrValue {
+        PcrValue::of_certificate(&self.certificate_der)
+    }
+
+    /// A signature section for an image with this PCR0, verified.
+    pub(crate) fn sign(&self, pcr0: &PcrValue) -> Result<Vec<u8>, SignatureError> {
+        let protected = encode_protected(self.key.curve());
+        let payload = encode_payload(pcr0);
+        let signature = self.key.sign(&to_be_signed(&protected, &payload));
+        let cose = encode_cose(&protected, &payload, &signature);
+        let section = encode_section(&self.certificate_pem, &cose);
+        ImageSignature::parse(&section)?.verify(pcr0)?;
+        Ok(section)
+    }
+}
+
+/// Copies an image with this signature in place of any that it has.
+///
+/// # Errors
+/// [`SignError`]; what was written until then is no image.
+pub fn sign_image<R: Read + Seek, W: Write + Seek>(
+    image: &mut R,
+    signer: &Signer,
+    out: &mut W,
+) -> Result<Measurements, SignError> {
+    let eif = Eif::parse(image)?;
+    let pass = crate::measure::pass(image, &eif)?;
+    if pass.crc != eif.header.crc {
+        return Err(EifError::Crc {
+            stored: eif.header.crc,
+            computed: pass.crc,
+        }
+        .into());
+    }
+    let mut writer = ImageWriter::begin(out).map_err(BuildError::Write)?;
+    for section in eif
+        .sections()
+        .iter()
+        .filter(|s| s.kind != SectionKind::Signature)
+    {
+        let mut body = eif.section(image, section)?;
+        let copy = move |out: &mut dyn Write| io::copy(&mut body, out).map(drop);
+        writer.section(
+            section.kind,
+            Source::Producer(Box::new(copy)),
+            &|_, _, _| Ok(()),
+        )?;
+    }
+    writer.sign(signer)?;
+    Ok(writer.finish().map_err(BuildError::Write)?)
+}
+
+impl Key {
+    fn from_pem(curve: Curve, pem: &str) -> Option<Self> {
+        Some(match curve {
+            Curve::P256 => Self::P256(p256::SecretKey::from_pem(pem).ok()?.into()),
+            Curve::P384 => Self::P384(p384::SecretKey::from_pem(pem).ok()?.into()),
+            Curve::P521 => Self::P521(p521::SecretKey::from_pem(pem).ok()?.into()),
+        })
+    }
+
+    fn curve(&self) -> Curve {
+        match self {
+            Self::P256(_) => Curve::P256,
+            Self::P384(_) => Curve::P384,
+            Self::P521(_) => Curve::P521,
+        }
+    }
+
+    /// The public key as an uncompressed point.
+    fn public(&self) -> Vec<u8> {
+        match self {
+            Self::P256(key) => key.verifying_key().to_sec1_point(false).as_bytes().to_vec(),
+            Self::P384(key) => key.verifying_key().to_sec1_point(false).as_bytes().to_vec(),
+            Self::P521(key) => key.verifying_key().to_sec1_point(false).as_bytes().to_vec(),
+        }
+    }
+
+    fn sign(&self, message: &[u8]) -> Vec<u8> {
+        match self {
+            Self::P256(key) => {
+                let signature: p256::ecdsa::Signature = key.sign(message);
+                signature.to_bytes().to_vec()
+            }
+            Self::P384(key) => {
+                let signature: p384::ecdsa::Signature = key.sign(message);
+                signature.to_bytes().to_vec()
+            }
+            Self::P521(key) => {
+                let signature: p521::ecdsa::Signature = key.sign(message);
+                signature.to_bytes().to_vec()
+            }
+        }
+    }
+}
+
+fn public_key(certificate: &Certificate) -> &[u8] {
+    certificate
+        .tbs_certificate()
+        .subject_public_key_info()
+        .subject_public_key
+        .raw_bytes()
+}
+
+/// The private key's own block: `openssl ecparam -genkey` writes the curve's parameters before it.
+fn private_key(pem: &str) -> &str {
+    const BEGINNINGS: [&str; 2] = [
+        "-----BEGIN PRIVATE KEY-----",
+        "-----BEGIN EC PRIVATE KEY-----",
+    ];
+    let start = BEGINNINGS
+        .iter()
+        .find_map(|beginning| pem.find(beginning))
+        .unwrap_or(0);
+    &pem[start..]
+}
