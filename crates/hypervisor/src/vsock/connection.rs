@@ -277,6 +277,9 @@ impl Connection {
             self.reset_by_guest(now);
             return Ok(Verdict::Done);
         }
+        if self.phase == Phase::Ended {
+            return Ok(Verdict::Done);
+        }
         self.outbound.update(header)?;
         match (self.phase, op) {
             (Phase::Open, Op::Data) => self.data(header.len, now),
@@ -288,7 +291,7 @@ impl Connection {
                 self.pending.credit_update = true;
                 Ok(Verdict::Done)
             }
-            (Phase::Open, Op::CreditUpdate) | (Phase::Ended, _) => Ok(Verdict::Done),
+            (Phase::Open, Op::CreditUpdate) => Ok(Verdict::Done),
             (Phase::Requesting, Op::Response) => {
                 self.phase = Phase::Open;
                 self.deadline = None;
@@ -323,6 +326,7 @@ impl Connection {
 
     fn reset_by_guest(&mut self, now: Instant) {
         self.forgotten = true;
+        self.pending.reset = false;
         if self.phase != Phase::Open {
             self.end();
             return;

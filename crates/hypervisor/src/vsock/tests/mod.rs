@@ -2,4 +2,5 @@
 
 mod driver;
 mod hostile;
+mod machine;
 mod streams;
