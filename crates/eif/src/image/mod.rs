@@ -264,18 +264,18 @@ fn load(spec: &BuildSpec, folder: &Path, spool: &mut Spool) -> Result<Applicatio
             false => plain(rootfs::load_folder(path)?, BTreeSet::new()),
         };
     }
-    let failed = ImageError::file("write", folder);
-    let unpacked = oci::unpack_archive(path, tempfile::tempfile_in(folder).map_err(failed)?)?;
-    let name = path.display().to_string();
-    let unknown = |_| ImageError::UnknownSource { path: path.clone() };
-    let blobs = Blobs::archive(unpacked, &name).map_err(unknown)?;
+    let archive = oci::open_archive(path, folder)?;
+    let again = archive
+        .try_clone()
+        .map_err(ImageError::file("read", path))?;
+    let blobs = Blobs::archive(archive, path)?;
     if blobs.has("index.json") && blobs.has("oci-layout") {
         container(oci::load_oci(&blobs, wanted, spool)?)
     } else if blobs.has("manifest.json") {
         container(oci::load_docker(&blobs, wanted, spool)?)
     } else {
         let mut lost = BTreeSet::new();
-        plain(rootfs::load_tar(path, spool, &mut lost)?, lost)
+        plain(rootfs::load_tar(again, path, spool, &mut lost)?, lost)
     }
 }
 

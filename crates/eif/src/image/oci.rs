@@ -11,7 +11,7 @@
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
-use std::io::{self, BufReader, Read, Seek, SeekFrom, Write};
+use std::io::{self, BufReader, Read, Seek, SeekFrom};
 use std::path::{Component, Path, PathBuf};
 use std::rc::Rc;
 
@@ -19,6 +19,8 @@ use aws_lc_rs::digest::{Algorithm, Context, SHA256, SHA512};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+
+use crate::ramdisk::{MAGIC_LEN, Packing};
 
 use super::error::ImageError;
 use super::layer::{Whiteouts, apply, unpacked};
@@ -79,14 +81,24 @@ pub(crate) enum Blobs {
 
 impl Blobs {
     /// Indexes an unpacked tar archive.
-    pub(crate) fn archive(mut file: File, name: &str) -> Result<Self, ImageError> {
-        let failed = ImageError::layer(name);
-        file.seek(SeekFrom::Start(0)).map_err(&failed)?;
-        let mut index = BTreeMap::new();
-        let mut links = Vec::new();
+    pub(crate) fn archive(mut file: File, path: &Path) -> Result<Self, ImageError> {
+        let name = path.display().to_string();
+        file.seek(SeekFrom::Start(0))
+            .map_err(ImageError::layer(&name))?;
+        let (mut index, mut links) = (BTreeMap::new(), Vec::new());
         let mut archive = tar::Archive::new(BufReader::new(&file));
-        for entry in archive.entries_with_seek().map_err(&failed)? {
-            let entry = entry.map_err(&failed)?;
+        let entries = archive
+            .entries_with_seek()
+            .map_err(ImageError::layer(&name))?;
+        for (position, entry) in entries.enumerate() {
+            let entry = match entry {
+                Err(_) if position == 0 => {
+                    return Err(ImageError::UnknownSource {
+                        path: path.to_owned(),
+                    });
+                }
+                entry => entry.map_err(ImageError::layer(&name))?,
+            };
             let path = normal(&String::from_utf8_lossy(&entry.path_bytes()));
             match entry.header().entry_type() {
                 tar::EntryType::Symlink | tar::EntryType::Link => {
@@ -580,11 +592,21 @@ impl<R: Read> Read for Hashing<R> {
     }
 }
 
-/// Copies a packed archive's unpacked bytes, so that it can be indexed.
-pub(crate) fn unpack_archive(path: &Path, mut into: File) -> Result<File, ImageError> {
+/// Opens an archive; a packed one is unpacked into a temporary file, so that it can be indexed.
+pub(crate) fn open_archive(path: &Path, folder: &Path) -> Result<File, ImageError> {
+    let failed = ImageError::file("read", path);
+    let mut file = File::open(path).map_err(&failed)?;
+    let mut head = Vec::new();
+    file.by_ref()
+        .take(MAGIC_LEN)
+        .read_to_end(&mut head)
+        .map_err(&failed)?;
+    file.seek(SeekFrom::Start(0)).map_err(&failed)?;
+    if Packing::of(&head).is_none() {
+        return Ok(file);
+    }
     let failed = ImageError::file("unpack", path);
-    let file = File::open(path).map_err(&failed)?;
-    io::copy(&mut unpacked(file).map_err(&failed)?, &mut into).map_err(&failed)?;
-    into.flush().map_err(&failed)?;
-    Ok(into)
+    let mut unpacked_file = tempfile::tempfile_in(folder).map_err(&failed)?;
+    io::copy(&mut unpacked(file).map_err(&failed)?, &mut unpacked_file).map_err(&failed)?;
+    Ok(unpacked_file)
 }

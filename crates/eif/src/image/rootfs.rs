@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, Metadata};
+use std::io::{BufReader, Seek};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
@@ -12,7 +13,7 @@ use std::path::Path;
 use crate::cpio::{Attributes, Special};
 
 use super::error::ImageError;
-use super::layer::{Whiteouts, apply, unpacked};
+use super::layer::{Whiteouts, apply};
 use super::tree::{Body, Kind, NodeId, Spool, Tree};
 
 /// Reads a folder. Bodies stay where they are and are read when the ramdisk is written.
@@ -28,17 +29,24 @@ pub(crate) fn load_folder(folder: &Path) -> Result<Tree, ImageError> {
     Ok(loader.tree)
 }
 
-/// Reads a tar archive, packed or not.
+/// Reads an unpacked tar archive; `path` is what messages call it.
 pub(crate) fn load_tar(
+    mut archive: File,
     path: &Path,
     spool: &mut Spool,
     lost: &mut BTreeSet<String>,
 ) -> Result<Tree, ImageError> {
-    let name = path.display().to_string();
-    let file = File::open(path).map_err(ImageError::file("read", path))?;
-    let reader = unpacked(file).map_err(ImageError::file("unpack", path))?;
+    archive.rewind().map_err(ImageError::file("read", path))?;
     let mut tree = Tree::new();
-    apply(&name, reader, Whiteouts::Ignore, &mut tree, spool, lost)?;
+    let reader = BufReader::with_capacity(128 << 10, archive);
+    apply(
+        &path.display().to_string(),
+        reader,
+        Whiteouts::Ignore,
+        &mut tree,
+        spool,
+        lost,
+    )?;
     Ok(tree)
 }
 

@@ -913,17 +913,8 @@ fn hostile_layouts_are_refused() {
         ImageError::Platform { .. }
     ));
     assert!(matches!(with_index(json!([])), ImageError::Json { .. }));
-    let error = Bench::new()
-        .build_archive(b"no archive at all, and long enough")
-        .err()
-        .unwrap();
-    assert!(
-        matches!(
-            error,
-            ImageError::UnknownSource { .. } | ImageError::Layer { .. }
-        ),
-        "{error}"
-    );
+    let error = Bench::new().build_archive(&[b'x'; 4096]).err().unwrap();
+    assert!(matches!(error, ImageError::UnknownSource { .. }), "{error}");
 }
 
 #[test]
