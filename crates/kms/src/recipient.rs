@@ -4,14 +4,16 @@
 //! key. What comes out is [`Attested`], the only type that conditions and answers take: an unverified
 //! document cannot reach either.
 
-use std::collections::BTreeMap;
+use std::time::Duration;
 
+use enclos_attest::UnixMillis;
+use enclos_attest::document::{TrustAnchors, UnverifiedDocument, VerifiedDocument, VerifyOptions};
 use serde_json::{Map, Value};
 use time::OffsetDateTime;
 use zeroize::Zeroizing;
 
 use crate::crypto::cms::{EnvelopeError, Recipient};
-use crate::error::{ApiError, ErrorKind};
+use crate::error::{ApiError, Chain};
 use crate::input::Input;
 use crate::policy::Context;
 
@@ -22,7 +24,7 @@ const KEY_ENCRYPTION_ALGORITHMS: &[&str] = &["RSAES_OAEP_SHA_256"];
 const DOCUMENT_MAX: usize = 262_144;
 
 /// PCRs that CloudTrail's `additionalEventData.recipient` shows.
-const AUDITED: &[(u8, &str)] = &[
+const AUDITED: &[(usize, &str)] = &[
     (0, "attestationDocumentEnclaveImageDigest"),
     (1, "attestationDocumentEnclavePCR1"),
     (2, "attestationDocumentEnclavePCR2"),
@@ -31,39 +33,77 @@ const AUDITED: &[(u8, &str)] = &[
     (8, "attestationDocumentEnclavePCR8"),
 ];
 
+/// AWS's limit on a document's age.
+const MAX_AGE: Duration = Duration::from_secs(300);
+
+/// How far a document's time may lie ahead of ours: the enclave's clock is its host's, which is not ours.
+const MAX_FUTURE_SKEW: Duration = Duration::from_secs(300);
+
 /// Roots whose documents count.
 #[derive(Debug, Default)]
-pub struct Trust {}
+pub struct Trust {
+    anchors: TrustAnchors,
+}
 
 /// A verified document and the key that its enclave holds.
 #[derive(Debug)]
 pub struct Attested {
-    module_id: String,
-    anchor: String,
-    debug: bool,
-    /// PCR values in lower-case hex.
-    pcrs: BTreeMap<u8, String>,
+    document: VerifiedDocument,
     recipient: Recipient,
 }
 
 impl Trust {
+    /// Trust in a set of roots.
+    #[must_use]
+    pub fn new(anchors: TrustAnchors) -> Self {
+        Self { anchors }
+    }
+
     /// Verifies a document.
     ///
     /// # Errors
     /// `ValidationException`: the document is unreadable, forged, too old or has no usable key.
-    pub fn verify(&self, _document: &[u8], _now: OffsetDateTime) -> Result<Attested, ApiError> {
-        Err(ApiError::new(
-            ErrorKind::UnsupportedOperation,
-            "Recipient is not supported by this version of Enclos KMS.",
-        ))
+    pub fn verify(&self, document: &[u8], now: OffsetDateTime) -> Result<Attested, ApiError> {
+        let document = UnverifiedDocument::parse(document).map_err(|error| refused(&error))?;
+        let now = UnixMillis(u64::try_from(crate::audit::unix_ms(now)).unwrap_or(0));
+        // AWS lets documents of debug enclaves through to the conditions, where their zero PCRs decide.
+        let options = VerifyOptions {
+            max_age: MAX_AGE,
+            max_future_skew: MAX_FUTURE_SKEW,
+            archival: false,
+            allow_debug: true,
+        };
+        let document = document
+            .verify(&self.anchors, now, &options)
+            .map_err(|error| refused(&error))?;
+        let key = document.public_key().ok_or_else(|| {
+            ApiError::validation(
+                "The attestation document has no public key to encrypt the answer to.",
+            )
+        })?;
+        let recipient = Recipient::from_spki(key).map_err(|error| {
+            ApiError::validation(format!("In the attestation document, {error}."))
+        })?;
+        Ok(Attested {
+            document,
+            recipient,
+        })
     }
+}
+
+/// Clients look for either half of AWS's sentence; the reason after it is ours.
+fn refused(error: &dyn std::error::Error) -> ApiError {
+    ApiError::validation(format!(
+        "KMS cannot parse the attestation document, or the document exceeded the five-minute age limit: {}",
+        Chain(error)
+    ))
 }
 
 impl Attested {
     /// Whether the document is of an enclave in debug mode, whose memory its host can read.
     #[must_use]
     pub fn is_debug(&self) -> bool {
-        self.debug
+        self.document.is_debug()
     }
 
     /// Adds `kms:RecipientAttestation:*` to what conditions can look at.

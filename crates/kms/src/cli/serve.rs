@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use enclos_attest::document::TrustAnchors;
 use time::OffsetDateTime;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -60,6 +61,14 @@ pub(super) struct Arguments {
         conflicts_with = "tls_cert"
     )]
     server_name: Vec<String>,
+
+    /// Attestation root to trust, PEM or DER: an installation's own certificate authority; may be repeated
+    #[arg(long, value_name = "FILE")]
+    trust_root: Vec<PathBuf>,
+
+    /// Trust AWS's own Nitro Enclaves root as well
+    #[arg(long)]
+    trust_aws: bool,
 }
 
 /// Why a data directory cannot be used.
@@ -67,6 +76,12 @@ pub(super) struct Arguments {
 enum DataError {
     #[error("another enclos-kms serves from {0}; stop it first or use another --data directory")]
     InUse(PathBuf),
+    #[error("cannot read the attestation root {path}")]
+    Root {
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
     #[error("cannot use the data directory {path}")]
     Io {
         path: PathBuf,
@@ -80,7 +95,7 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
     let data = arguments.data.data.clone();
     let _lock = prepare(&data)?;
     let root = RootKey::open(&data.join("root.key"), true)?;
-    let trust = Trust::default();
+    let trust = trust(&arguments)?;
     let (store, writer) = Store::open(&data).await?;
     let service = Arc::new(Service::new(store.clone(), root, trust).await?);
     let (stop, stopped) = watch::channel(false);
@@ -100,6 +115,27 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
     drop((store, service));
     writer.await?;
     Ok(())
+}
+
+/// The attestation roots, each known by its file's name.
+fn trust(arguments: &Arguments) -> Result<Trust, Failure> {
+    let mut anchors = TrustAnchors::new();
+    if arguments.trust_aws {
+        anchors = anchors.with_aws();
+    }
+    for path in &arguments.trust_root {
+        let bytes = std::fs::read(path).map_err(|source| DataError::Root {
+            path: path.clone(),
+            source,
+        })?;
+        anchors = anchors.with_root(&path.display().to_string(), &bytes)?;
+    }
+    if !arguments.trust_aws && arguments.trust_root.is_empty() {
+        tracing::warn!(
+            "no attestation root is trusted, so every Recipient will be refused; see --trust-root and --trust-aws"
+        );
+    }
+    Ok(Trust::new(anchors))
 }
 
 /// Makes the directory, private, and takes its lock for the life of the process.

@@ -30,12 +30,9 @@ use zeroize::Zeroizing;
 
 use super::{RandomError, random_array};
 
-/// Smallest RSA key that is answered; below that OAEP with SHA-256 is not worth its name.
-const MIN_MODULUS_BITS: usize = 2048;
-
-/// Largest piece of content in one OCTET STRING. OpenSSL's streaming encoder, which AWS's shape comes from,
-/// writes 1024-byte pieces.
-const PIECE: usize = 1024;
+/// Largest piece of content in one OCTET STRING: AWS's answers have the shape that Bouncy Castle writes, whose
+/// pieces are of 1000 bytes.
+const PIECE: usize = 1000;
 
 const OID_ENVELOPED_DATA: &[u8] = b"\x06\x09\x2a\x86\x48\x86\xf7\x0d\x01\x07\x03";
 const OID_DATA: &[u8] = b"\x06\x09\x2a\x86\x48\x86\xf7\x0d\x01\x07\x01";
@@ -68,16 +65,10 @@ impl std::fmt::Debug for Recipient {
     }
 }
 
-/// Why a public key cannot be answered.
+/// A public key that cannot be answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum RecipientKeyError {
-    /// Not DER SubjectPublicKeyInfo of an RSA key.
-    #[error("the public key is not an RSA key in DER SubjectPublicKeyInfo form")]
-    NotRsa,
-    /// Too small.
-    #[error("the RSA public key has {0} bits, at least 2048 are needed")]
-    TooSmall(usize),
-}
+#[error("the public key is not an RSA key of 2048 bits or more in DER SubjectPublicKeyInfo form")]
+pub struct RecipientKeyError;
 
 /// Enveloping failed.
 #[derive(Debug, thiserror::Error)]
@@ -96,12 +87,9 @@ impl Recipient {
     /// # Errors
     /// If it is not RSA with at least 2048 bits.
     pub fn from_spki(der: &[u8]) -> Result<Self, RecipientKeyError> {
-        let key = PublicEncryptingKey::from_der(der).map_err(|_| RecipientKeyError::NotRsa)?;
-        let bits = key.key_size_bits();
-        if bits < MIN_MODULUS_BITS {
-            return Err(RecipientKeyError::TooSmall(bits));
-        }
-        let key = OaepPublicEncryptingKey::new(key).map_err(|_| RecipientKeyError::NotRsa)?;
+        // aws-lc takes 2048 to 8192 bits.
+        let key = PublicEncryptingKey::from_der(der).map_err(|_| RecipientKeyError)?;
+        let key = OaepPublicEncryptingKey::new(key).map_err(|_| RecipientKeyError)?;
         let mut key_id = [0; 32];
         key_id.copy_from_slice(digest::digest(&digest::SHA256, der).as_ref());
         Ok(Self { key, key_id })
