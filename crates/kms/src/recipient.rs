@@ -108,33 +108,29 @@ impl Attested {
 
     /// Adds `kms:RecipientAttestation:*` to what conditions can look at.
     pub(crate) fn add_to(&self, context: &mut Context) {
-        for (index, value) in &self.pcrs {
-            context.set(
-                &format!("kms:RecipientAttestation:PCR{index}"),
-                value.as_str(),
-            );
-            if *index == 0 {
+        for (index, value) in self.document.pcrs() {
+            let (index, value) = (index.as_usize(), value.to_string());
+            if index == 0 {
                 context.set("kms:RecipientAttestation:ImageSha384", value.as_str());
             }
+            context.set(&format!("kms:RecipientAttestation:PCR{index}"), value);
         }
     }
 
     /// `additionalEventData.recipient`: CloudTrail's members, and which root vouched.
     pub(crate) fn audit(&self) -> Value {
         let mut members = Map::new();
-        members.insert(
-            "attestationDocumentModuleId".to_owned(),
-            self.module_id.as_str().into(),
-        );
-        for (index, name) in AUDITED {
-            if let Some(value) = self.pcrs.get(index) {
-                members.insert((*name).to_owned(), value.as_str().into());
+        let mut add = |name: &str, value: &str| members.insert(name.to_owned(), value.into());
+        add("attestationDocumentModuleId", self.document.module_id());
+        for (index, value) in self.document.pcrs() {
+            let shown = AUDITED
+                .iter()
+                .find(|(number, _)| *number == index.as_usize());
+            if let Some((_, name)) = shown {
+                add(name, &value.to_string());
             }
         }
-        members.insert(
-            "attestationDocumentRoot".to_owned(),
-            self.anchor.as_str().into(),
-        );
+        add("attestationDocumentRoot", self.document.anchor());
         Value::Object(members)
     }
 

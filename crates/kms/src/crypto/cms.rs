@@ -26,6 +26,7 @@ use aws_lc_rs::cipher::{AES_256, EncryptionContext, PaddedBlockEncryptingKey, Un
 use aws_lc_rs::digest;
 use aws_lc_rs::iv::FixedLength;
 use aws_lc_rs::rsa::{OAEP_SHA256_MGF1SHA256, OaepPublicEncryptingKey, PublicEncryptingKey};
+use x509_cert::spki::SubjectPublicKeyInfoRef;
 use zeroize::Zeroizing;
 
 use super::{RandomError, random_array};
@@ -87,7 +88,8 @@ impl Recipient {
     /// # Errors
     /// If it is not RSA with at least 2048 bits.
     pub fn from_spki(der: &[u8]) -> Result<Self, RecipientKeyError> {
-        // aws-lc takes 2048 to 8192 bits.
+        // aws-lc takes 2048 to 8192 bits, but does not mind what follows the key.
+        SubjectPublicKeyInfoRef::try_from(der).map_err(|_| RecipientKeyError)?;
         let key = PublicEncryptingKey::from_der(der).map_err(|_| RecipientKeyError)?;
         let key = OaepPublicEncryptingKey::new(key).map_err(|_| RecipientKeyError)?;
         let mut key_id = [0; 32];

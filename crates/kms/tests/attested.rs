@@ -1,0 +1,451 @@
+//! Keys released to attested enclaves, and to nobody else: documents of an authority made here, answers opened by
+//! OpenSSL.
+
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test may panic")]
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::io::Write as _;
+use std::process::{Command, Stdio};
+use std::time::{Duration, SystemTime};
+
+use aws_lc_rs::encoding::{AsDer, Pkcs8V1Der, PublicKeyX509Der};
+use aws_lc_rs::rsa::{KeySize, PrivateDecryptingKey};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use common::{Client, Reply, Server};
+use enclos_attest::document::Claims;
+use enclos_attest::pki::{Authority, LeafIdentity, LeafKey};
+use enclos_attest::{PcrIndex, PcrValue, UnixMillis};
+use serde_json::{Value, json};
+
+const ROLE: &str = "arn:aws:iam::000000000000:role/enclave";
+const MODULE: &str = "i-0123456789abcdef0-enc0123456789abcdef";
+
+fn now() -> UnixMillis {
+    let since = SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap();
+    UnixMillis(u64::try_from(since.as_millis()).unwrap())
+}
+
+fn pcr(byte: u8) -> PcrValue {
+    PcrValue::from_hex(&hex::encode([byte; 48])).unwrap()
+}
+
+fn zero() -> PcrValue {
+    pcr(0)
+}
+
+/// An installation and one enclave in it.
+struct Enclave {
+    authority: Authority,
+    identity: LeafIdentity,
+    pcrs: BTreeMap<PcrIndex, PcrValue>,
+    spki: Vec<u8>,
+    directory: tempfile::TempDir,
+}
+
+impl Enclave {
+    fn new() -> Self {
+        let issued = now().minus(Duration::from_secs(3600));
+        let mut authority =
+            Authority::create(issued, "eu-west-1", "eu-west-1a", "i-0123456789abcdef0").unwrap();
+        let key = LeafKey::generate().unwrap();
+        let leaf = authority.issue_leaf(key.spki_der(), MODULE, 0x0123_4567_89ab_cdef, issued);
+        let identity = LeafIdentity::new(key, leaf.unwrap()).unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        let rsa = PrivateDecryptingKey::generate(KeySize::Rsa2048).unwrap();
+        let pkcs8 = AsDer::<Pkcs8V1Der<'_>>::as_der(&rsa).unwrap();
+        std::fs::write(directory.path().join("key.der"), pkcs8.as_ref()).unwrap();
+        std::fs::write(
+            directory.path().join("root.pem"),
+            authority.root_certificate_pem(),
+        )
+        .unwrap();
+        let spki: PublicKeyX509Der<'_> = rsa.public_key().as_der().unwrap();
+        let spki = spki.as_ref().to_vec();
+        // As after a boot: image, kernel, application, role and instance measured, the rest zero.
+        let pcrs = (0_u8..16)
+            .map(|index| {
+                (
+                    PcrIndex::try_from(index).unwrap(),
+                    if index < 5 { pcr(index + 1) } else { zero() },
+                )
+            })
+            .collect();
+        Self {
+            authority,
+            identity,
+            pcrs,
+            spki,
+            directory,
+        }
+    }
+
+    fn server(&self) -> Server {
+        let root = self.directory.path().join("root.pem");
+        Server::with(&["--trust-root", root.to_str().unwrap()])
+    }
+
+    fn claims(&self) -> Claims {
+        Claims {
+            module_id: MODULE.to_owned(),
+            timestamp: now(),
+            pcrs: self.pcrs.clone(),
+            public_key: Some(self.spki.clone()),
+            user_data: None,
+            nonce: None,
+        }
+    }
+
+    fn sign(&self, claims: &Claims) -> Vec<u8> {
+        self.identity.sign_document(claims).unwrap()
+    }
+
+    fn document(&self) -> Vec<u8> {
+        self.sign(&self.claims())
+    }
+
+    fn document_of(&self, timestamp: UnixMillis) -> Vec<u8> {
+        self.sign(&Claims {
+            timestamp,
+            ..self.claims()
+        })
+    }
+
+    /// Opens an answer as an enclave would, with a tool that knows nothing of us.
+    fn open(&self, output: &Value) -> Vec<u8> {
+        assert!(output.get("Plaintext").is_none(), "{output}");
+        let envelope = STANDARD
+            .decode(output["CiphertextForRecipient"].as_str().unwrap())
+            .unwrap();
+        let mut openssl = Command::new("openssl")
+            .args([
+                "cms", "-decrypt", "-inform", "DER", "-keyform", "DER", "-inkey", "key.der",
+            ])
+            .current_dir(self.directory.path())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        openssl.stdin.take().unwrap().write_all(&envelope).unwrap();
+        let output = openssl.wait_with_output().unwrap();
+        assert!(output.status.success());
+        output.stdout
+    }
+}
+
+fn recipient(document: &[u8]) -> Value {
+    json!({
+        "KeyEncryptionAlgorithm": "RSAES_OAEP_SHA_256",
+        "AttestationDocument": STANDARD.encode(document),
+    })
+}
+
+fn attested_decrypt(client: &Client, blob: &str, document: &[u8]) -> Reply {
+    client.call(
+        "Decrypt",
+        json!({ "CiphertextBlob": blob, "Recipient": recipient(document) }),
+    )
+}
+
+/// A key that releases to the role under a condition, and something encrypted with it.
+fn pinned_key(server: &Server, condition: &Value) -> (String, String) {
+    let root = server.client();
+    let key = root.create_key();
+    let blob = root.encrypt(&key, b"hello enclave", json!({}));
+    let admin = json!({ "Effect": "Allow", "Principal": { "AWS": "000000000000" },
+        "NotAction": ["kms:Decrypt", "kms:GenerateDataKey"], "Resource": "*" });
+    let release = json!({ "Sid": "Release", "Effect": "Allow", "Principal": { "AWS": ROLE },
+        "Action": ["kms:Decrypt", "kms:GenerateDataKey"], "Resource": "*", "Condition": condition });
+    root.put_policy(&key, &json!([admin, release])).ok();
+    (key, blob)
+}
+
+fn image_condition() -> Value {
+    json!({ "StringEqualsIgnoreCase": {
+        "kms:RecipientAttestation:ImageSha384": pcr(1).to_string().to_uppercase(),
+        "kms:RecipientAttestation:PCR3": pcr(4).to_string(),
+    } })
+}
+
+#[test]
+fn the_measured_image_gets_the_plaintext() {
+    let enclave = Enclave::new();
+    let server = enclave.server();
+    let role = server.principal(ROLE);
+    let (key, blob) = pinned_key(&server, &image_condition());
+
+    let output = attested_decrypt(&role, &blob, &enclave.document()).ok();
+    assert_eq!(enclave.open(&output), b"hello enclave");
+    assert!(output["KeyId"].as_str().unwrap().ends_with(&key));
+
+    let input =
+        json!({ "KeyId": key, "KeySpec": "AES_256", "Recipient": recipient(&enclave.document()) });
+    let data_key = role.call("GenerateDataKey", input).ok();
+    let plaintext = enclave.open(&data_key);
+    assert_eq!(plaintext.len(), 32);
+    let again = attested_decrypt(
+        &role,
+        data_key["CiphertextBlob"].as_str().unwrap(),
+        &enclave.document(),
+    );
+    assert_eq!(enclave.open(&again.ok()), plaintext);
+
+    let input = json!({ "NumberOfBytes": 1024, "Recipient": recipient(&enclave.document()) });
+    assert_eq!(
+        enclave.open(&role.call("GenerateRandom", input).ok()).len(),
+        1024
+    );
+
+    let events = server.audit(8);
+    let event = events
+        .iter()
+        .find(|event| event["eventName"] == "Decrypt")
+        .unwrap();
+    let shown = &event["additionalEventData"]["recipient"];
+    assert_eq!(shown["attestationDocumentModuleId"], MODULE);
+    assert_eq!(
+        shown["attestationDocumentEnclaveImageDigest"],
+        pcr(1).to_string()
+    );
+    assert_eq!(shown["attestationDocumentEnclavePCR3"], pcr(4).to_string());
+    assert_eq!(shown["attestationDocumentEnclavePCR8"], zero().to_string());
+}
+
+#[test]
+fn without_a_document_there_is_no_release() {
+    let enclave = Enclave::new();
+    let server = enclave.server();
+    let (_, blob) = pinned_key(&server, &image_condition());
+    for client in [server.principal(ROLE), server.client()] {
+        let reply = client.decrypt(&blob, json!({}));
+        let (kind, text) = reply.error();
+        assert_eq!(kind, "AccessDeniedException");
+        assert!(
+            text.ends_with("because no resource-based policy allows the kms:Decrypt action"),
+            "{text}"
+        );
+    }
+}
+
+#[test]
+fn another_image_is_denied_and_the_audit_says_why() {
+    let enclave = Enclave::new();
+    let server = enclave.server();
+    let role = server.principal(ROLE);
+    let (_, blob) = pinned_key(&server, &image_condition());
+    let mut claims = enclave.claims();
+    claims.pcrs.insert(PcrIndex::IMAGE, pcr(9));
+    let reply = attested_decrypt(&role, &blob, &enclave.sign(&claims));
+    assert_eq!(reply.error_type(), "AccessDeniedException");
+    // The caller learns neither what was expected nor what was presented.
+    assert!(!reply.body.to_string().contains(&pcr(1).to_string()));
+
+    let events = server.audit(4);
+    let event = events
+        .iter()
+        .find(|event| event["errorCode"] == "AccessDenied")
+        .unwrap();
+    let conditions = &event["additionalEventData"]["denial"]["statements"][1]["conditions"];
+    assert_eq!(
+        conditions,
+        &json!([{
+            "operator": "StringEqualsIgnoreCase", "key": "kms:RecipientAttestation:ImageSha384",
+            "expected": [pcr(1).to_string().to_uppercase()], "presented": [pcr(9).to_string()],
+        }])
+    );
+    let table = String::from_utf8(server.tool(&["audit", "--failed"]).stdout).unwrap();
+    assert!(table.contains(&format!("presented {}", pcr(9))), "{table}");
+}
+
+#[test]
+fn another_role_is_denied() {
+    let enclave = Enclave::new();
+    let server = enclave.server();
+    let other = server.principal("arn:aws:iam::000000000000:role/other");
+    let (_, blob) = pinned_key(&server, &image_condition());
+    let reply = attested_decrypt(&other, &blob, &enclave.document());
+    assert_eq!(reply.error_type(), "AccessDeniedException");
+}
+
+#[test]
+fn altered_documents_are_refused() {
+    let enclave = Enclave::new();
+    let server = enclave.server();
+    let role = server.principal(ROLE);
+    let (_, blob) = pinned_key(&server, &image_condition());
+    let document = enclave.document();
+    let step = document.len() / 40;
+    for at in (0..document.len()).step_by(step) {
+        let mut altered = document.clone();
+        altered[at] ^= 1;
+        let reply = attested_decrypt(&role, &blob, &altered);
+        let (kind, text) = reply.error();
+        assert_eq!(kind, "ValidationException", "byte {at}");
+        assert!(
+            text.contains("cannot parse the attestation document"),
+            "{text}"
+        );
+    }
+    for bytes in [
+        &b"x"[..],
+        &[0; 5000],
+        &document[..document.len() - 1],
+        &[&document[..], b"\0"].concat(),
+    ] {
+        assert_eq!(
+            attested_decrypt(&role, &blob, bytes).error_type(),
+            "ValidationException"
+        );
+    }
+}
+
+#[test]
+fn documents_live_five_minutes() {
+    let enclave = Enclave::new();
+    let server = enclave.server();
+    let role = server.principal(ROLE);
+    let (_, blob) = pinned_key(&server, &image_condition());
+    let minutes = |n: u64| Duration::from_secs(n * 60);
+    let fresh = enclave.document_of(now().minus(minutes(4)));
+    // As on AWS the same document may be used again while it is fresh.
+    for _ in 0..2 {
+        attested_decrypt(&role, &blob, &fresh).ok();
+    }
+    attested_decrypt(&role, &blob, &enclave.document_of(now().plus(minutes(4)))).ok();
+    let old = attested_decrypt(&role, &blob, &enclave.document_of(now().minus(minutes(6))));
+    let (kind, text) = old.error();
+    assert_eq!(kind, "ValidationException");
+    assert!(
+        text.contains("exceeded the five-minute age limit"),
+        "{text}"
+    );
+    let early = attested_decrypt(&role, &blob, &enclave.document_of(now().plus(minutes(6))));
+    assert_eq!(early.error_type(), "ValidationException");
+}
+
+#[test]
+fn other_roots_are_not_trusted() {
+    let (enclave, other) = (Enclave::new(), Enclave::new());
+    let server = enclave.server();
+    let role = server.principal(ROLE);
+    let (_, blob) = pinned_key(&server, &image_condition());
+    attested_decrypt(&role, &blob, &enclave.document()).ok();
+    let reply = attested_decrypt(&role, &blob, &other.document());
+    let (kind, text) = reply.error();
+    assert_eq!(kind, "ValidationException");
+    assert!(text.contains("not trusted"), "{text}");
+
+    let none = Server::dev();
+    let client = none.client();
+    let blob = client.encrypt(&client.create_key(), b"x", json!({}));
+    let reply = attested_decrypt(&client, &blob, &enclave.document());
+    assert_eq!(reply.error_type(), "ValidationException");
+    let aws = Server::with(&["--trust-aws"]);
+    let client = aws.client();
+    let blob = client.encrypt(&client.create_key(), b"x", json!({}));
+    let reply = attested_decrypt(&client, &blob, &enclave.document());
+    assert_eq!(reply.error_type(), "ValidationException");
+}
+
+#[test]
+fn debug_enclaves_fail_every_policy_that_pins_the_image() {
+    let enclave = Enclave::new();
+    let server = enclave.server();
+    let role = server.principal(ROLE);
+    let mut claims = enclave.claims();
+    for index in [0_u8, 1, 2, 8] {
+        claims
+            .pcrs
+            .insert(PcrIndex::try_from(index).unwrap(), zero());
+    }
+    let document = enclave.sign(&claims);
+    let (_, blob) = pinned_key(&server, &image_condition());
+    assert_eq!(
+        attested_decrypt(&role, &blob, &document).error_type(),
+        "AccessDeniedException"
+    );
+
+    // On AWS a policy that pins only the role admits debug enclaves too. So it does here, with a warning.
+    let role_only =
+        json!({ "StringEquals": { "kms:RecipientAttestation:PCR3": pcr(4).to_string() } });
+    let (_, blob) = pinned_key(&server, &role_only);
+    let output = attested_decrypt(&role, &blob, &document).ok();
+    assert_eq!(enclave.open(&output), b"hello enclave");
+    let log = server.log();
+    assert!(log.contains("a debug-mode enclave was admitted"));
+    assert!(log.contains("the policy pins no measurement of the image"));
+}
+
+#[test]
+fn user_registers_count_once_they_are_locked() {
+    let enclave = Enclave::new();
+    let server = enclave.server();
+    let role = server.principal(ROLE);
+    let condition =
+        json!({ "StringEquals": { "kms:RecipientAttestation:PCR16": pcr(0x77).to_string() } });
+    let (_, blob) = pinned_key(&server, &condition);
+    let denied = attested_decrypt(&role, &blob, &enclave.document());
+    assert_eq!(denied.error_type(), "AccessDeniedException");
+    let mut claims = enclave.claims();
+    claims
+        .pcrs
+        .insert(PcrIndex::try_from(16_u8).unwrap(), pcr(0x77));
+    attested_decrypt(&role, &blob, &enclave.sign(&claims)).ok();
+}
+
+#[test]
+fn keys_that_cannot_be_answered() {
+    let enclave = Enclave::new();
+    let server = enclave.server();
+    let role = server.principal(ROLE);
+    let (_, blob) = pinned_key(&server, &image_condition());
+    for public_key in [
+        None,
+        Some(b"no key".to_vec()),
+        Some(LeafKey::generate().unwrap().spki_der().to_vec()),
+    ] {
+        let document = enclave.sign(&Claims {
+            public_key,
+            ..enclave.claims()
+        });
+        let reply = attested_decrypt(&role, &blob, &document);
+        let (kind, text) = reply.error();
+        assert_eq!(kind, "ValidationException");
+        assert!(text.contains("public key"), "{text}");
+    }
+}
+
+#[test]
+fn recipients_are_checked_for_form() {
+    let enclave = Enclave::new();
+    let server = enclave.server();
+    let client = server.client();
+    let blob = client.encrypt(&client.create_key(), b"x", json!({}));
+    let with = |recipient: Value| {
+        client.call(
+            "Decrypt",
+            json!({ "CiphertextBlob": blob, "Recipient": recipient }),
+        )
+    };
+    let document = STANDARD.encode(enclave.document());
+    let cases = [
+        (
+            json!({ "KeyEncryptionAlgorithm": "RSAES_PKCS1", "AttestationDocument": document }),
+            "1 validation error detected: Value 'RSAES_PKCS1' at 'recipient.keyEncryptionAlgorithm' failed to satisfy constraint: Member must satisfy enum value set: [RSAES_OAEP_SHA_256]",
+        ),
+        (
+            json!({ "KeyEncryptionAlgorithm": "RSAES_OAEP_SHA_256" }),
+            "1 validation error detected: Value null at 'recipient.attestationDocument' failed to satisfy constraint: Member must not be null",
+        ),
+    ];
+    for (recipient, expected) in cases {
+        assert_eq!(with(recipient).error(), ("ValidationException", expected));
+    }
+    assert_eq!(with(json!("x")).error_type(), "SerializationException");
+    // An absent Recipient may be null, and then the answer is in the clear.
+    assert_eq!(common::plaintext(&with(Value::Null).ok()), b"x");
+}

@@ -1,0 +1,156 @@
+//! kill -9 at any moment loses nothing that was acknowledged.
+
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test may panic")]
+
+mod common;
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use common::{Client, Server, plaintext};
+use serde_json::{Value, json};
+
+const KILLS: usize = 20;
+const WRITERS: usize = 4;
+
+/// What the server has said yes to.
+#[derive(Default)]
+struct Acknowledged {
+    /// Key id and its last acknowledged description.
+    keys: Vec<(String, String)>,
+    /// Alias and the key that it points at.
+    aliases: Vec<(String, String)>,
+    /// Ciphertext and plaintext.
+    ciphertexts: Vec<(String, String)>,
+}
+
+#[test]
+fn nothing_acknowledged_is_lost() {
+    let directory = tempfile::tempdir().unwrap();
+    let arguments = ["--listen", "127.0.0.1:0", "--dev"];
+    let acknowledged = Arc::new(Mutex::new(Acknowledged::default()));
+    for round in 0..KILLS {
+        let server = Server::start(directory.path(), &arguments);
+        let stop = Arc::new(AtomicBool::new(false));
+        let writers: Vec<_> = (0..WRITERS)
+            .map(|writer| {
+                let (client, stop) = (server.client(), Arc::clone(&stop));
+                let acknowledged = Arc::clone(&acknowledged);
+                std::thread::spawn(move || {
+                    let mut step = 0;
+                    while !stop.load(Ordering::Relaxed) {
+                        write(&client, &format!("{round}-{writer}-{step}"), &acknowledged);
+                        step += 1;
+                    }
+                })
+            })
+            .collect();
+        // A different moment each time, early and late in the life of the process.
+        let moment = u64::try_from(30 + round * 17 % 140).unwrap();
+        std::thread::sleep(Duration::from_millis(moment));
+        server.kill();
+        stop.store(true, Ordering::Relaxed);
+        for writer in writers {
+            writer.join().unwrap();
+        }
+    }
+    let server = Server::start(directory.path(), &arguments);
+    let acknowledged = acknowledged.lock().unwrap();
+    assert!(
+        acknowledged.keys.len() >= KILLS,
+        "{} keys are no load",
+        acknowledged.keys.len()
+    );
+    check(&server, &acknowledged);
+}
+
+/// One step of load. Calls that fail because the server is gone are not acknowledged and not noted.
+fn write(client: &Client, name: &str, acknowledged: &Mutex<Acknowledged>) {
+    let Some(output) = attempt(client, "CreateKey", json!({ "Description": name })) else {
+        return;
+    };
+    let key = output["KeyMetadata"]["KeyId"].as_str().unwrap().to_owned();
+    acknowledged
+        .lock()
+        .unwrap()
+        .keys
+        .push((key.clone(), name.to_owned()));
+    let input = json!({ "KeyId": key, "Plaintext": base64(name) });
+    if let Some(output) = attempt(client, "Encrypt", input) {
+        let blob = output["CiphertextBlob"].as_str().unwrap().to_owned();
+        acknowledged
+            .lock()
+            .unwrap()
+            .ciphertexts
+            .push((blob, name.to_owned()));
+    }
+    let alias = format!("alias/{name}");
+    let input = json!({ "AliasName": alias, "TargetKeyId": key });
+    if attempt(client, "CreateAlias", input).is_some() {
+        acknowledged
+            .lock()
+            .unwrap()
+            .aliases
+            .push((alias, key.clone()));
+    }
+    let described = format!("{name} again");
+    let input = json!({ "KeyId": key, "Description": described });
+    let answered = attempt(client, "UpdateKeyDescription", input).is_some();
+    let mut acknowledged = acknowledged.lock().unwrap();
+    let entry = acknowledged
+        .keys
+        .iter_mut()
+        .find(|(id, _)| *id == key)
+        .unwrap();
+    // Without an answer either description may have been stored.
+    entry.1 = if answered { described } else { String::new() };
+}
+
+/// The body of a success; `None` if the connection broke.
+fn attempt(client: &Client, operation: &str, input: Value) -> Option<Value> {
+    let reply = client.try_call(operation, &input)?;
+    Some(reply.ok())
+}
+
+fn base64(text: &str) -> String {
+    base64::Engine::encode(&base64::engine::general_purpose::STANDARD, text)
+}
+
+fn check(server: &Server, acknowledged: &Acknowledged) {
+    let client = server.client();
+    for (key, description) in &acknowledged.keys {
+        let output = client.call("DescribeKey", json!({ "KeyId": key })).ok();
+        let found = output["KeyMetadata"]["Description"].as_str().unwrap();
+        assert!(
+            description.is_empty() || found == description,
+            "{key}: {found} {description}"
+        );
+        client.encrypt(key, b"still usable", json!({}));
+    }
+    for (blob, text) in &acknowledged.ciphertexts {
+        assert_eq!(
+            plaintext(&client.decrypt(blob, json!({})).ok()),
+            text.as_bytes()
+        );
+    }
+    for (alias, key) in &acknowledged.aliases {
+        let output = client.call("DescribeKey", json!({ "KeyId": alias })).ok();
+        assert_eq!(output["KeyMetadata"]["KeyId"], json!(key));
+    }
+    // Every acknowledged change has its audit row, and each row is whole.
+    let events = server.audit(acknowledged.keys.len());
+    let created = events
+        .iter()
+        .filter(|event| event["eventName"] == "CreateKey");
+    let created: std::collections::BTreeSet<&str> = created
+        .map(|event| {
+            event["responseElements"]["keyMetadata"]["KeyId"]
+                .as_str()
+                .unwrap()
+        })
+        .collect();
+    for (key, _) in &acknowledged.keys {
+        assert!(created.contains(key.as_str()), "no audit row for key {key}");
+    }
+}

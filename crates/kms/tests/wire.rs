@@ -1,0 +1,844 @@
+//! The server as its callers see it: signed requests over HTTP and TLS, errors, limits, the command line.
+
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test may panic")]
+
+mod common;
+
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use common::{BINARY, Client, Server, plaintext};
+use serde_json::{Value, json};
+
+const ROLE: &str = "arn:aws:iam::000000000000:role/app";
+
+#[test]
+fn encrypt_and_decrypt() {
+    let server = Server::dev();
+    let client = server.client();
+    let key = client.create_key();
+    let context = json!({ "tenant": "a", "purpose": "test" });
+    let blob = client.encrypt(&key, b"hello", context.clone());
+    let output = client.decrypt(&blob, context.clone()).ok();
+    assert_eq!(plaintext(&output), b"hello");
+    let arn = format!("arn:aws:kms:eu-west-1:000000000000:key/{key}");
+    assert_eq!(output["KeyId"], arn);
+    assert_eq!(output["EncryptionAlgorithm"], "SYMMETRIC_DEFAULT");
+    assert_eq!(output["KeyMaterialId"].as_str().unwrap().len(), 64);
+
+    let other = client.create_key();
+    let named = |key: &str| {
+        let input = json!({ "CiphertextBlob": blob, "EncryptionContext": context, "KeyId": key });
+        client.call("Decrypt", input)
+    };
+    assert_eq!(plaintext(&named(&key).ok()), b"hello");
+    assert_eq!(plaintext(&named(&arn).ok()), b"hello");
+    assert_eq!(
+        named(&other).error(),
+        (
+            "IncorrectKeyException",
+            "The key ID in the request does not identify a CMK that can perform this operation."
+        )
+    );
+    for wrong in [
+        json!({}),
+        json!({ "tenant": "a" }),
+        json!({ "tenant": "b", "purpose": "test" }),
+    ] {
+        assert_eq!(
+            client.decrypt(&blob, wrong).error_type(),
+            "InvalidCiphertextException"
+        );
+    }
+    let mut bytes = STANDARD.decode(&blob).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    let damaged = client.decrypt(&STANDARD.encode(&bytes), context);
+    assert_eq!(damaged.error_type(), "InvalidCiphertextException");
+}
+
+#[test]
+fn ciphertexts_of_unknown_keys() {
+    let (server, other) = (Server::dev(), Server::dev());
+    let key = other.client().create_key();
+    let blob = other.client().encrypt(&key, b"x", json!({}));
+    let expected = (
+        "AccessDeniedException",
+        "The ciphertext refers to a customer master key that does not exist, does not exist in this region, or you are not allowed to access.",
+    );
+    assert_eq!(server.client().decrypt(&blob, json!({})).error(), expected);
+    let mut elsewhere = other.client();
+    elsewhere.region = "us-east-1".to_owned();
+    assert_eq!(elsewhere.decrypt(&blob, json!({})).error(), expected);
+}
+
+#[test]
+fn data_keys_and_re_encryption() {
+    let server = Server::dev();
+    let client = server.client();
+    let (key, other) = (client.create_key(), client.create_key());
+    for (size, length) in [
+        (json!({ "KeySpec": "AES_256" }), 32),
+        (json!({ "KeySpec": "AES_128" }), 16),
+        (json!({ "NumberOfBytes": 1 }), 1),
+        (json!({ "NumberOfBytes": 1024 }), 1024),
+    ] {
+        let mut input = size.clone();
+        input["KeyId"] = json!(key);
+        let output = client.call("GenerateDataKey", input.clone()).ok();
+        assert_eq!(plaintext(&output).len(), length);
+        let blob = output["CiphertextBlob"].as_str().unwrap();
+        assert_eq!(
+            plaintext(&client.decrypt(blob, json!({})).ok()),
+            plaintext(&output)
+        );
+        let without = client.call("GenerateDataKeyWithoutPlaintext", input).ok();
+        assert!(without.get("Plaintext").is_none());
+        let blob = without["CiphertextBlob"].as_str().unwrap();
+        assert_eq!(
+            plaintext(&client.decrypt(blob, json!({})).ok()).len(),
+            length
+        );
+    }
+    for size in [
+        json!({}),
+        json!({ "KeySpec": "AES_256", "NumberOfBytes": 32 }),
+    ] {
+        let mut input = size;
+        input["KeyId"] = json!(key);
+        let error = client.call("GenerateDataKey", input);
+        assert_eq!(
+            error.error(),
+            (
+                "ValidationException",
+                "Please specify either number of bytes or key spec."
+            )
+        );
+    }
+
+    let blob = client.encrypt(&key, b"hello", json!({ "a": "1" }));
+    let output = client
+        .call(
+            "ReEncrypt",
+            json!({
+                "CiphertextBlob": blob, "SourceEncryptionContext": { "a": "1" },
+                "DestinationKeyId": other, "DestinationEncryptionContext": { "b": "2" },
+            }),
+        )
+        .ok();
+    assert!(output["SourceKeyId"].as_str().unwrap().ends_with(&key));
+    assert!(output["KeyId"].as_str().unwrap().ends_with(&other));
+    let moved = output["CiphertextBlob"].as_str().unwrap();
+    assert_eq!(
+        plaintext(&client.decrypt(moved, json!({ "b": "2" })).ok()),
+        b"hello"
+    );
+    assert_eq!(
+        client.decrypt(moved, json!({ "a": "1" })).error_type(),
+        "InvalidCiphertextException"
+    );
+
+    let random = client
+        .call("GenerateRandom", json!({ "NumberOfBytes": 24 }))
+        .ok();
+    assert_eq!(plaintext(&random).len(), 24);
+}
+
+#[test]
+fn dry_runs_change_nothing_and_say_so() {
+    let server = Server::dev();
+    let client = server.client();
+    let key = client.create_key();
+    let expected = (
+        "DryRunOperationException",
+        "The request would have succeeded, but the DryRun option is set.",
+    );
+    let input = json!({ "KeyId": key, "Plaintext": "eA==", "DryRun": true });
+    assert_eq!(client.call("Encrypt", input).error(), expected);
+    let input = json!({ "KeyId": key, "KeySpec": "AES_256", "DryRun": true });
+    assert_eq!(client.call("GenerateDataKey", input).error(), expected);
+}
+
+#[test]
+fn the_life_of_a_key() {
+    let server = Server::dev();
+    let client = server.client();
+    let output = client
+        .call("CreateKey", json!({ "Description": "first" }))
+        .ok();
+    let key = output["KeyMetadata"]["KeyId"].as_str().unwrap().to_owned();
+    let describe =
+        || client.call("DescribeKey", json!({ "KeyId": key })).ok()["KeyMetadata"].clone();
+    assert_eq!(describe(), output["KeyMetadata"]);
+    assert_eq!(describe()["Description"], "first");
+    let arn = describe()["Arn"].as_str().unwrap().to_owned();
+    let encrypt = || client.call("Encrypt", json!({ "KeyId": key, "Plaintext": "eA==" }));
+
+    client.call("DisableKey", json!({ "KeyId": key })).ok();
+    assert_eq!(describe()["KeyState"], "Disabled");
+    assert_eq!(
+        encrypt().error(),
+        ("DisabledException", format!("{arn} is disabled.").as_str())
+    );
+    client.call("EnableKey", json!({ "KeyId": key })).ok();
+    encrypt().ok();
+
+    client
+        .call(
+            "UpdateKeyDescription",
+            json!({ "KeyId": key, "Description": "second" }),
+        )
+        .ok();
+    assert_eq!(describe()["Description"], "second");
+
+    let outside = client.call(
+        "ScheduleKeyDeletion",
+        json!({ "KeyId": key, "PendingWindowInDays": 6 }),
+    );
+    assert_eq!(outside.error_type(), "ValidationException");
+    let output = client
+        .call(
+            "ScheduleKeyDeletion",
+            json!({ "KeyId": key, "PendingWindowInDays": 7 }),
+        )
+        .ok();
+    assert_eq!(
+        (&output["KeyId"], &output["KeyState"]),
+        (&json!(arn), &json!("PendingDeletion"))
+    );
+    assert_eq!(describe()["DeletionDate"], output["DeletionDate"]);
+    let pending = format!("{arn} is pending deletion.");
+    assert_eq!(
+        encrypt().error(),
+        ("KMSInvalidStateException", pending.as_str())
+    );
+    for operation in ["EnableKey", "DisableKey", "ScheduleKeyDeletion"] {
+        let error = client.call(operation, json!({ "KeyId": key }));
+        assert_eq!(
+            error.error(),
+            ("KMSInvalidStateException", pending.as_str()),
+            "{operation}"
+        );
+    }
+    client
+        .call("CancelKeyDeletion", json!({ "KeyId": key }))
+        .ok();
+    assert_eq!(describe()["KeyState"], "Disabled");
+    let again = client.call("CancelKeyDeletion", json!({ "KeyId": key }));
+    assert_eq!(again.error_type(), "KMSInvalidStateException");
+}
+
+#[test]
+fn keys_are_of_their_region() {
+    let server = Server::dev();
+    let client = server.client();
+    let key = client.create_key();
+    let mut elsewhere = client.clone();
+    elsewhere.region = "us-east-1".to_owned();
+    let missing = format!("Key 'arn:aws:kms:us-east-1:000000000000:key/{key}' does not exist");
+    let reply = elsewhere.call("DescribeKey", json!({ "KeyId": key }));
+    assert_eq!(reply.error(), ("NotFoundException", missing.as_str()));
+    let arn = format!("arn:aws:kms:eu-west-1:000000000000:key/{key}");
+    let reply = elsewhere.call("DescribeKey", json!({ "KeyId": arn }));
+    assert_eq!(
+        reply.error(),
+        ("NotFoundException", "Invalid arn eu-west-1")
+    );
+    assert_eq!(
+        elsewhere.call("ListKeys", json!({})).ok()["Keys"],
+        json!([])
+    );
+}
+
+#[test]
+fn aliases() {
+    let server = Server::dev();
+    let client = server.client();
+    let (key, other) = (client.create_key(), client.create_key());
+    let create = |name: &str, target: &str| {
+        client.call(
+            "CreateAlias",
+            json!({ "AliasName": name, "TargetKeyId": target }),
+        )
+    };
+    create("alias/app", &key).ok();
+    let exists =
+        "An alias with the name arn:aws:kms:eu-west-1:000000000000:alias/app already exists";
+    assert_eq!(
+        create("alias/app", &other).error(),
+        ("AlreadyExistsException", exists)
+    );
+    let blob = client.encrypt("alias/app", b"x", json!({}));
+    client.encrypt(
+        "arn:aws:kms:eu-west-1:000000000000:alias/app",
+        b"x",
+        json!({}),
+    );
+
+    client
+        .call(
+            "UpdateAlias",
+            json!({ "AliasName": "alias/app", "TargetKeyId": other }),
+        )
+        .ok();
+    let described = client
+        .call("DescribeKey", json!({ "KeyId": "alias/app" }))
+        .ok();
+    assert_eq!(described["KeyMetadata"]["KeyId"], json!(other));
+    assert_eq!(plaintext(&client.decrypt(&blob, json!({})).ok()), b"x");
+
+    client
+        .call("DeleteAlias", json!({ "AliasName": "alias/app" }))
+        .ok();
+    let missing = (
+        "NotFoundException",
+        "Alias arn:aws:kms:eu-west-1:000000000000:alias/app is not found.",
+    );
+    assert_eq!(
+        client
+            .call("DescribeKey", json!({ "KeyId": "alias/app" }))
+            .error(),
+        missing
+    );
+    assert_eq!(
+        client
+            .call("DeleteAlias", json!({ "AliasName": "alias/app" }))
+            .error(),
+        missing
+    );
+    let update = client.call(
+        "UpdateAlias",
+        json!({ "AliasName": "alias/app", "TargetKeyId": key }),
+    );
+    assert_eq!(update.error(), missing);
+
+    for (name, expected) in [
+        ("app", ("ValidationException", "Invalid identifier")),
+        (
+            "alias/a:b",
+            (
+                "ValidationException",
+                "alias/a:b contains invalid characters for an alias",
+            ),
+        ),
+        ("alias/aws/kms", ("NotAuthorizedException", "")),
+        (
+            "alias/a b",
+            (
+                "ValidationException",
+                "1 validation error detected: Value 'alias/a b' at 'aliasName' failed to satisfy constraint: Member must satisfy regular expression pattern: ^[a-zA-Z0-9:/_-]+$",
+            ),
+        ),
+    ] {
+        assert_eq!(create(name, &key).error(), expected, "{name}");
+    }
+    create("alias/b", &key).ok();
+    assert_eq!(
+        create("alias/c", "alias/b").error(),
+        (
+            "ValidationException",
+            "Aliases must refer to keys. Not aliases"
+        )
+    );
+}
+
+#[test]
+fn lists_come_in_pages() {
+    let server = Server::dev();
+    let client = server.client();
+    let mut keys: Vec<String> = (0..5).map(|_| client.create_key()).collect();
+    keys.sort();
+    let names: Vec<String> = (0..5).map(|n| format!("alias/a{n}")).collect();
+    for (name, key) in names.iter().zip(&keys) {
+        client
+            .call(
+                "CreateAlias",
+                json!({ "AliasName": name, "TargetKeyId": key }),
+            )
+            .ok();
+    }
+    let all = |operation: &str, list: &str, member: &str, limit: i64| {
+        let (mut found, mut pages, mut marker) = (Vec::new(), 0, Value::Null);
+        loop {
+            let input = json!({ "Limit": limit, "Marker": marker });
+            let output = client.call(operation, input).ok();
+            let page = output[list].as_array().unwrap().clone();
+            found.extend(
+                page.iter()
+                    .map(|item| item[member].as_str().unwrap().to_owned()),
+            );
+            pages += 1;
+            if output["Truncated"] == json!(false) {
+                assert!(output.get("NextMarker").is_none());
+                return (found, pages);
+            }
+            marker = output["NextMarker"].clone();
+        }
+    };
+    assert_eq!(all("ListKeys", "Keys", "KeyId", 2), (keys.clone(), 3));
+    assert_eq!(all("ListKeys", "Keys", "KeyId", 5), (keys.clone(), 1));
+    assert_eq!(
+        all("ListAliases", "Aliases", "AliasName", 3),
+        (names.clone(), 2)
+    );
+    let one = client.call("ListAliases", json!({ "KeyId": keys[3] })).ok();
+    assert_eq!(one["Aliases"][0]["AliasName"], json!(names[3]));
+    assert_eq!(one["Aliases"].as_array().unwrap().len(), 1);
+    let bad = client.call("ListKeys", json!({ "Marker": "§" }));
+    assert_eq!(bad.error_type(), "InvalidMarkerException");
+    let bad = client.call("ListKeys", json!({ "Limit": 1001 }));
+    assert_eq!(
+        bad.error(),
+        (
+            "ValidationException",
+            "1 validation error detected: Value '1001' at 'limit' failed to satisfy constraint: Member must have value less than or equal to 1000"
+        )
+    );
+}
+
+fn admin() -> Value {
+    json!({ "Sid": "Admin", "Effect": "Allow", "Principal": { "AWS": "000000000000" }, "Action": "kms:*", "Resource": "*" })
+}
+
+#[test]
+fn policies_bind_roles() {
+    let server = Server::tls();
+    let (root, role) = (server.client(), server.principal(ROLE));
+    let key = root.create_key();
+    let arn = format!("arn:aws:kms:eu-west-1:000000000000:key/{key}");
+    let blob = root.encrypt(&key, b"secret", json!({ "tenant": "a" }));
+    let denial = |because: &str| {
+        format!(
+            "User: {ROLE} is not authorized to perform: kms:Decrypt on resource: {arn} {because}"
+        )
+    };
+    let decrypt = || role.decrypt(&blob, json!({ "tenant": "a" }));
+
+    // The default policy leaves roles to identity policies, and there are none.
+    let text = denial("because no identity-based policy allows the kms:Decrypt action");
+    assert_eq!(decrypt().error(), ("AccessDeniedException", text.as_str()));
+
+    let app = |tenant: &str| {
+        json!({ "Sid": "App", "Effect": "Allow", "Principal": { "AWS": ROLE }, "Action": "kms:Decrypt",
+                "Resource": "*", "Condition": { "StringEquals": { "kms:EncryptionContext:tenant": tenant } } })
+    };
+    root.put_policy(&key, &json!([admin(), app("b")])).ok();
+    let text = denial("because no resource-based policy allows the kms:Decrypt action");
+    assert_eq!(decrypt().error(), ("AccessDeniedException", text.as_str()));
+
+    root.put_policy(&key, &json!([admin(), app("a")])).ok();
+    assert_eq!(plaintext(&decrypt().ok()), b"secret");
+    let encrypt = role.call("Encrypt", json!({ "KeyId": key, "Plaintext": "eA==" }));
+    assert_eq!(encrypt.error_type(), "AccessDeniedException");
+
+    let deny =
+        json!({ "Effect": "Deny", "Principal": "*", "Action": "kms:Decrypt", "Resource": "*" });
+    root.put_policy(&key, &json!([admin(), app("a"), deny]))
+        .ok();
+    let text = denial("with an explicit deny in a resource-based policy");
+    assert_eq!(decrypt().error(), ("AccessDeniedException", text.as_str()));
+
+    // What the caller was not told stands in the audit trail.
+    let events = server.audit(8);
+    let denied: Vec<&Value> = events
+        .iter()
+        .filter(|event| event["eventName"] == "Decrypt" && event["errorCode"] == "AccessDenied")
+        .collect();
+    assert_eq!(denied.len(), 3);
+    let statements = &denied[1]["additionalEventData"]["denial"]["statements"];
+    assert_eq!(
+        statements[1],
+        json!({
+            "statement": 2, "sid": "App", "effect": "Allow", "outcome": "conditions not met",
+            "conditions": [{
+                "operator": "StringEquals", "key": "kms:EncryptionContext:tenant",
+                "expected": ["b"], "presented": ["a"],
+            }],
+        })
+    );
+    assert_eq!(denied[1]["userIdentity"]["arn"], ROLE);
+    assert!(
+        server
+            .log()
+            .contains("kms:EncryptionContext:tenant expected b, presented a")
+    );
+}
+
+#[test]
+fn policies_are_checked_when_they_are_put() {
+    let server = Server::dev();
+    let client = server.client();
+    let key = client.create_key();
+    let put = |policy: &str| {
+        client.call(
+            "PutKeyPolicy",
+            json!({ "KeyId": key, "PolicyName": "default", "Policy": policy }),
+        )
+    };
+    assert_eq!(put("{").error_type(), "MalformedPolicyDocumentException");
+    assert_eq!(put("").error_type(), "ValidationException");
+    let lockout = json!([{ "Effect": "Allow", "Principal": { "AWS": ROLE }, "Action": "kms:*", "Resource": "*" }]);
+    assert_eq!(
+        client.put_policy(&key, &lockout).error(),
+        (
+            "MalformedPolicyDocumentException",
+            "The new key policy will not allow you to update the key policy in the future."
+        )
+    );
+    let policy = json!({ "Version": "2012-10-17", "Statement": lockout }).to_string();
+    let bypass = json!({ "KeyId": key, "PolicyName": "default", "Policy": policy, "BypassPolicyLockoutSafetyCheck": true });
+    client.call("PutKeyPolicy", bypass).ok();
+    assert_eq!(
+        client
+            .call("GetKeyPolicy", json!({ "KeyId": key }))
+            .error_type(),
+        "AccessDeniedException"
+    );
+
+    let output = client.call("CreateKey", json!({ "Policy": json!({ "Version": "2012-10-17", "Statement": [admin()] }).to_string() })).ok();
+    let key = output["KeyMetadata"]["KeyId"].as_str().unwrap();
+    let policy = client
+        .call(
+            "GetKeyPolicy",
+            json!({ "KeyId": key, "PolicyName": "default" }),
+        )
+        .ok();
+    let policy: Value = serde_json::from_str(policy["Policy"].as_str().unwrap()).unwrap();
+    assert_eq!(policy["Statement"][0], admin());
+    let other = client.call(
+        "GetKeyPolicy",
+        json!({ "KeyId": key, "PolicyName": "other" }),
+    );
+    assert_eq!(
+        other.error(),
+        ("NotFoundException", "No such policy exists")
+    );
+    let names = client.call("ListKeyPolicies", json!({ "KeyId": key })).ok();
+    assert_eq!(names["PolicyNames"], json!(["default"]));
+}
+
+#[test]
+fn what_this_server_cannot_do_it_refuses() {
+    let server = Server::dev();
+    let client = server.client();
+    for input in [
+        json!({ "KeySpec": "RSA_2048", "KeyUsage": "ENCRYPT_DECRYPT" }),
+        json!({ "MultiRegion": true }),
+        json!({ "Origin": "EXTERNAL" }),
+        json!({ "Tags": [{ "TagKey": "a", "TagValue": "b" }] }),
+    ] {
+        assert_eq!(
+            client.call("CreateKey", input).error_type(),
+            "UnsupportedOperationException"
+        );
+    }
+    client
+        .call(
+            "CreateKey",
+            json!({ "MultiRegion": false, "Tags": [], "KeySpec": "SYMMETRIC_DEFAULT" }),
+        )
+        .ok();
+    assert_eq!(
+        client.call("Sign", json!({})).error_type(),
+        "UnsupportedOperationException"
+    );
+    assert_eq!(
+        client.call("Nonsense", json!({})).error_type(),
+        "UnknownOperationException"
+    );
+}
+
+#[test]
+fn signatures_are_checked() {
+    let server = Server::tls();
+    let client = server.client();
+    let list = |client: &Client| client.call("ListKeys", json!({}));
+    list(&client).ok();
+
+    let wrong = Client {
+        secret: "tesT".to_owned(),
+        ..client.clone()
+    };
+    assert_eq!(list(&wrong).error_type(), "InvalidSignatureException");
+    let unknown = Client {
+        id: "AKIAUNKNOWN".to_owned(),
+        ..client.clone()
+    };
+    assert_eq!(
+        list(&unknown).error(),
+        (
+            "UnrecognizedClientException",
+            "The security token included in the request is invalid."
+        )
+    );
+    for skew in [-301, 301] {
+        let skewed = Client {
+            skew,
+            ..client.clone()
+        };
+        assert_eq!(
+            list(&skewed).error_type(),
+            "InvalidSignatureException",
+            "{skew}"
+        );
+    }
+    let target = "TrentService.ListKeys";
+    let mut headers = client.signed(target, b"{}");
+    let changed = client.send("POST", "/", &headers, b"{\"Limit\":1}");
+    assert_eq!(changed.error_type(), "InvalidSignatureException");
+    headers[2].1 = "TrentService.CreateKey".to_owned();
+    let changed = client.send("POST", "/", &headers, b"{}");
+    assert_eq!(changed.error_type(), "InvalidSignatureException");
+    let unsigned: Vec<_> = client.signed(target, b"{}").into_iter().take(3).collect();
+    let reply = client.send("POST", "/", &unsigned, b"{}");
+    assert_eq!(
+        reply.error(),
+        (
+            "MissingAuthenticationTokenException",
+            "Missing Authentication Token"
+        )
+    );
+    assert_eq!(reply.status, 400);
+    assert!(
+        reply
+            .headers
+            .contains("x-amzn-errortype: missingauthenticationtokenexception")
+    );
+    assert!(reply.headers.contains("x-amzn-requestid: "));
+
+    // The development credentials stay on the loopback listener.
+    let outside = Client {
+        address: server.https.unwrap(),
+        tls: Some(server.data.join("tls/ca.pem")),
+        ..client
+    };
+    assert_eq!(list(&outside).error_type(), "UnrecognizedClientException");
+}
+
+#[test]
+fn access_keys_come_and_go_beside_a_running_server() {
+    let server = Server::tls();
+    let client = server.principal("arn:aws:iam::111122223333:root");
+    let output = client.call("CreateKey", json!({})).ok();
+    let arn = output["KeyMetadata"]["Arn"].as_str().unwrap();
+    assert!(
+        arn.starts_with("arn:aws:kms:eu-west-1:111122223333:key/"),
+        "{arn}"
+    );
+
+    let list = server.tool(&["principal", "list", "--json"]);
+    let list: Value = serde_json::from_slice(&list.stdout).unwrap();
+    assert_eq!(list[0]["AccessKeyId"], json!(client.id));
+    assert!(list[0].get("SecretAccessKey").is_none());
+
+    let removed = server.tool(&["principal", "remove", "--access-key-id", &client.id]);
+    assert!(removed.status.success());
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while client.call("ListKeys", json!({})).status == 200 {
+        assert!(
+            Instant::now() < deadline,
+            "a removed access key still works"
+        );
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    assert_eq!(
+        client.call("ListKeys", json!({})).error_type(),
+        "UnrecognizedClientException"
+    );
+    let again = server.tool(&["principal", "remove", "--access-key-id", &client.id]);
+    assert_eq!(again.status.code(), Some(1));
+    let bad = server.tool(&["principal", "add", "--arn", "alice"]);
+    assert_eq!(bad.status.code(), Some(2));
+}
+
+#[test]
+fn bodies_that_are_none() {
+    let server = Server::dev();
+    let client = server.client();
+    for body in [
+        &b"{"[..],
+        b"[]",
+        b"null",
+        b"{\"KeyId\":5}",
+        b"\xff\xfe",
+        b"{\"KeyId\":\"a\"}}",
+    ] {
+        let reply = client.call_bytes("DescribeKey", body);
+        assert_eq!(
+            (reply.status, reply.error_type()),
+            (400, "SerializationException"),
+            "{body:?}"
+        );
+    }
+    let input = json!({ "KeyId": client.create_key(), "Plaintext": "not base64!" });
+    assert_eq!(
+        client.call("Encrypt", input).error_type(),
+        "SerializationException"
+    );
+    let reply = client.call_bytes("DescribeKey", b"");
+    assert_eq!(
+        reply.error(),
+        (
+            "ValidationException",
+            "1 validation error detected: Value null at 'keyId' failed to satisfy constraint: Member must not be null"
+        )
+    );
+    let deep = "[".repeat(100_000);
+    let reply = client.call_bytes("DescribeKey", format!("{{\"KeyId\":{deep}").as_bytes());
+    assert_eq!(reply.error_type(), "SerializationException");
+
+    let reply = client.call_bytes("DescribeKey", &vec![b' '; 512 * 1024 + 1]);
+    assert_eq!(
+        (reply.status, reply.error_type()),
+        (413, "RequestEntityTooLargeException")
+    );
+    let reply = client.call_bytes(
+        "ListKeys",
+        &[b" ".repeat(512 * 1024 - 2), b"{}".to_vec()].concat(),
+    );
+    assert_eq!(reply.status, 200);
+
+    let reply = client.send("GET", "/", &[], b"");
+    assert_eq!(
+        (reply.status, reply.error_type()),
+        (404, "UnknownOperationException")
+    );
+    let reply = client.send("GET", "/health", &[], b"");
+    assert_eq!(
+        (reply.status, &reply.body),
+        (200, &json!({ "status": "ok" }))
+    );
+    let garbage = client.raw(b"\x16\x03\x01\x02\x00garbage\r\n\r\n");
+    assert!(
+        garbage.starts_with(b"HTTP/1.1 400"),
+        "{}",
+        String::from_utf8_lossy(&garbage)
+    );
+}
+
+#[test]
+fn secrets_stay_out_of_log_and_audit() {
+    let server = Server::tls();
+    let client = server.client();
+    let role = server.principal(ROLE);
+    let key = client.create_key();
+    let secret = b"a plaintext that must not be seen anywhere";
+    let blob = client.encrypt(&key, secret, json!({ "tenant": "a" }));
+    client.decrypt(&blob, json!({ "tenant": "a" })).ok();
+    role.decrypt(&blob, json!({ "tenant": "a" }));
+    let too_long = STANDARD.encode(vec![b'z'; 5000]);
+    client.call("Encrypt", json!({ "KeyId": key, "Plaintext": too_long }));
+    let audit = server
+        .audit(5)
+        .iter()
+        .map(Value::to_string)
+        .collect::<String>();
+    let log = server.log();
+    assert!(log.contains("TRACE") && audit.contains("tenant"));
+    let plain = String::from_utf8_lossy(secret);
+    let root_key = std::fs::read(server.data.join("root.key")).unwrap();
+    for needle in [
+        plain.as_ref(),
+        &STANDARD.encode(secret),
+        &blob,
+        &too_long[..100],
+        &role.secret,
+        &hex::encode(root_key),
+    ] {
+        assert!(!log.contains(needle) && !audit.contains(needle), "{needle}");
+    }
+}
+
+#[test]
+fn addresses_that_cannot_be() {
+    let server = Server::dev();
+    let run = |arguments: &[&str]| {
+        let directory = tempfile::tempdir().unwrap();
+        let output = Command::new(BINARY)
+            .args(["serve", "--data"])
+            .arg(directory.path())
+            .args(arguments)
+            .output()
+            .unwrap();
+        (
+            output.status.code(),
+            String::from_utf8(output.stderr).unwrap(),
+        )
+    };
+    let busy = server.http.unwrap().to_string();
+    let (code, text) = run(&["--dev", "--listen", &busy]);
+    assert_eq!(code, Some(3), "{text}");
+    assert!(
+        text.contains("cannot listen on 127.0.0.1") && text.contains("in use"),
+        "{text}"
+    );
+    for open in ["0.0.0.0:0", "[::]:0"] {
+        let (code, text) = run(&["--dev", "--listen", open]);
+        assert_eq!(code, Some(3), "{text}");
+        assert!(text.contains("loopback only"), "{text}");
+        let (code, text) = run(&["--listen", "127.0.0.1:0", "--dev-listen", open]);
+        assert_eq!(code, Some(3), "{text}");
+    }
+    let (code, text) = run(&["--listen", "nowhere"]);
+    assert_eq!(code, Some(2), "{text}");
+    let (code, text) = run(&[
+        "--listen",
+        "127.0.0.1:0",
+        "--trust-root",
+        "/nonexistent.pem",
+    ]);
+    assert_eq!(code, Some(1), "{text}");
+    assert!(text.contains("/nonexistent.pem"), "{text}");
+
+    let second = server.tool(&["serve", "--listen", "127.0.0.1:0", "--dev"]);
+    assert_eq!(second.status.code(), Some(4));
+}
+
+#[test]
+fn stopping_keeps_everything() {
+    let directory = tempfile::tempdir().unwrap();
+    let arguments = ["--listen", "127.0.0.1:0", "--dev"];
+    let mut server = Server::start(directory.path(), &arguments);
+    let client = server.client();
+    let key = client.create_key();
+    client
+        .call(
+            "CreateAlias",
+            json!({ "AliasName": "alias/a", "TargetKeyId": key }),
+        )
+        .ok();
+    let blob = client.encrypt(&key, b"kept", json!({}));
+    assert_eq!(server.stop(), Some(0));
+    let server = Server::start(directory.path(), &arguments);
+    let client = server.client();
+    assert_eq!(plaintext(&client.decrypt(&blob, json!({})).ok()), b"kept");
+    client.encrypt("alias/a", b"x", json!({}));
+    let names: Vec<Value> = server
+        .audit(5)
+        .iter()
+        .map(|event| event["eventName"].clone())
+        .collect();
+    assert_eq!(
+        names,
+        ["CreateKey", "CreateAlias", "Encrypt", "Decrypt", "Encrypt"]
+    );
+}
+
+#[test]
+fn another_root_key_opens_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let arguments = ["--listen", "127.0.0.1:0", "--dev"];
+    let mut server = Server::start(directory.path(), &arguments);
+    server.client().create_key();
+    assert_eq!(server.stop(), Some(0));
+    std::fs::remove_file(directory.path().join("root.key")).unwrap();
+    let output = Command::new(BINARY)
+        .args(["serve", "--dev", "--listen", "127.0.0.1:0", "--data"])
+        .arg(directory.path())
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert!(text.contains("root.key"), "{text}");
+}
