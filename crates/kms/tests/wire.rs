@@ -440,7 +440,7 @@ fn policies_bind_roles() {
     assert_eq!(decrypt().error(), ("AccessDeniedException", text.as_str()));
 
     // What the caller was not told stands in the audit trail.
-    let events = server.audit(8);
+    let events = server.audit(10);
     let denied: Vec<&Value> = events
         .iter()
         .filter(|event| event["eventName"] == "Decrypt" && event["errorCode"] == "AccessDenied")

@@ -86,8 +86,8 @@ fn the_shape_is_awss() {
     let mut recipient = Recipient::from_spki(&enclave.spki).unwrap();
     recipient.key_id.copy_from_slice(&from_aws[33..65]);
     let encrypted_key = &from_aws[131..387];
-    let iv: [u8; 16] = from_aws[417..433].try_into().unwrap();
-    let content = &from_aws[437..485];
+    let iv: [u8; 16] = from_aws[415..431].try_into().unwrap();
+    let content = &from_aws[435..483];
     let ours = recipient.encode(encrypted_key, &iv, content);
     assert_eq!(hex::encode(ours), FROM_AWS);
 }
