@@ -61,7 +61,7 @@ pub enum FromVmm {
     Ended(Ended),
 }
 
-/// Everything a vmm needs to know about its enclave.
+/// Everything a vmm needs to know about its enclave. Its working directory is the enclave's.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LaunchSpec {
@@ -83,8 +83,6 @@ pub struct LaunchSpec {
     pub debug: bool,
     /// Measurements of the image.
     pub measurements: Measurements,
-    /// The enclave's directory: `vsock.sock` is made here.
-    pub dir: PathBuf,
     /// The engine's program.
     pub qemu: PathBuf,
     /// Frequency of the time stamp counter in kHz.

@@ -30,6 +30,8 @@ pub struct Identity {
 pub struct Confinement<'a> {
     /// Descriptors the child inherits, under the same numbers. All others are closed at exec.
     pub inherit: &'a [BorrowedFd<'a>],
+    /// Working directory, entered before the change of identity: the child need not be able to reach it by path.
+    pub directory: Option<BorrowedFd<'a>>,
     /// Identity to change to; `None` keeps the parent's.
     pub identity: Option<Identity>,
     /// Whether the child gets empty network, IPC and host-name namespaces. Needs privileges.
@@ -51,6 +53,7 @@ pub fn spawn(command: &mut Command, confinement: &Confinement<'_>) -> io::Result
     let plan = Plan {
         inherit,
         limits,
+        directory: confinement.directory.map(|fd| fd.as_raw_fd()),
         identity: confinement.identity,
         namespaces: confinement.namespaces,
         own_group: confinement.own_group,
@@ -67,6 +70,7 @@ pub fn spawn(command: &mut Command, confinement: &Confinement<'_>) -> io::Result
 struct Plan {
     inherit: Vec<RawFd>,
     limits: Vec<(u32, u64)>,
+    directory: Option<RawFd>,
     identity: Option<Identity>,
     namespaces: bool,
     own_group: bool,
@@ -83,6 +87,10 @@ impl Plan {
         }
         if self.namespaces {
             isolate()?;
+        }
+        if let Some(directory) = self.directory {
+            // SAFETY: the parent keeps it open across the fork, as those above.
+            check(unsafe { libc::fchdir(directory) })?;
         }
         if let Some(identity) = self.identity {
             become_user(identity)?;
@@ -308,6 +316,18 @@ mod tests {
         assert_eq!(lines[..2], ["77", "0"]);
         let ids: Vec<&str> = lines[2].split(' ').collect();
         assert_eq!(ids[0], ids[1], "process group is its own");
+    }
+
+    #[test]
+    fn the_working_directory_is_entered_by_descriptor() {
+        let dir = File::open("/proc/self").unwrap();
+        let expected = std::fs::read_link("/proc/self").unwrap();
+        let confinement = Confinement {
+            directory: Some(dir.as_fd()),
+            ..Confinement::default()
+        };
+        let out = run("pwd -P", &confinement);
+        assert_eq!(out.trim(), format!("/proc/{}", expected.display()));
     }
 
     #[test]

@@ -65,7 +65,7 @@ pub enum AuthorityError {
         /// The file.
         path: PathBuf,
         /// Why.
-        source: PkiError,
+        source: Box<PkiError>,
     },
 }
 
@@ -182,7 +182,7 @@ fn store(path: &Path, authority: &Authority) -> Result<(), AuthorityError> {
 fn pki(path: &Path) -> impl Fn(PkiError) -> AuthorityError + '_ {
     |source| AuthorityError::Pki {
         path: path.to_owned(),
-        source,
+        source: Box::new(source),
     }
 }
 

@@ -1,9 +1,10 @@
 //! Starting an enclave: from a request with a descriptor to a heartbeat, or to a reason and nothing left.
 
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -11,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use enclos_api::PROTOCOL_VERSION;
 use enclos_api::control::{Enclave, Failure, RunRequest, Success};
+use rustix::process::Pid;
 use rustix::rand::{GetRandomFlags, getrandom};
 
 use crate::daemon::files::FilesError;
@@ -89,8 +91,10 @@ enum StartError {
     Files(#[from] FilesError),
     #[error("cannot make the socket pair to the enclave's vmm")]
     Socket(#[source] io::Error),
-    #[error("cannot start {}", program.display())]
-    Fork { program: PathBuf, source: io::Error },
+    #[error("cannot open the enclave's directory")]
+    Directory(#[source] io::Error),
+    #[error("cannot start enclos-vmm")]
+    Fork(#[source] io::Error),
     #[error("cannot start the enclave's supervisor thread")]
     Thread(#[source] io::Error),
 }
@@ -110,14 +114,14 @@ fn start(
     let (ours, theirs) = UnixStream::pair().map_err(StartError::Socket)?;
     let stream = ours.try_clone().map_err(StartError::Socket)?;
     let link: Link = Arc::new(Mutex::new(ours));
-    let fork = fork_vmm(hypervisor, id, identity, theirs, image, Arc::clone(&link));
-    let pid = hypervisor
-        .forks
-        .run(fork)
-        .map_err(|source| StartError::Fork {
-            program: hypervisor.vmm.clone(),
-            source,
-        })?;
+    let child = VmmChild {
+        socket: theirs,
+        image: image.file,
+        directory: File::open(&dir).map_err(StartError::Directory)?,
+        identity,
+    };
+    let fork = fork_vmm(hypervisor, id, child, Arc::clone(&link));
+    let pid = hypervisor.forks.run(fork).map_err(StartError::Fork)?;
     let supervisor = Supervisor {
         hypervisor: Arc::clone(hypervisor),
         id: id.clone(),
@@ -126,7 +130,7 @@ fn start(
         link,
         stream,
     };
-    let launch = ToVmm::Launch(Box::new(launch_spec(hypervisor, reservation, dir)));
+    let launch = ToVmm::Launch(Box::new(launch_spec(hypervisor, reservation)));
     let thread = thread::Builder::new().name("supervisor".into());
     match thread.spawn(move || supervisor.run(launch)) {
         Ok(_) => Ok(()),
@@ -137,45 +141,59 @@ fn start(
     }
 }
 
+/// What a vmm is started with.
+struct VmmChild {
+    socket: UnixStream,
+    image: File,
+    directory: File,
+    identity: Option<Identity>,
+}
+
+impl VmmChild {
+    /// Forks; on the main thread.
+    fn start(&self, program: &File) -> io::Result<Pid> {
+        let mut command = Command::new(format!("/proc/self/fd/{}", program.as_raw_fd()));
+        command
+            .arg0("enclos-vmm")
+            .env_clear()
+            .arg(format!("--link={}", self.socket.as_raw_fd()))
+            .arg(format!("--image={}", self.image.as_raw_fd()))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null());
+        let mut limits = LIMITS.to_vec();
+        if self.identity.is_some() {
+            // Counted per user: meaningless when the user is shared with the rest of the session.
+            limits.push((libc::RLIMIT_NPROC, MAX_TASKS));
+        }
+        let confinement = Confinement {
+            inherit: &[self.socket.as_fd(), self.image.as_fd()],
+            directory: Some(self.directory.as_fd()),
+            identity: self.identity,
+            namespaces: self.identity.is_some(),
+            own_group: true,
+            limits: &limits,
+        };
+        serve::fork(&mut command, &confinement)
+    }
+}
+
 /// What the main thread does to start a vmm: fork, and enter the child into the registry before anyone
 /// could wait for it.
 fn fork_vmm(
     hypervisor: &Arc<Hypervisor>,
     id: &str,
-    identity: Option<Identity>,
-    socket: UnixStream,
-    image: Image,
+    child: VmmChild,
     link: Link,
-) -> impl FnOnce() -> io::Result<rustix::process::Pid> + Send + 'static {
+) -> impl FnOnce() -> io::Result<Pid> + Send + 'static {
     let (hypervisor, id) = (Arc::clone(hypervisor), id.to_owned());
     move || {
-        let mut command = Command::new(&hypervisor.vmm);
-        command
-            .env_clear()
-            .current_dir("/")
-            .arg(format!("--link={}", socket.as_raw_fd()))
-            .arg(format!("--image={}", image.file.as_raw_fd()))
-            .stdin(Stdio::null())
-            .stdout(Stdio::null());
-        let mut limits = LIMITS.to_vec();
-        if identity.is_some() {
-            // Counted per user: meaningless when the user is shared with the rest of the session.
-            limits.push((libc::RLIMIT_NPROC, MAX_TASKS));
-        }
-        let confinement = Confinement {
-            inherit: &[socket.as_fd(), image.file.as_fd()],
-            identity,
-            namespaces: identity.is_some(),
-            own_group: true,
-            limits: &limits,
-        };
-        let pid = serve::fork(&mut command, &confinement)?;
+        let pid = child.start(&hypervisor.vmm)?;
         hypervisor.registry.started(&id, pid, link);
         Ok(pid)
     }
 }
 
-fn launch_spec(hypervisor: &Hypervisor, reservation: &Reservation, dir: PathBuf) -> LaunchSpec {
+fn launch_spec(hypervisor: &Hypervisor, reservation: &Reservation) -> LaunchSpec {
     let Reservation { enclave, cpus, .. } = reservation;
     LaunchSpec {
         id: enclave.id.clone(),
@@ -191,7 +209,6 @@ fn launch_spec(hypervisor: &Hypervisor, reservation: &Reservation, dir: PathBuf)
         memory_mib: enclave.memory_mib,
         debug: enclave.debug,
         measurements: enclave.measurements.clone(),
-        dir,
         qemu: hypervisor.engine.program.clone(),
         tsc_khz: hypervisor.tsc_khz,
     }

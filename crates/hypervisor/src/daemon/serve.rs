@@ -1,5 +1,6 @@
 //! The main thread: set-up, then one loop over signals, forks to make, connections and dead children.
 
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener;
@@ -62,10 +63,12 @@ pub enum ServeError {
     #[error(transparent)]
     Engine(#[from] ProbeError),
     /// There is no `enclos-vmm`.
-    #[error("{} was not found; install enclos-vmm beside enclos-hypervisor", path.display())]
+    #[error("cannot open {}; install enclos-vmm beside enclos-hypervisor", path.display())]
     NoVmm {
         /// Where it was looked for.
         path: PathBuf,
+        /// Why not.
+        source: io::Error,
     },
     /// The range of user ids reaches root or the end of all ids.
     #[error("the user id base {0} is out of range; choose one between 1000 and 4294900000")]
@@ -93,7 +96,8 @@ pub(crate) struct Hypervisor {
     pub(crate) authority: Store,
     pub(crate) engine: Installed,
     pub(crate) tsc_khz: u64,
-    pub(crate) vmm: PathBuf,
+    /// The program of `enclos-vmm`, open: enclaves' users need not be able to reach it by path.
+    pub(crate) vmm: File,
     /// First user id for enclaves; `None` when this process is not root.
     pub(crate) uid_base: Option<u32>,
     pub(crate) registry: Registry,
@@ -201,7 +205,7 @@ fn prepare(options: &Options) -> Result<(Arc<Hypervisor>, Receiver<Fork>), Serve
     Ok((Arc::new(hypervisor), forks))
 }
 
-fn find_vmm(options: &Options) -> Result<PathBuf, ServeError> {
+fn find_vmm(options: &Options) -> Result<File, ServeError> {
     let path = match &options.vmm {
         Some(path) => path.clone(),
         None => {
@@ -209,11 +213,7 @@ fn find_vmm(options: &Options) -> Result<PathBuf, ServeError> {
             program.with_file_name("enclos-vmm")
         }
     };
-    if path.is_file() {
-        Ok(path)
-    } else {
-        Err(ServeError::NoVmm { path })
-    }
+    File::open(&path).map_err(|source| ServeError::NoVmm { path, source })
 }
 
 fn uid_base(options: &Options) -> Result<Option<u32>, ServeError> {

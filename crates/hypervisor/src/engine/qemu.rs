@@ -54,11 +54,11 @@ pub struct Machine<'a> {
 }
 
 impl Machine<'_> {
-    /// The command that runs the machine. Nothing of our environment reaches QEMU.
+    /// The command that runs the machine, in our working directory. Nothing of our environment reaches QEMU.
     #[must_use]
     pub fn command(&self) -> Command {
         let mut command = Command::new(self.program);
-        command.env_clear().current_dir("/").args(self.arguments());
+        command.env_clear().args(self.arguments());
         command
     }
 

@@ -139,6 +139,7 @@ pub(crate) fn describe(status: &io::Result<ExitStatus>) -> String {
     match status {
         Err(error) => format!("its end could not be seen: {error}"),
         Ok(status) => match (status.code(), status.signal()) {
+            (Some(0), _) => "the guest's kernel stopped the machine".to_owned(),
             (Some(code), _) => format!("QEMU exited with status {code}"),
             (None, Some(signal)) => format!("QEMU was killed by signal {signal}"),
             (None, None) => "QEMU ended".to_owned(),

@@ -30,7 +30,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
@@ -126,6 +126,8 @@ fn system(what: &'static str) -> impl FnOnce(io::Error) -> StartError {
 /// When the link fails before there is an enclave to speak of.
 pub fn run(link: UnixStream, image: File) -> Result<(), Box<dyn Error>> {
     harden()?;
+    // Started by descriptor, the process would otherwise be called by its number.
+    rustix::thread::set_name(c"enclos-vmm")?;
     let (spec, _) = wire::receive::<ToVmm>(&link, FRAME_TIMEOUT)?;
     let ToVmm::Launch(spec) = spec else {
         return Err("the first word was not a launch spec".into());
@@ -232,7 +234,7 @@ impl Vmm {
         let pcrs = signer::boot_pcrs(&self.spec).map_err(StartError::Measurements)?;
         let nsm = Nsm::new(self.spec.id.clone(), &pcrs);
         let (signer, module) = Signer::new(key, leaf, nsm).map_err(StartError::Certificate)?;
-        let private = self.spec.dir.join("engine");
+        let private = PathBuf::from("engine");
         let made = DirBuilder::new().mode(0o700).create(&private);
         made.map_err(system("make a directory"))?;
         let devices = self.devices(module, &private)?;
@@ -269,7 +271,7 @@ impl Vmm {
         };
         let vsock = vsock::Device::start(VsockSpec {
             guest_cid: self.spec.cid,
-            uds_path: self.spec.dir.join(VSOCK_SOCKET),
+            uds_path: VSOCK_SOCKET.into(),
             frontend: bind("vsock", "vsock")?,
             services: services::all(&self.sender),
         })
@@ -394,6 +396,7 @@ impl Vmm {
                 tail,
             },
             (None, true) => {
+                // What a kernel panic looks like from outside.
                 let reason = format!("the VM stopped without a word from init: {ended}");
                 Ended {
                     reason,

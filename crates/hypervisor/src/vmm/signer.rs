@@ -143,7 +143,6 @@ mod tests {
                 pcr2: hex("a2"),
                 pcr8: Some(hex("a8")),
             },
-            dir: "/run".into(),
             qemu: "/usr/bin/qemu".into(),
             tsc_khz: 1,
         }

@@ -1,0 +1,124 @@
+//! Images that must not run, through the real daemon.
+
+use std::fs::File;
+use std::os::fd::OwnedFd;
+
+use enclos_api::control::{Request, RunRequest};
+
+use crate::harness::{Daemon, SILENT, ask, file, image, request};
+
+fn refused(daemon: &Daemon, bytes: &[u8]) -> (u8, String) {
+    let failure = daemon.run(request(), &file(bytes)).unwrap_err();
+    (failure.code, failure.message)
+}
+
+#[test]
+fn broken_images_are_refused_with_a_reason_and_leave_nothing() {
+    let daemon = Daemon::start(SILENT, 500);
+    let good = image();
+    let mut flipped = good.clone();
+    flipped[600] ^= 1;
+    let mut kind = good.clone();
+    kind[549] = 9;
+    let mut version = good.clone();
+    version[5] = 5;
+    let mut trailing = good.clone();
+    trailing.push(0);
+    let truncated = &good[..good.len() - 1];
+    for (what, bytes) in [
+        ("an empty file", &b""[..]),
+        (
+            "another kind of file",
+            &b"PK\x03\x04 not an image at all"[..],
+        ),
+        ("half a header", &good[..300]),
+        ("a truncated image", truncated),
+        ("a flipped bit", &flipped),
+        ("an unknown section", &kind),
+        ("a later version", &version),
+        ("trailing bytes", &trailing),
+    ] {
+        let (code, message) = refused(&daemon, bytes);
+        assert_eq!(code, 35, "{what}: {message}");
+        assert!(
+            message.starts_with("the image is not a valid EIF: "),
+            "{what}: {message}"
+        );
+    }
+    daemon.assert_clean();
+}
+
+#[test]
+fn what_is_no_file_is_not_even_read() {
+    let daemon = Daemon::start(SILENT, 500);
+    let (reader, _writer) = rustix::pipe::pipe().unwrap();
+    let failure = daemon.run(request(), &File::from(reader)).unwrap_err();
+    assert_eq!(failure.code, 19, "{failure}");
+    let device = File::open("/dev/zero").unwrap();
+    assert_eq!(daemon.run(request(), &device).unwrap_err().code, 19);
+    let write_only = tempfile::NamedTempFile::new().unwrap();
+    let write_only = File::options().write(true).open(write_only.path()).unwrap();
+    assert_eq!(daemon.run(request(), &write_only).unwrap_err().code, 19);
+    let failure = daemon.ask(&Request::Run(request())).unwrap_err();
+    assert_eq!(failure.code, 14, "no descriptor at all: {failure}");
+    daemon.assert_clean();
+}
+
+#[test]
+fn an_image_larger_than_any_enclave_is_not_copied_to_its_end() {
+    let daemon = Daemon::start(SILENT, 500);
+    let huge = tempfile::tempfile().unwrap();
+    huge.set_len(4 << 30).unwrap();
+    let failure = daemon.run(request(), &huge).unwrap_err();
+    assert_eq!(failure.code, 27, "{failure}");
+    daemon.assert_clean();
+}
+
+#[test]
+fn an_image_that_changes_after_it_was_sent_changes_nothing() {
+    let daemon = Daemon::start(SILENT, 60_000);
+    let source = file(&image());
+    let running = daemon.run_in_background(request(), &source);
+    let enclave = daemon.launched();
+    rustix::io::pwrite(&source, b"changed", 600).unwrap();
+    let measured = enclos_eif::Eif::parse(&mut std::io::Cursor::new(image()))
+        .and_then(|eif| enclos_eif::measure(&mut std::io::Cursor::new(image()), &eif))
+        .unwrap();
+    assert_eq!(enclave.measurements.pcr0, measured.pcr0.to_string());
+    daemon.terminate(&enclave.id).unwrap();
+    assert!(running.join().unwrap().is_err());
+}
+
+#[test]
+fn several_descriptors_in_one_message_do_not_confuse_anyone() {
+    let daemon = Daemon::start(SILENT, 500);
+    let stream = daemon.connect();
+    let request = RunRequest {
+        memory_mib: 1,
+        ..request()
+    };
+    let bytes = enclos_api::frame::encode(&Request::Run(request)).unwrap();
+    let files: Vec<OwnedFd> = (0..3).map(|_| file(&image()).into()).collect();
+    send_with(&stream, &bytes, &files);
+    let reply = enclos_hypervisor::wire::receive::<enclos_api::control::Reply>(
+        &stream,
+        crate::harness::LIMIT,
+    );
+    let reply = reply.unwrap().0;
+    assert!(
+        matches!(&reply, enclos_api::control::Reply::Error(failure) if failure.code == 26),
+        "the first was taken as the image: {reply:?}"
+    );
+    assert!(ask(&daemon.connect(), &Request::Describe, None).is_ok());
+}
+
+fn send_with(stream: &std::os::unix::net::UnixStream, bytes: &[u8], files: &[OwnedFd]) {
+    use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
+    use std::os::fd::AsFd;
+    let borrowed: Vec<_> = files.iter().map(AsFd::as_fd).collect();
+    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(3))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    assert!(control.push(SendAncillaryMessage::ScmRights(&borrowed)));
+    let slices = [std::io::IoSlice::new(bytes)];
+    rustix::net::sendmsg(stream, &slices, &mut control, SendFlags::empty()).unwrap();
+}
