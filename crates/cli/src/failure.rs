@@ -24,6 +24,7 @@ pub(crate) type Outcome<T = ()> = Result<T, Failure>;
 pub(crate) struct Failure {
     code: Option<Code>,
     error: anyhow::Error,
+    reasons: Vec<String>,
     hint: Option<String>,
 }
 
@@ -33,6 +34,7 @@ impl Failure {
         Self {
             code: Some(code),
             error: error.into(),
+            reasons: Vec::new(),
             hint: None,
         }
     }
@@ -58,6 +60,7 @@ impl Failure {
         Self {
             code,
             error,
+            reasons: Vec::new(),
             hint: None,
         }
     }
@@ -90,6 +93,13 @@ impl Failure {
         self
     }
 
+    /// Adds one more reason below the text, before those that are there.
+    #[must_use]
+    pub(crate) fn because(mut self, reason: String) -> Self {
+        self.reasons.insert(0, reason);
+        self
+    }
+
     /// Exit status of the process.
     pub(crate) fn exit_status(&self) -> u8 {
         self.code.map_or(1, Code::exit_status)
@@ -103,6 +113,9 @@ impl Failure {
         };
         for cause in self.error.chain().skip(1) {
             let _ = writeln!(text, "  because: {cause}");
+        }
+        for reason in &self.reasons {
+            let _ = writeln!(text, "  because: {reason}");
         }
         for hint in self.hint.iter().flat_map(|hint| hint.lines()) {
             let _ = writeln!(text, "  hint: {hint}");
@@ -119,6 +132,7 @@ impl<E: Into<anyhow::Error>> From<E> for Failure {
         Self {
             code: None,
             error: error.into(),
+            reasons: Vec::new(),
             hint: None,
         }
     }

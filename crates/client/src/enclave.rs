@@ -14,47 +14,35 @@ use crate::verify::{Refusal, Verifier};
 /// Length of the nonces sent, in bytes: 192 bits, and no padding in base64.
 const NONCE_LEN: usize = 24;
 
-/// Where a service answers, below its base URL.
+/// Where a service answers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Endpoint {
-    /// Such as `http://127.0.0.1:8080`.
-    pub base: String,
-    /// Path that answers with a document.
+    /// URL that answers with a document.
     pub attest: String,
-    /// Path that takes requests.
+    /// URL that takes requests.
     pub process: String,
 }
 
 impl Endpoint {
-    /// `/attest` and `/process` below `base`.
+    /// From the URL that takes requests, such as `http://127.0.0.1:8080/process`; without a path that is `/process`. The document
+    /// is at `/attest` of the same host unless [`Self::attest`] is set to something else.
     #[must_use]
-    pub fn new(base: &str) -> Self {
+    pub fn new(url: &str) -> Self {
+        let authority = url.find("://").map_or(0, |at| at + 3);
+        let path = url[authority..]
+            .find(['/', '?'])
+            .map_or(url.len(), |at| authority + at);
+        let (origin, path) = url.split_at(path);
+        let path = if matches!(path, "" | "/") {
+            "/process"
+        } else {
+            path
+        };
         Self {
-            base: base.to_owned(),
-            attest: "/attest".to_owned(),
-            process: "/process".to_owned(),
+            attest: format!("{origin}/attest"),
+            process: format!("{origin}{path}"),
         }
     }
-
-    /// URL of the document.
-    #[must_use]
-    pub fn attest_url(&self) -> String {
-        join(&self.base, &self.attest)
-    }
-
-    /// URL that takes requests.
-    #[must_use]
-    pub fn process_url(&self) -> String {
-        join(&self.base, &self.process)
-    }
-}
-
-fn join(base: &str, path: &str) -> String {
-    format!(
-        "{}/{}",
-        base.trim_end_matches('/'),
-        path.trim_start_matches('/')
-    )
 }
 
 /// Why an enclave was not connected to.
@@ -83,7 +71,7 @@ pub enum ConnectError {
         url: String,
         /// Why.
         #[source]
-        source: Refusal,
+        source: Box<Refusal>,
     },
 }
 
@@ -132,10 +120,13 @@ impl Enclave {
         verifier: &Verifier,
         http: Http,
     ) -> Result<Self, ConnectError> {
-        let url = endpoint.attest_url();
+        let url = endpoint.attest.clone();
         let (document, nonce) = fetch(&http, &url)?;
         let verified = verifier.verify(&document, Some(&nonce));
-        let verified = verified.map_err(|source| ConnectError::Refused { url, source })?;
+        let verified = verified.map_err(|source| ConnectError::Refused {
+            url,
+            source: Box::new(source),
+        })?;
         Ok(Self {
             endpoint,
             http,
@@ -182,9 +173,7 @@ impl Enclave {
     pub fn call(&self, plaintext: &[u8]) -> Result<Zeroizing<Vec<u8>>, CallError> {
         let (request, pending) = self.sealer()?.seal(plaintext)?;
         let headers = [("content-type", CONTENT_TYPE), ("accept", CONTENT_TYPE)];
-        let reply = self
-            .http
-            .post(&self.endpoint.process_url(), headers, &request)?;
+        let reply = self.http.post(&self.endpoint.process, headers, &request)?;
         Ok(pending.open(&reply)?)
     }
 
@@ -194,7 +183,7 @@ impl Enclave {
     /// [`HttpError`].
     pub fn post(&self, content_type: &str, body: &[u8]) -> Result<Vec<u8>, HttpError> {
         self.http.post(
-            &self.endpoint.process_url(),
+            &self.endpoint.process,
             [("content-type", content_type)],
             body,
         )
@@ -231,12 +220,28 @@ mod tests {
     use super::*;
 
     #[test]
-    fn urls_are_joined_with_one_slash() {
-        let mut endpoint = Endpoint::new("http://h:1/");
-        assert_eq!(endpoint.attest_url(), "http://h:1/attest");
-        endpoint.base = "http://h:1/app".to_owned();
-        endpoint.process = "v1/process".to_owned();
-        assert_eq!(endpoint.process_url(), "http://h:1/app/v1/process");
+    fn an_endpoint_is_made_of_the_url_that_takes_requests() {
+        let urls = |url| {
+            let Endpoint { attest, process } = Endpoint::new(url);
+            (attest, process)
+        };
+        let expected = |attest: &str, process: &str| (attest.to_owned(), process.to_owned());
+        assert_eq!(
+            urls("http://h:1"),
+            expected("http://h:1/attest", "http://h:1/process")
+        );
+        assert_eq!(
+            urls("http://h:1/"),
+            expected("http://h:1/attest", "http://h:1/process")
+        );
+        assert_eq!(
+            urls("https://h/v1/do"),
+            expected("https://h/attest", "https://h/v1/do")
+        );
+        assert_eq!(
+            urls("http://h?x=/y"),
+            expected("http://h/attest", "http://h?x=/y")
+        );
     }
 
     #[test]

@@ -20,8 +20,11 @@ use crate::term;
 )]
 pub(crate) struct Build {
     /// What the application is in
-    #[arg(value_name = "SOURCE")]
-    source: String,
+    #[arg(value_name = "SOURCE", required_unless_present = "rootfs")]
+    source: Option<String>,
+    /// The same as `rootfs:DIR` for SOURCE
+    #[arg(long, value_name = "DIR", conflicts_with = "source")]
+    rootfs: Option<PathBuf>,
     /// Where the EIF goes
     #[arg(short, long, value_name = "FILE")]
     output: PathBuf,
@@ -53,8 +56,9 @@ pub(crate) struct Build {
 
 pub(super) fn run(args: Build) -> Outcome {
     let output = args.output.clone();
+    let rootfs = args.rootfs.map(|dir| format!("rootfs:{}", dir.display()));
     let built = image::build(&Wanted {
-        source: args.source,
+        source: args.source.or(rootfs).unwrap_or_default(),
         dockerfile: args.docker_dir,
         reference: args.reference,
         config: args.config,

@@ -1,9 +1,12 @@
 //! Enclos's own commands.
 
+mod attest;
 mod build;
+mod call;
 mod doctor;
 mod kernel;
 mod services;
+mod trust;
 mod wait;
 
 pub(crate) use kernel::{missing as kernel_missing, newest as newest_kernel};
@@ -15,8 +18,13 @@ use crate::failure::{Failure, Outcome};
 /// Enclos's own commands.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
+    /// Verify and inspect attestation documents
+    #[command(subcommand)]
+    Attest(attest::Attest),
     /// Build an EIF from an image, an archive or a root file system
     Build(build::Build),
+    /// Verify an enclave, then send it what only it may read
+    Call(Box<call::Call>),
     /// Check this machine and say what to do about what is missing
     Doctor(doctor::Doctor),
     /// Fetch or locate the kernel that images are built with
@@ -35,6 +43,8 @@ pub(crate) enum Command {
 /// Runs one of Enclos's own commands.
 pub(crate) fn run(command: Command) -> Outcome {
     let outcome = match command {
+        Command::Attest(command) => attest::run(&command),
+        Command::Call(args) => call::run(&args),
         Command::Build(args) => build::run(args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Kernel(args) => kernel::run(&args),
