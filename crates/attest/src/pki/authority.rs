@@ -25,8 +25,15 @@ const SKEW: Duration = Duration::from_secs(3);
 /// From the issue of a root to its end: thirty years, eight of them leap years, as AWS's.
 const ROOT_LIFETIME: Duration = Duration::from_secs(10_958 * 24 * 3600);
 
-/// Longest module id, so that the leaf's commonName fits: `i-` + 17 + `-enc` + 16 is 39.
-const MODULE_ID_MAX: usize = 48;
+/// Longest instance id: `i-` and 17 digits.
+const INSTANCE_ID_MAX: usize = 19;
+
+/// Longest module id: an instance id, `-enc` and 16 digits.
+const MODULE_ID_MAX: usize = INSTANCE_ID_MAX + 20;
+
+/// Longest region, so that the leaf's commonName, `<module-id>.<region>.enclos`, keeps to 64 bytes. AWS's
+/// longest has 14.
+const REGION_MAX: usize = 64 - MODULE_ID_MAX - ".".len() - ".enclos".len();
 
 const KEY_LABEL: &str = "PRIVATE KEY";
 const CERTIFICATE_LABEL: &str = "CERTIFICATE";
@@ -353,9 +360,9 @@ impl Level {
 
 impl Location {
     fn new(region: &str, zone: &str, instance_id: &str) -> Result<Self, PkiError> {
-        check_name("region", region, 17)?;
+        check_name("region", region, REGION_MAX)?;
         check_name("availability zone", zone, 64)?;
-        check_name("instance id", instance_id, 32)?;
+        check_name("instance id", instance_id, INSTANCE_ID_MAX)?;
         let [region, zone, instance_id] = [region, zone, instance_id].map(str::to_owned);
         Ok(Self {
             region,
@@ -467,11 +474,10 @@ fn check_name(field: &'static str, text: &str, max: usize) -> Result<(), PkiErro
     if !text.is_empty() && text.len() <= max && text.bytes().all(usable) {
         return Ok(());
     }
-    let expected = "letters, digits and hyphens, and not too many of them";
     Err(PkiError::Name {
         field,
         found: text.to_owned(),
-        expected,
+        max,
     })
 }
 

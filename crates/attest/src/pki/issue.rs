@@ -33,7 +33,7 @@ const O: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.5.4.10");
 /// organizationalUnitName.
 const OU: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.5.4.11");
 
-/// Longest commonName and localityName, RFC 5280 appendix A.1 (`ub-common-name` 64, `ub-locality-name` 128).
+/// Longest part of a name in bytes (RFC 5280 appendix A.1: `ub-common-name` 64, `ub-locality-name` 128).
 const NAME_MAX: usize = 64;
 
 /// Bytes of a subjectKeyIdentifier (160 bits, as in AWS's).
@@ -222,9 +222,9 @@ pub(super) fn random_hex(bytes: usize) -> Result<String, PkiError> {
 fn part(oid: ObjectIdentifier, text: &str) -> Result<RelativeDistinguishedName, PkiError> {
     if text.is_empty() || text.len() > NAME_MAX {
         return Err(PkiError::Name {
-            field: "the name",
+            field: "name",
             found: text.to_owned(),
-            expected: "1 to 64 bytes; shorten the region's or the zone's name",
+            max: NAME_MAX,
         });
     }
     let value = Any::encode_from(&Utf8StringRef::new(text)?)?;

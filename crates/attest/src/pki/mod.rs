@@ -23,6 +23,8 @@
 mod authority;
 mod issue;
 mod leaf;
+#[cfg(test)]
+mod tests;
 
 use aws_lc_rs::rand::{self, SecureRandom};
 
@@ -45,14 +47,16 @@ pub enum PkiError {
     #[error("cannot encode a certificate")]
     Encoding(#[from] der::Error),
     /// A name that goes into certificates is not usable.
-    #[error("{field} {found:?} cannot be part of a certificate's name: expected {expected}")]
+    #[error(
+        "{field} {found:?} cannot be part of a certificate's name: expected 1 to {max} letters, digits, hyphens"
+    )]
     Name {
         /// Which name.
         field: &'static str,
         /// The name.
         found: String,
-        /// What names look like.
-        expected: &'static str,
+        /// Longest allowed, in bytes.
+        max: usize,
     },
     /// The clock is before the root's validity.
     #[error(
