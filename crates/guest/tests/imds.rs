@@ -14,8 +14,7 @@ use std::sync::Arc;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use enclos_attest::nsm::Request as NsmRequest;
-use support::{Answer, BrokenNsm, OpenNsm, World, gone, http, nowhere};
+use support::{Answer, BrokenNsm, RealNsm, World, gone, http, nowhere, verify};
 
 async fn get(address: SocketAddr, path: &str) -> Answer {
     http(address, &format!("GET {path} HTTP/1.1"), b"").await
@@ -30,7 +29,7 @@ async fn token(address: SocketAddr, ttl: &str) -> Answer {
 #[tokio::test]
 async fn version_1_answers_what_sdks_ask() {
     let world = World::new(nowhere().await).await;
-    let imds = world.imds(Arc::new(OpenNsm)).await;
+    let imds = world.imds(Arc::new(RealNsm)).await;
     for (path, value) in [
         ("/latest/meta-data/instance-id", "i-0123456789abcdef0"),
         ("/latest/meta-data/instance-id/", "404"),
@@ -67,7 +66,7 @@ async fn version_1_answers_what_sdks_ask() {
 #[tokio::test]
 async fn version_2_wants_a_token_of_its_own() {
     let world = World::new(nowhere().await).await;
-    let imds = world.imds(Arc::new(OpenNsm)).await;
+    let imds = world.imds(Arc::new(RealNsm)).await;
     let issued = token(imds, "60").await;
     assert_eq!(issued.status, 200);
     assert_eq!(issued.headers["x-aws-ec2-metadata-token-ttl-seconds"], "60");
@@ -96,7 +95,7 @@ async fn version_2_wants_a_token_of_its_own() {
 #[tokio::test]
 async fn a_document_is_made_for_each_request() {
     let world = World::new(nowhere().await).await;
-    let imds = world.imds(Arc::new(OpenNsm)).await;
+    let imds = world.imds(Arc::new(RealNsm)).await;
     let path = "/latest/meta-data/enclave-attestation-document";
     let answer = get(
         imds,
@@ -104,13 +103,10 @@ async fn a_document_is_made_for_each_request() {
     )
     .await;
     assert_eq!(answer.status, 200, "{}", answer.text());
-    let document = NsmRequest::decode(&STANDARD.decode(answer.text()).unwrap()).unwrap();
-    let asked = NsmRequest::Attestation {
-        user_data: Some(vec![3]),
-        nonce: Some(vec![1, 2]),
-        public_key: Some(vec![4]),
-    };
-    assert_eq!(document, asked);
+    let document = verify(&STANDARD.decode(answer.text()).unwrap());
+    assert_eq!(document.nonce(), Some(&[1, 2][..]));
+    assert_eq!(document.user_data(), Some(&[3][..]));
+    assert_eq!(document.public_key(), Some(&[4][..]));
     for query in ["nonce=!", "x=1", "nonce=AQ&nonce=AQ"] {
         let answer = get(imds, &format!("{path}?{query}")).await;
         assert_eq!(answer.status, 400, "{query}");
@@ -124,13 +120,13 @@ async fn a_document_is_made_for_each_request() {
 #[tokio::test]
 async fn a_parent_that_goes_away_leaves_what_it_said() {
     let world = World::new(nowhere().await).await;
-    let imds = world.imds(Arc::new(OpenNsm)).await;
+    let imds = world.imds(Arc::new(RealNsm)).await;
     let path = "/latest/meta-data/instance-id";
     assert_eq!(get(imds, path).await.status, 200);
     world.registry.retain(&[]);
     gone(&enclos_gateway::registry::port_path(&world.vsock(), 9002)).await;
     assert_eq!(get(imds, path).await.status, 200);
-    let fresh = world.imds(Arc::new(OpenNsm)).await;
+    let fresh = world.imds(Arc::new(RealNsm)).await;
     let answer = get(fresh, path).await;
     assert_eq!(answer.status, 503);
     assert!(answer.text().contains("9002"), "{}", answer.text());
@@ -145,7 +141,7 @@ async fn rotated_credentials_are_seen_while_the_old_ones_expire() {
         );
         std::fs::write(world.credentials(), text).unwrap();
     };
-    let imds = world.imds(Arc::new(OpenNsm)).await;
+    let imds = world.imds(Arc::new(RealNsm)).await;
     let path = "/latest/meta-data/iam/security-credentials/parent";
     write("OLD");
     assert_eq!(get(imds, path).await.json()["AccessKeyId"], "OLD");

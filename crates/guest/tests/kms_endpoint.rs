@@ -16,7 +16,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 use support::{
-    Answer, BrokenNsm, FakeKms, KEY_ARN, OpenNsm, SERVER_NAME, World, certificate, http,
+    Answer, BrokenNsm, FakeKms, KEY_ARN, RealNsm, SERVER_NAME, World, certificate, http,
     kms_config, nowhere,
 };
 
@@ -43,7 +43,7 @@ async fn decrypt_is_attested_signed_by_the_role_and_opened() {
     let kms = FakeKms::start(true, decrypts(b"the secret")).await;
     let world = World::new(kms.address).await;
     let endpoint = world
-        .endpoint(kms_config(&kms.ca_pem), Arc::new(OpenNsm))
+        .endpoint(kms_config(&kms.ca_pem), Arc::new(RealNsm))
         .await;
     let answer = call(endpoint, "Decrypt", &json!({"CiphertextBlob": "AQIDBA=="})).await;
     assert_eq!(answer.status, 200, "{}", answer.text());
@@ -78,7 +78,7 @@ async fn each_request_has_its_own_key_and_connections_are_used_again() {
     let kms = FakeKms::start(true, decrypts(b"x")).await;
     let world = World::new(kms.address).await;
     let endpoint = world
-        .endpoint(kms_config(&kms.ca_pem), Arc::new(OpenNsm))
+        .endpoint(kms_config(&kms.ca_pem), Arc::new(RealNsm))
         .await;
     for _ in 0..4 {
         assert_eq!(call(endpoint, "Decrypt", &json!({})).await.status, 200);
@@ -101,7 +101,7 @@ async fn a_connection_that_the_kms_closed_is_replaced() {
     let kms = FakeKms::start(false, decrypts(b"x")).await;
     let world = World::new(kms.address).await;
     let endpoint = world
-        .endpoint(kms_config(&kms.ca_pem), Arc::new(OpenNsm))
+        .endpoint(kms_config(&kms.ca_pem), Arc::new(RealNsm))
         .await;
     for _ in 0..3 {
         let answer = call(endpoint, "Decrypt", &json!({})).await;
@@ -118,7 +118,7 @@ async fn a_refusal_of_the_kms_arrives_unchanged() {
     let kms = FakeKms::start(true, move |_| (400, sent.clone())).await;
     let world = World::new(kms.address).await;
     let endpoint = world
-        .endpoint(kms_config(&kms.ca_pem), Arc::new(OpenNsm))
+        .endpoint(kms_config(&kms.ca_pem), Arc::new(RealNsm))
         .await;
     let answer = call(endpoint, "Decrypt", &json!({})).await;
     assert_eq!((answer.status, answer.json()), (400, refusal));
@@ -146,7 +146,7 @@ async fn a_ciphertext_encoded_twice_is_decoded_and_warned_about() {
     let kms = FakeKms::start(true, decrypts(b"x")).await;
     let world = World::new(kms.address).await;
     let endpoint = world
-        .endpoint(kms_config(&kms.ca_pem), Arc::new(OpenNsm))
+        .endpoint(kms_config(&kms.ca_pem), Arc::new(RealNsm))
         .await;
     let cipher = STANDARD.encode([0xf1; 90]);
     let body = json!({"CiphertextBlob": STANDARD.encode(&cipher)});
@@ -170,7 +170,7 @@ async fn replies_that_do_not_belong_to_the_request_are_refused() {
         let kms = FakeKms::start(true, move |_| (200, sent.clone())).await;
         let world = World::new(kms.address).await;
         let endpoint = world
-            .endpoint(kms_config(&kms.ca_pem), Arc::new(OpenNsm))
+            .endpoint(kms_config(&kms.ca_pem), Arc::new(RealNsm))
             .await;
         let answer = call(endpoint, "Decrypt", &json!({})).await;
         assert_eq!(answer.status, 502, "{reply}");
@@ -193,7 +193,7 @@ async fn only_the_measured_authority_and_name_are_the_kms() {
     let mut misnamed = kms_config(&kms.ca_pem);
     misnamed.server_name = "kms.eu-west-3.amazonaws.com".into();
     for config in [kms_config(&foreign), misnamed] {
-        let endpoint = world.endpoint(config, Arc::new(OpenNsm)).await;
+        let endpoint = world.endpoint(config, Arc::new(RealNsm)).await;
         let answer = call(endpoint, "Decrypt", &json!({})).await;
         assert_eq!(answer.status, 504);
         assert!(answer.text().contains("certificate"), "{}", answer.text());
@@ -205,11 +205,11 @@ async fn only_the_measured_authority_and_name_are_the_kms() {
 async fn a_kms_or_parent_that_is_away_is_told() {
     let (ca, _) = certificate(SERVER_NAME);
     let world = World::new(nowhere().await).await;
-    let endpoint = world.endpoint(kms_config(&ca), Arc::new(OpenNsm)).await;
+    let endpoint = world.endpoint(kms_config(&ca), Arc::new(RealNsm)).await;
     let answer = call(endpoint, "Decrypt", &json!({})).await;
     assert_eq!(answer.json()["__type"], "DependencyTimeoutException");
     world.registry.retain(&[]);
-    let endpoint = world.endpoint(kms_config(&ca), Arc::new(OpenNsm)).await;
+    let endpoint = world.endpoint(kms_config(&ca), Arc::new(RealNsm)).await;
     let answer = call(endpoint, "Decrypt", &json!({})).await;
     assert_eq!(answer.json()["__type"], "ServiceUnavailableException");
     assert_eq!(answer.status, 503);
@@ -227,7 +227,7 @@ async fn a_parent_without_credentials_and_an_nsm_without_documents_are_told() {
     assert!(answer.text().contains("InternalError"));
     std::fs::remove_file(world.credentials()).unwrap();
     let endpoint = world
-        .endpoint(kms_config(&kms.ca_pem), Arc::new(OpenNsm))
+        .endpoint(kms_config(&kms.ca_pem), Arc::new(RealNsm))
         .await;
     let answer = call(endpoint, "Decrypt", &json!({})).await;
     assert_eq!(answer.json()["__type"], "UnrecognizedClientException");
@@ -238,7 +238,7 @@ async fn a_parent_without_credentials_and_an_nsm_without_documents_are_told() {
 async fn what_is_no_call_is_refused() {
     let (ca, _) = certificate(SERVER_NAME);
     let world = World::new(nowhere().await).await;
-    let endpoint = world.endpoint(kms_config(&ca), Arc::new(OpenNsm)).await;
+    let endpoint = world.endpoint(kms_config(&ca), Arc::new(RealNsm)).await;
     for head in [
         "GET / HTTP/1.1",
         "POST / HTTP/1.1",

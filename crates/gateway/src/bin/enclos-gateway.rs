@@ -1,6 +1,7 @@
 //! `enclos-gateway`: the parent side of enclaves; see [`enclos_gateway`].
 
 use std::error::Error;
+use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -35,6 +36,7 @@ fn main() -> ExitCode {
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
         .init();
     match run(config, run_dir) {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,26 +1,29 @@
-//! An enclave's surroundings on the host: the real gateway, a KMS that the test plays behind real TLS, an NSM
-//! whose documents the played KMS understands, and a client.
+//! An enclave's surroundings on the host: the real gateway, a KMS that the test plays behind real TLS, the
+//! NSM's state machine with documents of a certificate authority of the test, and a client.
 
 use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::sync::{Arc, LazyLock, Mutex};
+use std::time::{Duration, SystemTime};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use enclos_api::config::{HostConfig, Instance, Kms, KmsAddress, Role};
 use enclos_api::control::{BootTimes, Enclave, Measurements, State};
-use enclos_attest::nsm::{ErrorCode, Request as NsmRequest, Response as NsmResponse};
+use enclos_attest::document::{TrustAnchors, UnverifiedDocument, VerifiedDocument, VerifyOptions};
+use enclos_attest::nsm::{ErrorCode, HostError, Nsm, NsmHost, Response as NsmResponse};
+use enclos_attest::pki::{Authority, LeafIdentity, LeafKey};
+use enclos_attest::{PcrIndex, PcrValue, UnixMillis};
 use enclos_gateway::registry::{Registry, port_path};
 use enclos_guest::agent::facts::Facts;
 use enclos_guest::agent::http;
 use enclos_guest::agent::imds::Imds;
 use enclos_guest::agent::kms::Endpoint;
 use enclos_guest::agent::kms::keys::Keys;
-use enclos_guest::agent::nsm::Nsm;
+use enclos_guest::agent::nsm::Nsm as NsmDevice;
 use enclos_guest::agent::transport::{Boxed, Dial};
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use rustls::ServerConfig;
@@ -46,29 +49,86 @@ impl Dial for UnixParent {
     }
 }
 
-/// An NSM whose documents are what was asked for, in the open: the played KMS reads them.
-#[derive(Debug)]
-pub struct OpenNsm;
+/// The module of an enclave, and the root that its documents end in.
+struct Module {
+    nsm: Nsm,
+    identity: LeafIdentity,
+    root: String,
+}
 
-impl Nsm for OpenNsm {
-    fn call(&self, request: &[u8]) -> io::Result<Vec<u8>> {
-        let NsmRequest::Attestation { .. } =
-            NsmRequest::decode(request).map_err(io::Error::other)?
-        else {
-            return Ok(NsmResponse::Error(ErrorCode::InvalidOperation).encode());
-        };
-        Ok(NsmResponse::Attestation {
-            document: request.to_vec(),
-        }
-        .encode())
+/// One for all tests; its PCR0, PCR1 and PCR2 are [`image_pcr`].
+static MODULE: LazyLock<Mutex<Module>> = LazyLock::new(|| {
+    let (id, instance) = (
+        "i-0123456789abcdef0-enc0123456789abcdef",
+        "i-0123456789abcdef0",
+    );
+    let mut authority = Authority::create(now(), "eu-west-3", "eu-west-3a", instance).unwrap();
+    let key = LeafKey::generate().unwrap();
+    let leaf = authority.issue_leaf(key.spki_der(), id, 1, now()).unwrap();
+    let index = |index: usize| PcrIndex::try_from(index).unwrap();
+    let measured = [0, 1, 2].map(|pcr| (index(pcr), image_pcr()));
+    Mutex::new(Module {
+        nsm: Nsm::new(id.to_owned(), &measured.into()),
+        identity: LeafIdentity::new(key, leaf).unwrap(),
+        root: authority.root_certificate_pem(),
+    })
+});
+
+pub fn image_pcr() -> PcrValue {
+    PcrValue::measured(&[7; 48])
+}
+
+/// Root certificate of the tests' documents, PEM.
+pub fn root_pem() -> String {
+    MODULE.lock().unwrap().root.clone()
+}
+
+pub fn now() -> UnixMillis {
+    let now = SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap();
+    UnixMillis(now.as_millis().try_into().unwrap())
+}
+
+struct Surroundings<'a>(&'a LeafIdentity);
+
+impl NsmHost for Surroundings<'_> {
+    fn now(&self) -> UnixMillis {
+        now()
     }
+
+    fn signer(&mut self) -> Result<&LeafIdentity, HostError> {
+        Ok(self.0)
+    }
+}
+
+/// The NSM as the hypervisor has it: real documents.
+#[derive(Debug)]
+pub struct RealNsm;
+
+impl NsmDevice for RealNsm {
+    fn call(&self, request: &[u8]) -> io::Result<Vec<u8>> {
+        let Module { nsm, identity, .. } = &mut *MODULE.lock().unwrap();
+        Ok(nsm.handle(request, &mut Surroundings(identity)))
+    }
+}
+
+/// Verifies a document as a KMS does.
+pub fn verify(document: &[u8]) -> VerifiedDocument {
+    let anchors = TrustAnchors::new()
+        .with_root("test", root_pem().as_bytes())
+        .unwrap();
+    let document = UnverifiedDocument::parse(document).unwrap();
+    document
+        .verify(&anchors, now(), &VerifyOptions::default())
+        .unwrap()
 }
 
 /// An NSM that refuses.
 #[derive(Debug)]
 pub struct BrokenNsm;
 
-impl Nsm for BrokenNsm {
+impl NsmDevice for BrokenNsm {
     fn call(&self, _: &[u8]) -> io::Result<Vec<u8>> {
         Ok(NsmResponse::Error(ErrorCode::InternalError).encode())
     }
@@ -82,17 +142,17 @@ pub struct Seen {
 }
 
 impl Seen {
-    /// The public key in the document of `Recipient`.
+    /// The public key in the verified document of `Recipient`.
     pub fn public_key(&self) -> Vec<u8> {
         let document = self.body["Recipient"]["AttestationDocument"]
             .as_str()
             .unwrap();
-        let document = STANDARD.decode(document).unwrap();
-        let request = NsmRequest::decode(&document).unwrap();
-        let NsmRequest::Attestation { public_key, .. } = request else {
-            panic!("{request:?}")
-        };
-        public_key.unwrap()
+        let document = verify(&STANDARD.decode(document).unwrap());
+        assert_eq!(
+            document.pcrs()[&PcrIndex::try_from(0_usize).unwrap()],
+            image_pcr()
+        );
+        document.public_key().unwrap().to_vec()
     }
 
     pub fn sealed(&self, plaintext: &[u8]) -> String {
@@ -288,7 +348,7 @@ impl World {
     }
 
     /// A KMS endpoint; returns its address.
-    pub async fn endpoint(&self, kms: Kms, nsm: Arc<dyn Nsm>) -> SocketAddr {
+    pub async fn endpoint(&self, kms: Kms, nsm: Arc<dyn NsmDevice>) -> SocketAddr {
         let keys = Keys::start().unwrap();
         let parent = Arc::clone(&self.parent);
         let endpoint = Endpoint::new(kms, self.facts(), nsm, keys, parent).unwrap();
@@ -299,7 +359,7 @@ impl World {
     }
 
     /// A metadata service; returns its address.
-    pub async fn imds(&self, nsm: Arc<dyn Nsm>) -> SocketAddr {
+    pub async fn imds(&self, nsm: Arc<dyn NsmDevice>) -> SocketAddr {
         let imds = Imds::new(self.facts(), nsm).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
