@@ -91,6 +91,23 @@ impl KeyRef {
         Err(ApiError::not_found(format!("Invalid keyId '{text}'")))
     }
 
+    /// The account and region that it names.
+    #[must_use]
+    pub fn place(&self) -> &Place {
+        match self {
+            Self::Key(place, _) | Self::Alias(place, _) => place,
+        }
+    }
+
+    /// The ARN that it names.
+    #[must_use]
+    pub fn arn(&self) -> String {
+        match self {
+            Self::Key(place, id) => place.key_arn(id),
+            Self::Alias(place, name) => place.alias_arn(name),
+        }
+    }
+
     fn parse_arn(text: &str, here: &Place) -> Result<Self, ApiError> {
         let invalid = |what: &str| ApiError::not_found(format!("Invalid arn {what}"));
         let mut parts = text.splitn(6, ':').skip(1);

@@ -275,6 +275,9 @@ pub(crate) struct Call<'a> {
     audited: bool,
 }
 
+/// What AWS tells a caller about a key of another account, whether it exists or not.
+const FOREIGN_DENIAL: &str = "because the resource does not exist in this Region, no resource-based policies allow access, or a resource-based policy explicitly denies access";
+
 /// What a policy may look at beyond caller and key.
 #[derive(Debug, Default, Clone, Copy)]
 pub(crate) struct Facts<'a> {
@@ -289,10 +292,22 @@ pub(crate) struct Facts<'a> {
 }
 
 impl Call<'_> {
-    /// Finds the key that a `KeyId` parameter names.
+    /// Finds the key that a `KeyId` parameter names. Whether another account's key exists is not told.
     pub(crate) fn find(&mut self, key_id: &str) -> Result<Arc<Key>, ApiError> {
         let reference = KeyRef::parse(key_id, &self.here)?;
-        let key = self.service.keys.find(&reference)?;
+        let found = self.service.keys.find(&reference);
+        let key = match found {
+            Err(_) if reference.place().account != *self.caller.account() => {
+                let action = format!("kms:{}", self.draft.operation);
+                return Err(access_denied(
+                    &self.caller,
+                    &action,
+                    &reference.arn(),
+                    FOREIGN_DENIAL,
+                ));
+            }
+            other => other?,
+        };
         self.draft.resources.push(key.arn.to_string());
         Ok(key)
     }
@@ -350,7 +365,8 @@ impl Call<'_> {
             "access denied"
         );
         self.draft.denial = Some(audit::denial(action, reason, &reports));
-        Err(access_denied(&self.caller, action, &key.arn, reason))
+        let told = if same_account { reason } else { FOREIGN_DENIAL };
+        Err(access_denied(&self.caller, action, &key.arn, told))
     }
 
     /// Admits calls that concern no key. Identity policies decide these on AWS; here the root user may do all
@@ -377,13 +393,15 @@ impl Call<'_> {
         Ok(())
     }
 
-    /// Queues the audit row of a call that changed nothing; without it there is no answer.
+    /// Queues the audit row of a call that changed nothing; without it there is no answer. What an investigation
+    /// would look for, refusals and releases to enclaves, is on disk before the caller knows.
     async fn record(&self, result: Result<Value, ApiError>) -> Result<Value, ApiError> {
         if self.audited {
             return result;
         }
         let row = self.draft.row(result.as_ref().err());
-        match self.service.store.record(row).await {
+        let durable = self.draft.denial.is_some() || self.draft.recipient.is_some();
+        match self.service.store.record(row, durable).await {
             Ok(()) => result,
             Err(error) => {
                 tracing::error!(error = %Chain(&error), "refusing a call that cannot be audited");

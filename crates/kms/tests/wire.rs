@@ -312,7 +312,17 @@ fn aliases() {
         json!({ "AliasName": "alias/app", "TargetKeyId": key }),
     );
     assert_eq!(update.error(), missing);
+}
 
+#[test]
+fn alias_names() {
+    let server = Server::dev();
+    let client = server.client();
+    let key = client.create_key();
+    let create = |name: &str, target: &str| {
+        let input = json!({ "AliasName": name, "TargetKeyId": target });
+        client.call("CreateAlias", input)
+    };
     for (name, expected) in [
         ("app", ("ValidationException", "Invalid identifier")),
         (
@@ -841,4 +851,81 @@ fn another_root_key_opens_nothing() {
     assert_eq!(output.status.code(), Some(1));
     let text = String::from_utf8(output.stderr).unwrap();
     assert!(text.contains("root.key"), "{text}");
+}
+
+#[test]
+fn other_accounts_need_both_sides() {
+    let server = Server::tls();
+    let owner = server.client();
+    let key = owner.create_key();
+    let arn = format!("arn:aws:kms:eu-west-1:000000000000:key/{key}");
+    let foreign_root = server.principal("arn:aws:iam::111122223333:root");
+    let foreign_role = server.principal("arn:aws:iam::111122223333:role/app");
+    let denied = |client: &Client, key: &str| {
+        let reply = client.call("DescribeKey", json!({ "KeyId": key }));
+        let (kind, text) = reply.error();
+        assert_eq!(kind, "AccessDeniedException");
+        assert!(
+            text.ends_with("or a resource-based policy explicitly denies access"),
+            "{text}"
+        );
+    };
+    // A key that exists and one that does not look the same from outside.
+    denied(&foreign_root, &arn);
+    denied(
+        &foreign_root,
+        &arn.replace(&key, "1234abcd-12ab-34cd-56ef-1234567890ab"),
+    );
+    let share = json!({ "Effect": "Allow", "Principal": { "AWS": ["111122223333", "arn:aws:iam::111122223333:role/app"] },
+        "Action": "kms:DescribeKey", "Resource": "*" });
+    owner.put_policy(&key, &json!([admin(), share])).ok();
+    foreign_root
+        .call("DescribeKey", json!({ "KeyId": arn }))
+        .ok();
+    // The role would also need a policy of its own account.
+    denied(&foreign_role, &arn);
+}
+
+/// A disk that fails is stood in for by a table that is gone.
+#[test]
+fn nothing_is_answered_that_cannot_be_stored() {
+    let server = Server::dev();
+    let client = server.client();
+    let key = client.create_key();
+    let sql = |text: &str| {
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        runtime.block_on(async {
+            let mut connection = enclos_kms::store::connect(&server.data).await.unwrap();
+            sqlx::Executor::execute(&mut connection, text)
+                .await
+                .unwrap();
+        });
+    };
+    let status = |operation: &str| {
+        client
+            .call(operation, json!({ "KeyId": key, "Plaintext": "eA==" }))
+            .status
+    };
+    let health = || client.send("GET", "/health", &[], b"").status;
+    assert_eq!(
+        (status("Encrypt"), status("DisableKey"), health()),
+        (200, 200, 200)
+    );
+    client.call("EnableKey", json!({ "KeyId": key })).ok();
+
+    sql("ALTER TABLE audit RENAME TO hidden");
+    let failed = client.call("DisableKey", json!({ "KeyId": key }));
+    assert_eq!(
+        (failed.status, failed.error_type()),
+        (500, "KMSInternalException")
+    );
+    assert_eq!(health(), 503);
+    // Not even what is in memory is answered while it cannot be audited.
+    assert_eq!(status("Encrypt"), 500);
+
+    sql("ALTER TABLE hidden RENAME TO audit");
+    // The change that failed was not made.
+    assert_eq!((status("Encrypt"), health()), (200, 200));
+    let described = client.call("DescribeKey", json!({ "KeyId": key })).ok();
+    assert_eq!(described["KeyMetadata"]["KeyState"], "Enabled");
 }

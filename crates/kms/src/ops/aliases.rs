@@ -91,7 +91,7 @@ pub(crate) async fn list(call: &mut Call<'_>, mut input: Input) -> Result<Value,
     input.finish()?;
     call.authorize_without_key("kms:ListAliases")?;
     let after = decode_marker(&marker)?;
-    let key = key_id.map(|id| call.find(&id)).transpose()?;
+    let key = key_id.map(|id| target_key(call, &id)).transpose()?;
     let key_id = key.as_ref().map(|key| key.row.id.as_str());
     let (account, region) = (&call.here.account, &call.here.region);
     let mut rows = call

@@ -7,8 +7,8 @@
 //! ```
 //!
 //! A *change* is answered only after its transaction, which also holds its audit row, is on disk (WAL,
-//! `synchronous=FULL`). Audit rows of calls that change nothing are queued and committed within
-//! [`GATHER`]; a full queue makes callers wait. Once a transaction has failed (disk full, for example),
+//! `synchronous=FULL`). So is a refusal by policy and a release to an enclave. Audit rows of all other calls are
+//! queued and committed within [`GATHER`]; a full queue makes callers wait. Once a transaction has failed (disk full, for example),
 //! [`Store::record`] waits for the disk too, so that no call is answered that cannot be audited.
 //!
 //! Everything that requests need is also in memory ([`crate::keyring`]); the file is read when the
@@ -268,16 +268,16 @@ impl Store {
         .await
     }
 
-    /// Queues an audit row; after a failed transaction, waits until it is durable.
+    /// Queues an audit row. With `durable`, and always after a failed transaction, waits until it is on disk.
     ///
     /// # Errors
     /// If the row cannot be stored.
-    pub async fn record(&self, audit: AuditRow) -> Result<(), StoreError> {
-        if self.healthy.load(Ordering::Relaxed) {
-            let queued = self.queue.send(Message::Record(audit, None)).await;
-            return queued.map_err(|_| StoreError::Stopped);
+    pub async fn record(&self, audit: AuditRow, durable: bool) -> Result<(), StoreError> {
+        if durable || !self.healthy.load(Ordering::Relaxed) {
+            return self.ask(|done| Message::Record(audit, Some(done))).await;
         }
-        self.ask(|done| Message::Record(audit, Some(done))).await
+        let queued = self.queue.send(Message::Record(audit, None)).await;
+        queued.map_err(|_| StoreError::Stopped)
     }
 
     /// Waits until everything queued so far is durable.
