@@ -243,3 +243,6 @@ impl VhostUserBackend for Backend {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

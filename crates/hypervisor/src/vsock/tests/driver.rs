@@ -9,11 +9,14 @@ use std::{
 };
 
 use tempfile::TempDir;
-use vhost_user_backend::{VringMutex, VringT};
-use vm_memory::{Bytes, GuestAddress, GuestAddressSpace, GuestMemoryAtomic, GuestMemoryMmap};
+use vhost_user_backend::VringMutex;
+use vm_memory::GuestAddressSpace;
 
 use crate::{
-    vhost_user::Memory,
+    vhost_user::{
+        Memory,
+        test_ring::{self, Descriptor, QUEUE, TestRing},
+    },
     vsock::{
         Service,
         backend::{HostListener, Services},
@@ -26,10 +29,8 @@ use crate::{
 pub(super) const GUEST_CID: u32 = 16;
 /// What the guest grants per stream.
 pub(super) const GUEST_GRANT: u32 = 256 * 1024;
-/// Entries per queue.
-const QUEUE: u16 = 256;
 /// Size of one receive buffer, header included; Linux' are about this large.
-const RX_BUFFER: u64 = 3776;
+const RX_BUFFER: u32 = 3776;
 /// Descriptors reserved for one chain to the device.
 const TX_CHAIN: u16 = 8;
 /// Chains to the device that may be in flight.
@@ -42,43 +43,13 @@ const RX_BUFFERS: u64 = 0x10_0000;
 const TX_BUFFERS: u64 = 0x40_0000;
 pub(super) const MEMORY: usize = 0x100_0000;
 
-pub(super) const WRITE: u16 = 2;
-pub(super) const NEXT: u16 = 1;
-pub(super) const INDIRECT: u16 = 4;
-
-/// Where the parts of a queue lie.
-#[derive(Clone, Copy)]
-struct Layout(u64);
-
-impl Layout {
-    fn descriptor(self, index: u16) -> GuestAddress {
-        GuestAddress(self.0 + u64::from(index) * 16)
-    }
-    fn avail(self) -> u64 {
-        self.0 + 0x4000
-    }
-    fn used(self) -> u64 {
-        self.0 + 0x8000
-    }
-}
-
-/// One descriptor as it lies in memory.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Descriptor {
-    pub(super) addr: u64,
-    pub(super) len: u32,
-    pub(super) flags: u16,
-    pub(super) next: u16,
-}
-
 pub(super) struct Driver {
     pub(super) engine: Engine,
     pub(super) memory: Memory,
     vrings: Vec<VringMutex<Memory>>,
     directory: TempDir,
-    tx_avail: u16,
-    rx_avail: u16,
-    rx_used: u16,
+    pub(super) tx: TestRing,
+    rx: TestRing,
     /// Receive buffers the driver holds back.
     withheld: VecDeque<u16>,
     /// Packets received and not yet looked at.
@@ -100,19 +71,21 @@ impl Driver {
     /// A driver that has offered no receive buffers yet.
     pub(super) fn without_buffers(services: Vec<(u32, Service)>) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let memory = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), MEMORY)]).unwrap();
-        let memory: Memory = GuestMemoryAtomic::new(memory);
+        let memory = test_ring::memory(MEMORY);
+        let (rx, tx) = (
+            TestRing::new(&memory, RX_RING),
+            TestRing::new(&memory, TX_RING),
+        );
         let listener = HostListener::bind(directory.path().join("v.sock")).unwrap();
         let muxer = Muxer::new(GUEST_CID, listener, Services::new(services)).unwrap();
-        let vrings = vec![vring(&memory, RX_RING), vring(&memory, TX_RING)];
+        let vrings = vec![rx.vring(), tx.vring()];
         Self {
             engine: Engine::new(muxer),
             memory,
             vrings,
             directory,
-            tx_avail: 0,
-            rx_avail: 0,
-            rx_used: 0,
+            tx,
+            rx,
             withheld: (0..QUEUE).collect(),
             inbox: VecDeque::new(),
         }
@@ -144,75 +117,14 @@ impl Driver {
 
     // --- rings ---
 
-    fn write_u16(&self, at: u64, value: u16) {
-        self.memory
-            .memory()
-            .write_slice(&value.to_le_bytes(), GuestAddress(at))
-            .unwrap();
-    }
-
-    fn read_u16(&self, at: u64) -> u16 {
-        let mut bytes = [0; 2];
-        self.memory
-            .memory()
-            .read_slice(&mut bytes, GuestAddress(at))
-            .unwrap();
-        u16::from_le_bytes(bytes)
-    }
-
-    fn write_descriptor(&self, layout: Layout, index: u16, descriptor: Descriptor) {
-        self.write_raw(layout.descriptor(index).0, descriptor);
-    }
-
-    /// Writes a descriptor anywhere, as for an indirect table.
-    pub(super) fn write_raw(&self, at: u64, descriptor: Descriptor) {
-        let mut bytes = [0; 16];
-        bytes[..8].copy_from_slice(&descriptor.addr.to_le_bytes());
-        bytes[8..12].copy_from_slice(&descriptor.len.to_le_bytes());
-        bytes[12..14].copy_from_slice(&descriptor.flags.to_le_bytes());
-        bytes[14..].copy_from_slice(&descriptor.next.to_le_bytes());
-        self.memory
-            .memory()
-            .write_slice(&bytes, GuestAddress(at))
-            .unwrap();
-    }
-
-    fn publish(&self, layout: Layout, avail: u16, head: u16) {
-        let slot = u64::from(avail % QUEUE);
-        self.write_u16(layout.avail() + 4 + slot * 2, head);
-        self.write_u16(layout.avail() + 2, avail.wrapping_add(1));
-    }
-
-    /// Sets the index of available transmit chains to whatever the test likes.
-    pub(super) fn forge_transmit_index(&self, index: u16) {
-        self.write_u16(Layout(TX_RING).avail() + 2, index);
-    }
-
-    /// How many transmit chains the device has taken over all.
-    pub(super) fn transmitted(&self) -> u16 {
-        self.read_u16(Layout(TX_RING).used() + 2)
-    }
-
-    pub(super) fn transmit_index(&self) -> u16 {
-        self.tx_avail
-    }
-
     /// Makes one more receive buffer available; false when all are.
     pub(super) fn post(&mut self) -> bool {
         let Some(index) = self.withheld.pop_front() else {
             return false;
         };
         let addr = RX_BUFFERS + u64::from(index) * 4096;
-        let len = u32::try_from(RX_BUFFER).unwrap();
-        let descriptor = Descriptor {
-            addr,
-            len,
-            flags: WRITE,
-            next: 0,
-        };
-        self.write_descriptor(Layout(RX_RING), index, descriptor);
-        self.publish(Layout(RX_RING), self.rx_avail, index);
-        self.rx_avail = self.rx_avail.wrapping_add(1);
+        self.rx
+            .offer(index, &[Descriptor::writable(addr, RX_BUFFER)]);
         true
     }
 
@@ -220,45 +132,27 @@ impl Driver {
         while self.post() {}
     }
 
-    /// Makes a chain of exactly these descriptors available to the device; `next` is filled in.
+    /// Makes a chain of exactly these descriptors available to the device.
     pub(super) fn transmit(&mut self, descriptors: &[Descriptor]) {
-        let first = (self.tx_avail % TX_SLOTS) * TX_CHAIN;
-        let count = u16::try_from(descriptors.len()).unwrap();
-        assert!(count <= TX_CHAIN);
-        for (i, mut descriptor) in (0..count).zip(descriptors.iter().copied()) {
-            if i + 1 < count {
-                descriptor.flags |= NEXT;
-                descriptor.next = first + i + 1;
-            }
-            self.write_descriptor(Layout(TX_RING), first + i, descriptor);
-        }
-        self.transmit_head(first);
-    }
-
-    /// Makes whatever lies at `head` available to the device.
-    pub(super) fn transmit_head(&mut self, head: u16) {
-        self.publish(Layout(TX_RING), self.tx_avail, head);
-        self.tx_avail = self.tx_avail.wrapping_add(1);
+        assert!(descriptors.len() <= usize::from(TX_CHAIN));
+        self.tx.offer(self.transmit_slot(), descriptors);
     }
 
     /// First address of the memory that belongs to the next transmit slot.
     pub(super) fn transmit_memory(&self) -> u64 {
-        TX_BUFFERS + u64::from(self.tx_avail % TX_SLOTS) * TX_SLOT_BYTES
+        TX_BUFFERS + u64::from(self.tx.published % TX_SLOTS) * TX_SLOT_BYTES
     }
 
     /// First descriptor of the next transmit slot.
     pub(super) fn transmit_slot(&self) -> u16 {
-        (self.tx_avail % TX_SLOTS) * TX_CHAIN
+        (self.tx.published % TX_SLOTS) * TX_CHAIN
     }
 
     /// Queues a packet whose bytes are cut into descriptors at `cuts`.
     pub(super) fn send_cut(&mut self, header: &Header, payload: &[u8], cuts: &[usize]) {
         let bytes = [&header.to_bytes()[..], payload].concat();
         let start = self.transmit_memory();
-        self.memory
-            .memory()
-            .write_slice(&bytes, GuestAddress(start))
-            .unwrap();
+        self.tx.write(start, &bytes);
         let mut ends: Vec<usize> = cuts
             .iter()
             .copied()
@@ -297,14 +191,7 @@ impl Driver {
         let memory = self.memory.memory();
         self.engine.run(&self.vrings, &memory, true);
         let mut count = 0;
-        while self.rx_used != self.read_u16(Layout(RX_RING).used() + 2) {
-            let slot = u64::from(self.rx_used % QUEUE);
-            let mut element = [0; 8];
-            let at = Layout(RX_RING).used() + 4 + slot * 8;
-            memory.read_slice(&mut element, GuestAddress(at)).unwrap();
-            self.rx_used = self.rx_used.wrapping_add(1);
-            let index = u16::from_le_bytes([element[0], element[1]]);
-            let len = usize::from(u16::from_le_bytes([element[4], element[5]]));
+        while let Some((index, len)) = self.rx.take() {
             self.withheld.push_back(index);
             self.take_in(index, len);
             count += 1;
@@ -313,12 +200,7 @@ impl Driver {
     }
 
     fn take_in(&mut self, index: u16, len: usize) {
-        let mut bytes = vec![0; len];
-        let at = RX_BUFFERS + u64::from(index) * 4096;
-        self.memory
-            .memory()
-            .read_slice(&mut bytes, GuestAddress(at))
-            .unwrap();
+        let bytes = self.rx.read(RX_BUFFERS + u64::from(index) * 4096, len);
         let (header, payload) = bytes.split_first_chunk::<HEADER_LEN>().unwrap();
         let header = Header::parse(header);
         assert_eq!(usize::try_from(header.len).unwrap(), payload.len());
@@ -385,18 +267,6 @@ impl Driver {
             ..stream
         }
     }
-}
-
-fn vring(memory: &Memory, at: u64) -> VringMutex<Memory> {
-    let vring = VringMutex::new(memory.clone(), 1024).unwrap();
-    vring.set_queue_size(QUEUE);
-    vring
-        .set_queue_info(at, Layout(at).avail(), Layout(at).used())
-        .unwrap();
-    vring.set_queue_event_idx(true);
-    vring.set_queue_ready(true);
-    vring.set_enabled(true);
-    vring
 }
 
 /// The guest's end of a stream.

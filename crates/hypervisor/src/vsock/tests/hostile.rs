@@ -4,14 +4,14 @@
 use std::{io::Read, os::unix::net::UnixListener};
 
 use proptest::prelude::*;
-use vm_memory::{Bytes, GuestAddress, GuestAddressSpace};
 
-use super::driver::{
-    Descriptor, Driver, GUEST_CID, INDIRECT, MEMORY, NEXT, Stream, WRITE, pattern, read_exact,
-};
-use crate::vsock::{
-    muxer::MAX_CONNECTIONS,
-    packet::{HEADER_LEN, Header, Op},
+use super::driver::{Driver, GUEST_CID, MEMORY, Stream, pattern, read_exact};
+use crate::{
+    vhost_user::test_ring::{Descriptor, INDIRECT, NEXT, WRITE},
+    vsock::{
+        muxer::MAX_CONNECTIONS,
+        packet::{HEADER_LEN, Header, Op},
+    },
 };
 
 /// A fresh stream can be opened and carries a byte to the host, whatever else goes on.
@@ -38,15 +38,6 @@ fn assert_alive(driver: &mut Driver, listener: &UnixListener) {
     assert_eq!(read_exact(driver, &mut host, 1), b"!");
     driver.send(&guest.header(Op::Reset), &[]);
     driver.pump();
-}
-
-fn plain(addr: u64, len: u32) -> Descriptor {
-    Descriptor {
-        addr,
-        len,
-        flags: 0,
-        next: 0,
-    }
 }
 
 #[test]
@@ -266,32 +257,35 @@ fn chains_that_lead_nowhere_are_given_back() {
     let memory = u64::try_from(MEMORY).unwrap();
     let here = driver.transmit_memory();
     let nowhere = [
-        vec![plain(memory, 44)],
-        vec![plain(memory - 20, 44)],
-        vec![plain(u64::MAX - 10, 44)],
-        vec![plain(here, 0)],
-        vec![plain(here, 43)],
-        vec![plain(here, u32::MAX)],
-        vec![plain(here, u32::MAX), plain(here, u32::MAX)],
+        vec![Descriptor::readable(memory, 44)],
+        vec![Descriptor::readable(memory - 20, 44)],
+        vec![Descriptor::readable(u64::MAX - 10, 44)],
+        vec![Descriptor::readable(here, 0)],
+        vec![Descriptor::readable(here, 43)],
+        vec![Descriptor::readable(here, u32::MAX)],
+        vec![
+            Descriptor::readable(here, u32::MAX),
+            Descriptor::readable(here, u32::MAX),
+        ],
         vec![Descriptor {
             flags: WRITE,
-            ..plain(here, 4096)
+            ..Descriptor::readable(here, 4096)
         }],
         vec![
-            plain(here, 20),
+            Descriptor::readable(here, 20),
             Descriptor {
                 flags: WRITE,
-                ..plain(here, 4096)
+                ..Descriptor::readable(here, 4096)
             },
         ],
     ];
-    let before = driver.transmitted();
+    let before = driver.tx.returned();
     let count = u16::try_from(nowhere.len()).unwrap();
     for chain in nowhere {
         driver.transmit(&chain);
         driver.step();
     }
-    assert_eq!(driver.transmitted().wrapping_sub(before), count);
+    assert_eq!(driver.tx.returned().wrapping_sub(before), count);
     assert_alive(&mut driver, &listener);
 }
 
@@ -305,44 +299,44 @@ fn descriptor_loops_and_indirect_tables_end() {
     driver.transmit(&[Descriptor {
         flags: NEXT,
         next: slot,
-        ..plain(here, 1)
+        ..Descriptor::readable(here, 1)
     }]);
     driver.step();
     // An indirect table that names itself, and one of the greatest size.
     let here = driver.transmit_memory();
-    driver.write_raw(
+    driver.tx.write_descriptor(
         here,
         Descriptor {
             flags: INDIRECT,
-            ..plain(here, 16)
+            ..Descriptor::readable(here, 16)
         },
     );
     driver.transmit(&[Descriptor {
         flags: INDIRECT,
-        ..plain(here, 16)
+        ..Descriptor::readable(here, 16)
     }]);
     driver.step();
     let here = driver.transmit_memory();
     let table = 0x10_0000;
     for i in 0..4096 {
         let next = (i + 1) % 4096;
-        driver.write_raw(
+        driver.tx.write_descriptor(
             table + u64::from(i) * 16,
             Descriptor {
                 flags: NEXT,
                 next,
-                ..plain(here, u32::MAX / 8192)
+                ..Descriptor::readable(here, u32::MAX / 8192)
             },
         );
     }
     driver.transmit(&[Descriptor {
         flags: INDIRECT,
-        ..plain(table, 65535 * 16)
+        ..Descriptor::readable(table, 65535 * 16)
     }]);
     driver.step();
     assert_eq!(
-        driver.transmitted(),
-        driver.transmit_index(),
+        driver.tx.returned(),
+        driver.tx.published,
         "a chain was kept"
     );
     assert_alive(&mut driver, &listener);
@@ -351,13 +345,13 @@ fn descriptor_loops_and_indirect_tables_end() {
 #[test]
 fn a_queue_whose_index_lies_is_ignored_and_host_clients_still_get_an_answer() {
     let mut driver = Driver::new();
-    let index = driver.transmit_index().wrapping_add(257);
-    driver.forge_transmit_index(index);
-    let taken = driver.transmitted();
+    let index = driver.tx.published.wrapping_add(257);
+    driver.tx.forge_index(index);
+    let taken = driver.tx.returned();
     for _ in 0..3 {
         driver.step();
     }
-    assert_eq!(driver.transmitted(), taken);
+    assert_eq!(driver.tx.returned(), taken);
     let mut client = driver.client(b"CONNECT 5\n");
     driver.step();
     let mut answer = Vec::new();
@@ -370,11 +364,11 @@ fn a_queue_whose_index_lies_is_ignored_and_host_clients_still_get_an_answer() {
 #[test]
 fn a_head_outside_the_table_breaks_the_queue_and_nothing_else() {
     let mut driver = Driver::new();
-    let taken = driver.transmitted();
-    driver.transmit_head(60_000);
+    let taken = driver.tx.returned();
+    driver.tx.offer_head(60_000);
     driver.step();
     driver.step();
-    assert_eq!(driver.transmitted(), taken);
+    assert_eq!(driver.tx.returned(), taken);
 }
 
 #[test]
@@ -455,15 +449,14 @@ proptest! {
         let mut driver = Driver::new();
         let listener = driver.listen(8000);
         for (chain, noise) in chains {
-            let at = GuestAddress(driver.transmit_memory());
-            driver.memory.memory().write_slice(&noise, at).unwrap();
+            driver.tx.write(driver.transmit_memory(), &noise);
             driver.transmit(&chain);
             driver.step();
             // Writes of the device may have gone anywhere in guest memory only if a descriptor allowed it:
             // none of these are in the receive queue.
             driver.post_all();
         }
-        assert_eq!(driver.transmitted(), driver.transmit_index());
+        assert_eq!(driver.tx.returned(), driver.tx.published);
         driver.inbox.clear();
         assert_alive(&mut driver, &listener);
     }

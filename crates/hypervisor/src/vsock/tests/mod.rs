@@ -2,5 +2,6 @@
 
 mod driver;
 mod hostile;
+mod life;
 mod machine;
 mod streams;

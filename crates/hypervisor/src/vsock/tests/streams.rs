@@ -203,7 +203,7 @@ fn a_guest_that_closes_is_reset_only_after_its_last_byte_is_delivered() {
     let (mut host, _) = listener.accept().unwrap();
     // More than a socket holds, so that some waits in the device.
     let mut sent = Vec::new();
-    while guest.room() >= 64 * 1024 || driver.transmit_index() < 4 {
+    while guest.room() >= 64 * 1024 || driver.tx.published < 4 {
         let payload = pattern(sent.len(), guest.room().min(64 * 1024));
         let header = guest.data(&payload);
         driver.send(&header, &payload);
