@@ -62,7 +62,7 @@ impl Server {
         arguments.extend([
             "--listen".into(),
             tls.to_string(),
-            "--dev-http".into(),
+            "--dev-listen".into(),
             dev.to_string(),
         ]);
         arguments.extend(["--server-name".into(), SERVER_NAME.into()]);

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 
+use crate::host;
 use crate::report::Report;
 use crate::rootfs;
 use crate::shell::Shell;
@@ -23,6 +24,8 @@ const HOST_PACKAGES: [&str; 5] = [
     "enclos-cli",
     "enclos-e2e",
 ];
+
+const KERNEL_PACKAGE: &str = "linux-image-6.12-cloud-amd64";
 
 const GUEST_MANIFESTS: [&str; 2] = ["examples/rust-backend/Cargo.toml", "e2e/guest/Cargo.toml"];
 
@@ -75,13 +78,22 @@ fn guest_cargo(workspace: &Workspace) -> Shell {
         .env("RUSTFLAGS", "-C target-feature=+crt-static")
 }
 
+/// A kernel that is in the cache is good enough. One that is not comes from apt, which on a new machine has yet to
+/// learn what there is.
 fn kernel(workspace: &Workspace) -> Result<()> {
-    let enclos = Shell::new(workspace.host_bins().join("enclos"));
-    enclos
-        .args(["kernel", "fetch"])
-        .env("ENCLOS_CACHE_DIR", &workspace.cache)
-        .read()
-        .map(drop)
+    let enclos = |command: &str| {
+        let enclos = Shell::new(workspace.host_bins().join("enclos"));
+        enclos
+            .args(["kernel", command])
+            .env("ENCLOS_CACHE_DIR", &workspace.cache)
+    };
+    if enclos("path").succeeds() {
+        return Ok(());
+    }
+    if !host::apt_knows(KERNEL_PACKAGE) {
+        host::update_index()?;
+    }
+    enclos("fetch").read().map(drop)
 }
 
 impl Built {

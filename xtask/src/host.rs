@@ -9,7 +9,6 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 
 use crate::shell::Shell;
-use crate::workspace::Workspace;
 
 /// One thing that must be there.
 struct Need {
@@ -66,7 +65,7 @@ const NEEDS: [Need; 7] = [
 ];
 
 /// Installs what is missing, or says what it is.
-pub(crate) fn install_missing(_workspace: &Workspace) -> Result<()> {
+pub(crate) fn install_missing() -> Result<()> {
     let missing: Vec<&Need> = NEEDS.iter().filter(|need| !(need.present)()).collect();
     if missing.is_empty() {
         return Ok(());
@@ -87,22 +86,31 @@ pub(crate) fn install_missing(_workspace: &Workspace) -> Result<()> {
 }
 
 fn install(packages: &[&str]) -> Result<()> {
-    let apt = |arguments: &[&str]| {
-        let shell = if is_root() {
-            Shell::new("apt-get")
-        } else {
-            Shell::new("sudo").arg("apt-get")
-        };
-        shell
-            .env("DEBIAN_FRONTEND", "noninteractive")
-            .args(arguments)
-            .read()
-    };
     let hint = || format!("install by hand: apt-get install {}", packages.join(" "));
-    apt(&["update"]).with_context(hint)?;
+    update_index().with_context(hint)?;
     let mut arguments = vec!["install", "--yes", "--no-install-recommends"];
     arguments.extend(packages);
-    apt(&arguments).map(drop).with_context(hint)
+    apt_get(&arguments).with_context(hint)
+}
+
+/// Learns from the configured repositories what packages there are.
+pub(crate) fn update_index() -> Result<()> {
+    apt_get(&["update"])
+}
+
+/// Whether apt's index names the package.
+pub(crate) fn apt_knows(package: &str) -> bool {
+    Shell::new("apt-cache").args(["show", package]).succeeds()
+}
+
+fn apt_get(arguments: &[&str]) -> Result<()> {
+    let shell = if is_root() {
+        Shell::new("apt-get")
+    } else {
+        Shell::new("sudo").arg("apt-get")
+    };
+    let shell = shell.env("DEBIAN_FRONTEND", "noninteractive");
+    shell.args(arguments).read().map(drop)
 }
 
 fn explanation(missing: &[&Need]) -> String {
@@ -130,7 +138,7 @@ fn names_debian(os_release: &str) -> bool {
     words.any(|word| word == "debian")
 }
 
-pub(crate) fn in_path(program: &str) -> bool {
+fn in_path(program: &str) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let standard = ["/usr/sbin".into(), "/sbin".into()];
     std::env::split_paths(&path)

@@ -99,7 +99,7 @@ fn run(task: Task) -> Result<()> {
 }
 
 fn set_up(workspace: &Workspace, report: &mut Report) -> Result<Built> {
-    report.stage("Debian packages", || host::install_missing(workspace))?;
+    report.stage("Debian packages", host::install_missing)?;
     build::everything(workspace, report)
 }
 

@@ -3,7 +3,10 @@
 //! `cargo xtask test` builds what these tests run and tells them where it is.
 
 #![forbid(unsafe_code)]
-#![expect(clippy::unwrap_used, reason = "a test and its helpers fail by panicking")]
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test and its helpers fail by panicking"
+)]
 
 mod clients;
 mod images;

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! GET  /attest?nonce=B64   {"attestation_doc": B64}: a fresh document; its public key seals requests
-//! POST /process            application/vnd.enclos.sealed: opened here, the answer sealed to the sender
+//! POST /process            application/vnd.enclos.sealed: text, opened here; the answer is sealed to the sender
 //! POST /process            {"encrypted_data": B64}: a KMS ciphertext, decrypted by attestation
 //! GET  /health             ok
 //! ```

@@ -16,14 +16,12 @@ use serde_json::json;
 
 use crate::{kms, metadata};
 
-/// What a request says, once it is readable.
+/// A request in the open.
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "snake_case")]
-enum Work {
-    /// Text, in sealed requests only: in the open it would have been read on its way.
-    Data(String),
+#[serde(deny_unknown_fields)]
+struct Encrypted {
     /// base64 of a KMS ciphertext.
-    EncryptedData(String),
+    encrypted_data: String,
 }
 
 #[derive(Serialize)]
@@ -65,50 +63,35 @@ async fn process(
         .get(header::CONTENT_TYPE)
         .is_none_or(|value| value != CONTENT_TYPE)
     {
-        return Ok(Json(answer(parse(&body)?, Secrecy::Open).await?).into_response());
+        let text = decrypt(&body).await?;
+        return Ok(Json(work(&text)).into_response());
     }
     let opened = opener.open(&body)?;
-    let answer = answer(parse(opened.plaintext())?, Secrecy::Sealed).await?;
-    let reply = opened.reply(&serde_json::to_vec(&answer).context("an answer is JSON")?);
-    let reply = reply.context("cannot seal the answer")?;
+    let text = std::str::from_utf8(opened.plaintext()).map_err(|_| bad("the text is not UTF-8"))?;
+    let answer = serde_json::to_vec(&work(text)).context("an answer is JSON")?;
+    let reply = opened.reply(&answer).context("cannot seal the answer")?;
     Ok(([(header::CONTENT_TYPE, CONTENT_TYPE)], reply).into_response())
 }
 
-fn parse(body: &[u8]) -> Result<Work, Failure> {
-    serde_json::from_slice(body).map_err(|error| {
-        Failure(
-            StatusCode::BAD_REQUEST,
-            format!("{{\"encrypted_data\": …}} expected: {error}"),
-        )
-    })
-}
-
-/// How a request came.
-enum Secrecy {
-    Sealed,
-    Open,
-}
-
-async fn answer(work: Work, secrecy: Secrecy) -> Result<Answer, Failure> {
-    let text = match (work, secrecy) {
-        (Work::EncryptedData(ciphertext), _) => decrypt(&ciphertext).await?,
-        (Work::Data(text), Secrecy::Sealed) => text,
-        (Work::Data(_), Secrecy::Open) => {
-            let text = "data in the open is refused: seal the request".to_owned();
-            return Err(Failure(StatusCode::BAD_REQUEST, text));
-        }
-    };
+/// Stands for whatever must be done with data that nobody else may see.
+fn work(text: &str) -> Answer {
     let words = text.split_whitespace().count();
     let result = format!("Processed: {} ({words} words)", text.to_uppercase());
-    Ok(Answer { result })
+    Answer { result }
 }
 
-async fn decrypt(ciphertext: &str) -> Result<String, Failure> {
-    let bad = |text: &str| Failure(StatusCode::BAD_REQUEST, text.to_owned());
-    let ciphertext = BASE64_STANDARD.decode(ciphertext);
+/// What a request in the open holds, decrypted with a key that the KMS gives to this enclave alone.
+async fn decrypt(body: &[u8]) -> Result<String, Failure> {
+    let request: Encrypted = serde_json::from_slice(body)
+        .map_err(|error| bad(&format!("{{\"encrypted_data\": …}} expected: {error}")))?;
+    let ciphertext = BASE64_STANDARD.decode(&request.encrypted_data);
     let ciphertext = ciphertext.map_err(|_| bad("encrypted_data is not base64"))?;
     let plaintext = kms::decrypt(&ciphertext).await?;
     String::from_utf8(plaintext).map_err(|_| bad("the plaintext is not UTF-8"))
+}
+
+fn bad(text: &str) -> Failure {
+    Failure(StatusCode::BAD_REQUEST, text.to_owned())
 }
 
 /// What the client is told: a status and one sentence, no plaintext.

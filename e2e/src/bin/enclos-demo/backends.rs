@@ -1,9 +1,9 @@
 //! The two examples' stories: build, pin, boot, verify, ask.
 
+use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
-use base64::prelude::{BASE64_STANDARD, Engine};
+use anyhow::{Result, ensure};
 use enclos_e2e::child;
 use enclos_e2e::image::{Builder, Image};
 use enclos_e2e::policy::Pins;
@@ -49,6 +49,7 @@ pub(crate) fn flask<'a>(stack: &'a Stack, builder: &Builder<'_>) -> Result<(Encl
     let image = builder.flask_backend("flask-backend")?;
     let (enclave, secret) = launch(stack, &image, "the account is 4711", &mut page)?;
     verify(stack, &enclave, &image, &mut page)?;
+    encrypted(stack, &enclave, &image, &secret, &mut page)?;
     decrypted(
         &enclave,
         &secret,
@@ -78,74 +79,47 @@ fn launch<'a>(
     Ok((enclave, secret))
 }
 
-/// The client's view: a fresh document from the service, checked by `enclos attest verify`.
+/// The client's view: a fresh document from the service, judged against the root and the image.
 fn verify(stack: &Stack, enclave: &Enclave<'_>, image: &Image, page: &mut Page) -> Result<()> {
-    let nonce = BASE64_STANDARD.encode(enclave.id.as_bytes());
-    let query = nonce
-        .replace('+', "%2B")
-        .replace('/', "%2F")
-        .replace('=', "%3D");
-    let reply = enclave.get(&format!("/attest?nonce={query}"))?.json()?;
-    let document = reply["attestation_doc"]
-        .as_str()
-        .with_context(|| format!("no document in {reply}"))?;
-    let file = stack.dir.join(format!("{}.document", enclave.id));
-    std::fs::write(&file, BASE64_STANDARD.decode(document)?)?;
     let mut command = stack.host.enclos();
-    command
-        .args(["attest", "verify"])
-        .arg(&file)
-        .arg("--root")
-        .arg(stack.host.state.join("root.pem"));
-    command.args([
-        "--pcr",
-        &format!("0={}", image.measurements.pcr0),
-        "--nonce",
-        &nonce,
-    ]);
-    child::read(&mut command, LIMIT)?;
-    page.good("its attestation document verifies: root, signature, age, PCR0, nonce");
+    command.args(["attest", "verify", "--url", &format!("http://{}/attest", enclave.address)]);
+    child::read(expecting(&mut command, stack, image), LIMIT)?;
+    page.good("its attestation document verifies: root, signature, age, nonce, and the image's PCRs");
     Ok(())
 }
 
-/// A request that only this enclave can read.
+/// A request that only this enclave can read, by `enclos call`: the client verifies, seals, sends and opens the answer.
 fn sealed(stack: &Stack, enclave: &Enclave<'_>, image: &Image, page: &mut Page) -> Result<()> {
     let mut command = stack.host.enclos();
-    command.args(["call", &format!("http://{}/process", enclave.address)]);
-    command.arg("--root").arg(stack.host.state.join("root.pem"));
-    command.args(["--pcr", &format!("0={}", image.measurements.pcr0)]);
-    command.args([
-        "--data",
-        &json!({ "data": "for your eyes only" }).to_string(),
-    ]);
-    let answer = child::read(&mut command, LIMIT)?;
-    ensure!(
-        answer.contains("Processed: FOR YOUR EYES ONLY (4 words)"),
-        "unexpected answer {answer}"
-    );
-    page.good(&format!(
-        "sealed request, opened in the enclave alone: {}",
-        answer.trim()
-    ));
+    command.args(["call", &format!("http://{}", enclave.address), "--data", "for your eyes only"]);
+    let answer = child::read(expecting(&mut command, stack, image), LIMIT)?;
+    ensure!(answer.contains("Processed: FOR YOUR EYES ONLY (4 words)"), "unexpected answer {answer}");
+    page.good(&format!("sealed request, opened in the enclave alone: {}", answer.trim()));
     Ok(())
 }
 
-/// A request whose key the KMS gives to this enclave alone.
-fn decrypted(
-    enclave: &Enclave<'_>,
-    secret: &Secret,
-    expected: &str,
-    page: &mut Page,
-) -> Result<()> {
+/// The same with a KMS key: the client verifies, encrypts with the key and sends; the KMS gives the key to this enclave alone.
+fn encrypted(stack: &Stack, enclave: &Enclave<'_>, image: &Image, secret: &Secret, page: &mut Page) -> Result<()> {
+    let mut command = stack.host.enclos();
+    command.args(["call", &format!("http://{}", enclave.address), "--data", "transfer 100 to Ada"]);
+    command.args(["--kms-key", &secret.key, "--kms-endpoint", &format!("http://{}", stack.kms.dev)]);
+    command.env("AWS_ACCESS_KEY_ID", "test").env("AWS_SECRET_ACCESS_KEY", "test").env_remove("AWS_SESSION_TOKEN");
+    let answer = child::read(expecting(&mut command, stack, image), LIMIT)?;
+    ensure!(answer.contains("Processed: TRANSFER 100 TO ADA (4 words)"), "unexpected answer {answer}");
+    page.good(&format!("encrypted request, key released by attestation: {}", answer.trim()));
+    Ok(())
+}
+
+/// What a client was told out of band: this installation's root, this image.
+fn expecting<'a>(command: &'a mut Command, stack: &Stack, image: &Image) -> &'a mut Command {
+    command.arg("--root").arg(stack.host.state.join("root.pem")).arg("--eif").arg(&image.eif)
+}
+
+/// A message that was encrypted long before this enclave started.
+fn decrypted(enclave: &Enclave<'_>, secret: &Secret, expected: &str, page: &mut Page) -> Result<()> {
     let reply = enclave.post("/process", &json!({ "encrypted_data": secret.ciphertext }))?;
     let text = String::from_utf8_lossy(&reply.body).trim().to_owned();
-    ensure!(
-        reply.status == 200 && text.contains(expected),
-        "{}: {text}",
-        reply.status
-    );
-    page.good(&format!(
-        "encrypted request, key released by attestation: {text}"
-    ));
+    ensure!(reply.status == 200 && text.contains(expected), "{}: {text}", reply.status);
+    page.good(&format!("stored ciphertext, key released by attestation: {text}"));
     Ok(())
 }
