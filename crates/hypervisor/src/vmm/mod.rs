@@ -14,13 +14,15 @@
 //!
 //! Happy path: launch spec in, key out, certificate in; the image's parts are unpacked while that goes on;
 //! devices listen; the engine starts; heartbeat; reports; the engine exits; last word out.
-//! Whatever fails on the way is the last word. A link that closes means that the hypervisor is gone: the engine
+//! Once the engine runs, the process gives up every system call but those that carrying bytes takes
+//! (sandbox.rs). Whatever fails on the way is the last word. A link that closes means that the hypervisor is gone: the engine
 //! is killed and nobody is told. A vmm that is killed takes the engine with it by its parent-death signal.
 
 pub mod console;
 pub mod payload;
 
 pub(crate) mod engine;
+mod sandbox;
 mod services;
 mod signer;
 
@@ -110,6 +112,8 @@ enum StartError {
         what: &'static str,
         source: io::Error,
     },
+    #[error("cannot confine enclos-vmm; the kernel must support seccomp filters")]
+    Sandbox(#[source] sandbox::SandboxError),
     #[error("terminated by request")]
     Terminated,
     #[error("the hypervisor is gone")]
@@ -240,6 +244,7 @@ impl Vmm {
         let devices = self.devices(module, &private)?;
         self.say(&FromVmm::Ready);
         let (console, engine) = self.launch(&payload, &line, &private)?;
+        sandbox::confine().map_err(StartError::Sandbox)?;
         self.say(&FromVmm::Launched);
         Ok(Running {
             engine,
