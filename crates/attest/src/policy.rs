@@ -120,3 +120,88 @@ fn describe(bytes: Option<&[u8]>) -> String {
         Some(bytes) => format!("{}… ({} bytes)", hex::encode(&bytes[..32]), bytes.len()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::UnixMillis;
+    use crate::document::{TrustAnchors, UnverifiedDocument, VerifyOptions};
+
+    const AWS: &[u8] = include_bytes!("../tests/vectors/aws.bin");
+
+    fn verified() -> VerifiedDocument {
+        let options = VerifyOptions {
+            archival: true,
+            ..VerifyOptions::default()
+        };
+        let now = UnixMillis(1_795_305_600_000);
+        let document = UnverifiedDocument::parse(AWS).unwrap();
+        document
+            .verify(&TrustAnchors::new().with_aws(), now, &options)
+            .unwrap()
+    }
+
+    fn pcr(index: u8) -> PcrIndex {
+        PcrIndex::try_from(index).unwrap()
+    }
+
+    #[test]
+    fn what_is_expected_and_there_is_fine() {
+        let document = verified();
+        Expectation::default().check(&document).unwrap();
+        let all = Expectation {
+            pcrs: document.pcrs().clone(),
+            ..Expectation::default()
+        };
+        all.check(&document).unwrap();
+    }
+
+    #[test]
+    fn an_absent_register_is_not_zero() {
+        let expectation = Expectation {
+            pcrs: [(pcr(16), PcrValue::ZERO)].into(),
+            ..Expectation::default()
+        };
+        let found = expectation.check(&verified()).unwrap_err();
+        assert_eq!(
+            found,
+            [Mismatch::PcrMissing {
+                index: pcr(16),
+                expected: PcrValue::ZERO
+            }]
+        );
+    }
+
+    #[test]
+    fn every_difference_is_told() {
+        let document = verified();
+        let other = PcrValue::of_role("another");
+        let expectation = Expectation {
+            pcrs: [
+                (pcr(0), other),
+                (pcr(1), document.pcrs()[&pcr(1)]),
+                (pcr(3), other),
+            ]
+            .into(),
+            nonce: Some(vec![1; 16]),
+            public_key: Some(vec![2; 40]),
+            user_data: Some(vec![]),
+        };
+        let found = expectation.check(&document).unwrap_err();
+        let text: Vec<_> = found.iter().map(ToString::to_string).collect();
+        assert_eq!(text.len(), 5, "{text:#?}");
+        assert_eq!(
+            text[0],
+            format!("PCR0 is {}, expected {other}", document.pcrs()[&pcr(0)])
+        );
+        assert!(text[1].starts_with("PCR3 is "));
+        assert!(text[2].starts_with("nonce is "), "{}", text[2]);
+        assert!(
+            text[2].ends_with(&format!("expected {}", "01".repeat(16))),
+            "{}",
+            text[2]
+        );
+        assert!(text[3].ends_with(&format!("expected {}… (40 bytes)", "02".repeat(32))));
+        assert!(text[4].ends_with("expected empty"), "{}", text[4]);
+    }
+}
