@@ -30,7 +30,7 @@ pub struct Verifier {
 #[non_exhaustive]
 pub enum Refusal {
     /// The bytes are not an attestation document.
-    #[error("not an attestation document")]
+    #[error(transparent)]
     Malformed(#[from] DocumentError),
     /// Nobody trusted vouches for it, or it is too old.
     #[error("the document cannot be trusted")]

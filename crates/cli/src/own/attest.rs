@@ -1,6 +1,7 @@
 //! `enclos attest`: documents judged and shown.
 
 mod inspect;
+mod registers;
 mod verify;
 
 use std::fs;

@@ -1,5 +1,7 @@
 //! Daemons that answer by script, each in a directory of its own, and the binary under test.
 
+#![allow(dead_code, reason = "each test binary uses its own part of it")]
+
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{IoSliceMut, Read, Write};
@@ -228,7 +230,12 @@ impl Done {
 
 /// Runs `enclos`.
 pub(crate) fn run(daemon: &Daemon, args: &[&str]) -> Done {
-    run_program(daemon, env!("CARGO_BIN_EXE_enclos").into(), args)
+    run_with(daemon, args, &[])
+}
+
+/// Runs `enclos` with more variables in its environment.
+pub(crate) fn run_with(daemon: &Daemon, args: &[&str], vars: &[(&str, &str)]) -> Done {
+    run_program(daemon, env!("CARGO_BIN_EXE_enclos").into(), args, vars)
 }
 
 /// Runs the binary by its other name.
@@ -237,10 +244,10 @@ pub(crate) fn run_as_nitro_cli(daemon: &Daemon, args: &[&str]) -> Done {
     if !link.exists() {
         std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_enclos"), &link).unwrap();
     }
-    run_program(daemon, link, args)
+    run_program(daemon, link, args, &[])
 }
 
-fn run_program(daemon: &Daemon, program: PathBuf, args: &[&str]) -> Done {
+fn run_program(daemon: &Daemon, program: PathBuf, args: &[&str], vars: &[(&str, &str)]) -> Done {
     let state = daemon.dir.path().join("state");
     let mut command = Command::new(program);
     command
@@ -251,6 +258,15 @@ fn run_program(daemon: &Daemon, program: PathBuf, args: &[&str]) -> Done {
     command
         .env("ENCLOS_RUN_DIR", daemon.dir.path())
         .env("ENCLOS_STATE_DIR", &state);
+    for name in [
+        "AWS_ACCESS_KEY_ID",
+        "AWS_SECRET_ACCESS_KEY",
+        "AWS_SESSION_TOKEN",
+        "AWS_ENDPOINT_URL_KMS",
+    ] {
+        command.env_remove(name);
+    }
+    command.envs(vars.iter().copied());
     command
         .stdin(Stdio::null())
         .stdout(Stdio::piped())

@@ -1,6 +1,5 @@
 //! `enclos attest inspect`: what a document says of itself. Nothing of it is checked, and the output says so.
 
-use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use base64::Engine as _;
@@ -14,6 +13,7 @@ use x509_cert::Certificate;
 use x509_cert::der::Decode as _;
 
 use super::From;
+use super::registers::Registers;
 use crate::failure::Outcome;
 use crate::term;
 
@@ -36,7 +36,7 @@ struct Inspected {
     timestamp: UnixMillis,
     debug: bool,
     #[serde(rename = "PCRs")]
-    pcrs: BTreeMap<String, String>,
+    pcrs: Registers,
     public_key: Option<String>,
     user_data: Option<String>,
     nonce: Option<String>,
@@ -69,15 +69,12 @@ impl Inspected {
             |bytes: &Option<Vec<u8>>| bytes.as_ref().map(|bytes| BASE64_STANDARD.encode(bytes));
         let bundle = document.unverified_cabundle().iter().map(Vec::as_slice);
         let chain = bundle.chain([document.unverified_certificate()]);
-        let pcrs = claims.pcrs.iter();
         Self {
             verified: false,
             module_id: claims.module_id.clone(),
             timestamp: claims.timestamp,
             debug: claims.is_debug(),
-            pcrs: pcrs
-                .map(|(index, value)| (format!("PCR{:02}", index.get()), value.to_string()))
-                .collect(),
+            pcrs: Registers::of(&claims.pcrs),
             public_key: base64(&claims.public_key),
             user_data: base64(&claims.user_data),
             nonce: base64(&claims.nonce),
@@ -95,9 +92,7 @@ impl Inspected {
         if self.debug {
             text += "  DEBUG      the host can read this enclave's memory\n";
         }
-        for (name, value) in &self.pcrs {
-            let _ = writeln!(text, "  {name:<10} {value}");
-        }
+        text += &self.pcrs.text();
         let fields = [
             ("public key", &self.public_key),
             ("user data", &self.user_data),

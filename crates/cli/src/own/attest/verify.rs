@@ -1,6 +1,5 @@
 //! `enclos attest verify`.
 
-use std::collections::BTreeMap;
 use std::error::Error;
 use std::time::SystemTime;
 
@@ -14,6 +13,7 @@ use enclos_client::decode::base64_any;
 use serde::Serialize;
 
 use super::From;
+use super::registers::Registers;
 use crate::failure::{Failure, Outcome};
 use crate::own::trust::Trust;
 use crate::term;
@@ -104,9 +104,7 @@ pub(crate) fn describe(document: &VerifiedDocument) -> String {
     if document.is_debug() {
         text += "  DEBUG      the host can read this enclave's memory\n";
     }
-    for (index, value) in document.pcrs().iter().filter(|(_, value)| !value.is_zero()) {
-        text += &format!("  {:<10} {value}\n", format!("PCR{index}"));
-    }
+    text += &Registers::of(document.pcrs()).text();
     let fields = [
         ("public key", document.public_key()),
         ("user data", document.user_data()),
@@ -144,7 +142,7 @@ struct Shown {
     root: String,
     debug: bool,
     #[serde(rename = "PCRs")]
-    pcrs: BTreeMap<String, String>,
+    pcrs: Registers,
     public_key: Option<String>,
     user_data: Option<String>,
     nonce: Option<String>,
@@ -188,15 +186,12 @@ fn chain(error: &dyn Error) -> Vec<String> {
 impl Shown {
     fn of(document: &VerifiedDocument) -> Self {
         let base64 = |bytes: Option<&[u8]>| bytes.map(|bytes| BASE64_STANDARD.encode(bytes));
-        let pcrs = document.pcrs().iter();
         Self {
             module_id: document.module_id().to_owned(),
             timestamp: document.timestamp(),
             root: document.anchor().to_owned(),
             debug: document.is_debug(),
-            pcrs: pcrs
-                .map(|(index, value)| (format!("PCR{index}"), value.to_string()))
-                .collect(),
+            pcrs: Registers::of(document.pcrs()),
             public_key: base64(document.public_key()),
             user_data: base64(document.user_data()),
             nonce: base64(document.nonce()),

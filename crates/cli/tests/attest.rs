@@ -1,0 +1,386 @@
+//! `attest verify`, `attest inspect` and `call` on the real binary: every refusal says why, and nothing leaves before.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod daemon;
+#[path = "../../client/tests/service/mod.rs"]
+mod service;
+
+use std::time::{Duration, SystemTime};
+
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use daemon::{Daemon, Done, run, run_with};
+use enclos_attest::{PcrValue, UnixMillis};
+use service::{MODULE, Manner, Service, Signer, pcr};
+
+struct Desk {
+    daemon: Daemon,
+    root: String,
+    signer: Signer,
+}
+
+impl Desk {
+    fn new() -> Self {
+        let (daemon, signer) = (Daemon::none(), Signer::new());
+        let root = daemon.file("root.pem", signer.root_pem().as_bytes());
+        Self {
+            daemon,
+            root,
+            signer,
+        }
+    }
+
+    /// Verifies a document with more options.
+    fn verify(&self, document: &[u8], options: &[&str]) -> Done {
+        let file = self.daemon.file("document", document);
+        run(
+            &self.daemon,
+            &[&["attest", "verify", &file, "--root", &self.root], options].concat(),
+        )
+    }
+
+    /// The document must be refused for `reason`.
+    #[track_caller]
+    fn refused(&self, document: &[u8], options: &[&str], reason: &str) {
+        let done = self.verify(document, options);
+        assert_eq!(
+            (done.status, done.stdout.as_str()),
+            (1, ""),
+            "{}",
+            done.stderr
+        );
+        assert!(done.stderr.contains(reason), "{}", done.stderr);
+    }
+}
+
+#[test]
+fn a_good_document_is_accepted_in_every_wrapping() {
+    let desk = Desk::new();
+    let document = desk
+        .signer
+        .document(|claims| claims.nonce = Some(vec![0, 0xff]));
+    let pcr0 = pcr(0).to_string();
+    for bytes in [
+        document.clone(),
+        BASE64_STANDARD.encode(&document).into_bytes(),
+    ] {
+        let done = desk.verify(
+            &bytes,
+            &[
+                "--pcr0",
+                &pcr0,
+                "--pcr",
+                &format!("4={}", pcr(4)),
+                "--nonce",
+                "00ff",
+            ],
+        );
+        assert_eq!((done.status, done.stderr.as_str()), (0, ""));
+        assert!(
+            done.stdout.starts_with("accepted\n") && done.stdout.contains(MODULE),
+            "{}",
+            done.stdout
+        );
+    }
+    let file = desk.daemon.file("document", &document);
+    let done = run(
+        &desk.daemon,
+        &[
+            "attest",
+            "verify",
+            "--document",
+            &file,
+            "--root",
+            &desk.root,
+            "--json",
+        ],
+    );
+    let verdict = done.json();
+    assert_eq!(
+        (
+            verdict["Accepted"].as_bool(),
+            verdict["Document"]["PCRs"]["PCR0"].as_str()
+        ),
+        (Some(true), Some(&*pcr0))
+    );
+    assert!(
+        done.stderr.contains("no image was expected")
+            && done.stderr.contains("no nonce was expected")
+    );
+}
+
+#[test]
+fn every_refusal_names_its_reason() {
+    let desk = Desk::new();
+    let good = desk.signer.document(|_| ());
+    let wrong = pcr(1).to_string();
+    desk.refused(
+        &good,
+        &["--pcr0", &wrong],
+        &format!("because: PCR0 is {}, expected {wrong}", pcr(0)),
+    );
+    desk.refused(
+        &good,
+        &["--pcr31", &wrong],
+        "because: PCR31 is not in the document",
+    );
+    desk.refused(
+        &good,
+        &["--nonce", "00ff"],
+        "because: nonce is absent, expected 00ff",
+    );
+    desk.refused(
+        &desk.signer.document(|claims| claims.nonce = Some(vec![1])),
+        &["--nonce", "00ff"],
+        "nonce is 01, expected 00ff",
+    );
+    desk.refused(
+        &Signer::new().document(|_| ()),
+        &[],
+        "is not trusted; trusted are:",
+    );
+    let old = UnixMillis::from(SystemTime::now()).minus(Duration::from_secs(120));
+    let old = desk.signer.document(|claims| claims.timestamp = old);
+    desk.refused(&old, &["--max-age", "1m"], "expected at most 60.000 s");
+    assert_eq!(desk.verify(&old, &["--max-age", "3m"]).status, 0);
+    let debug = desk.signer.document(|claims| {
+        claims
+            .pcrs
+            .iter_mut()
+            .take(3)
+            .for_each(|(_, value)| *value = PcrValue::ZERO)
+    });
+    desk.refused(&debug, &[], "debug");
+    assert!(
+        desk.verify(&debug, &["--allow-debug"])
+            .stdout
+            .contains("DEBUG")
+    );
+    desk.refused(b"{\"error\": \"no\"}", &[], "found error");
+    desk.refused(&good[..good.len() - 1], &[], "not an attestation document");
+}
+
+#[test]
+fn a_flipped_bit_anywhere_is_refused() {
+    let desk = Desk::new();
+    let good = desk.signer.document(|_| ());
+    for at in (0..good.len()).step_by(good.len() / 24) {
+        let mut damaged = good.clone();
+        damaged[at] ^= 0x10;
+        let done = desk.verify(&damaged, &[]);
+        assert_eq!(done.status, 1, "byte {at}: {}", done.stdout);
+        assert!(done.stderr.starts_with("error: "), "{}", done.stderr);
+    }
+}
+
+#[test]
+fn trust_is_never_assumed() {
+    let desk = Desk::new();
+    let file = desk.daemon.file("document", &desk.signer.document(|_| ()));
+    let done = run(&desk.daemon, &["attest", "verify", &file]);
+    assert!(
+        done.status == 1 && done.stderr.contains("no root is trusted"),
+        "{}",
+        done.stderr
+    );
+    let aws = run(&desk.daemon, &["attest", "verify", &file, "--aws"]);
+    assert!(
+        aws.status == 1 && aws.stderr.contains("is not trusted; trusted are: aws"),
+        "{}",
+        aws.stderr
+    );
+}
+
+#[test]
+fn a_document_fetched_from_a_service_must_carry_the_nonce() {
+    let daemon = Daemon::none();
+    let verify = |service: &Service| {
+        let root = daemon.file("root.pem", service.root_pem.as_bytes());
+        let url = format!("{}/attest", service.url());
+        run(
+            &daemon,
+            &[
+                "attest",
+                "verify",
+                "--url",
+                &url,
+                "--root",
+                &root,
+                "--pcr0",
+                &pcr(0).to_string(),
+            ],
+        )
+    };
+    let honest = verify(&Service::start(Manner::Honest));
+    assert_eq!((honest.status, honest.stderr.as_str()), (0, ""));
+    let replaying = Service::start(Manner::Replaying);
+    assert_eq!(verify(&replaying).status, 0);
+    let replayed = verify(&replaying);
+    assert!(
+        replayed.status == 1 && replayed.stderr.contains("because: nonce is"),
+        "{}",
+        replayed.stderr
+    );
+}
+
+#[test]
+fn inspect_shows_without_believing() {
+    let desk = Desk::new();
+    let file = desk
+        .daemon
+        .file("document", &Signer::new().document(|_| ()));
+    let done = run(&desk.daemon, &["attest", "inspect", &file]);
+    assert_eq!(done.status, 0, "{}", done.stderr);
+    assert!(
+        done.stdout.starts_with("NOT VERIFIED") && done.stdout.contains(&pcr(0).to_string()),
+        "{}",
+        done.stdout
+    );
+    let json = run(&desk.daemon, &["attest", "inspect", &file, "--json"]).json();
+    assert_eq!(
+        (
+            json["Verified"].as_bool(),
+            json["Certificates"].as_array().map(Vec::len)
+        ),
+        (Some(false), Some(5))
+    );
+}
+
+#[test]
+fn a_call_is_sealed_and_answered() {
+    let (daemon, service) = (Daemon::none(), Service::start(Manner::Honest));
+    let root = daemon.file("root.pem", service.root_pem.as_bytes());
+    let url = format!("{}/process", service.url());
+    let done = run(
+        &daemon,
+        &[
+            "call",
+            &url,
+            "--root",
+            &root,
+            "--pcr0",
+            &pcr(0).to_string(),
+            "--data",
+            "a secret",
+        ],
+    );
+    assert_eq!(
+        (done.status, done.stdout.as_str()),
+        (0, "answer to a secret\n"),
+        "{}",
+        done.stderr
+    );
+    assert!(
+        done.stderr
+            .starts_with(&format!("verified {MODULE} (root ")),
+        "{}",
+        done.stderr
+    );
+    assert!(
+        !service.heard("/process")[0]
+            .body
+            .windows(6)
+            .any(|window| window == b"secret")
+    );
+}
+
+#[test]
+fn a_call_sends_nothing_to_an_enclave_that_is_not_the_one_expected() {
+    let (daemon, service) = (Daemon::none(), Service::start(Manner::Honest));
+    let root = daemon.file("root.pem", service.root_pem.as_bytes());
+    let url = service.url();
+    let call = |options: &[&str]| {
+        run(
+            &daemon,
+            &[
+                &["call", &url, "--root", &root, "--data", "a secret"],
+                options,
+            ]
+            .concat(),
+        )
+    };
+    let wrong = call(&["--pcr0", &pcr(1).to_string()]);
+    assert_eq!(wrong.status, 1);
+    assert!(
+        wrong.stderr.contains("nothing was sent") && wrong.stderr.contains("PCR0 is"),
+        "{}",
+        wrong.stderr
+    );
+    let unpinned = call(&[]);
+    assert!(
+        unpinned.status == 1 && unpinned.stderr.contains("--any-image"),
+        "{}",
+        unpinned.stderr
+    );
+    assert!(service.heard("/process").is_empty());
+    assert_eq!(call(&["--any-image"]).status, 0);
+}
+
+#[test]
+fn a_call_through_the_kms_sends_a_ciphertext() {
+    let (daemon, service, kms) = (
+        Daemon::none(),
+        Service::start(Manner::Honest),
+        Service::kms(),
+    );
+    let root = daemon.file("root.pem", service.root_pem.as_bytes());
+    let (url, endpoint, pcr0) = (service.url(), kms.url(), pcr(0).to_string());
+    let key = "arn:aws:kms:us-east-1:000000000000:key/1234abcd-12ab-34cd-56ef-1234567890ab";
+    let args = [
+        "call",
+        &url,
+        "--root",
+        &root,
+        "--pcr0",
+        &pcr0,
+        "--data",
+        "a secret",
+        "--kms-key",
+        key,
+        "--kms-endpoint",
+        &endpoint,
+    ];
+    let credentials = [
+        ("AWS_ACCESS_KEY_ID", "test"),
+        ("AWS_SECRET_ACCESS_KEY", "test"),
+    ];
+    let done = run_with(&daemon, &args, &credentials);
+    assert_eq!(
+        (done.status, done.stdout.as_str()),
+        (0, "{\"result\": \"in the open\"}\n"),
+        "{}",
+        done.stderr
+    );
+    let sent = BASE64_STANDARD.encode(b"a ciphertext");
+    assert_eq!(
+        service.heard("/process")[0].body,
+        format!("{{\"encrypted_data\":\"{sent}\"}}").into_bytes()
+    );
+    let asked: serde_json::Value = serde_json::from_slice(&kms.heard("/")[0].body).unwrap();
+    assert_eq!(
+        (asked["KeyId"].as_str(), asked["Plaintext"].as_str()),
+        (Some(key), Some(&*BASE64_STANDARD.encode("a secret")))
+    );
+
+    let nobody = run(&daemon, &args);
+    assert!(
+        nobody.status == 1 && nobody.stderr.contains("AWS_ACCESS_KEY_ID is not set"),
+        "{}",
+        nobody.stderr
+    );
+    let stranger = run_with(
+        &daemon,
+        &args,
+        &[
+            ("AWS_ACCESS_KEY_ID", "else"),
+            ("AWS_SECRET_ACCESS_KEY", "x"),
+        ],
+    );
+    assert!(
+        stranger.status == 1 && stranger.stderr.contains("AccessDeniedException"),
+        "{}",
+        stranger.stderr
+    );
+    assert_eq!(service.heard("/process").len(), 1);
+}
