@@ -26,7 +26,7 @@ use std::{
     },
     path::PathBuf,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, Once, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     thread::{self, JoinHandle},
@@ -39,6 +39,8 @@ use vhost_user_backend::{
 };
 use virtio_queue::{DescriptorChain, QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestAddressSpace, GuestMemoryAtomic, GuestMemoryMmap};
+
+use crate::log;
 
 /// Guest memory as the front end hands it over; it may be replaced while the guest runs.
 pub(crate) type Memory = GuestMemoryAtomic<GuestMemoryMmap>;
@@ -172,7 +174,7 @@ impl Handle {
 impl Drop for Handle {
     fn drop(&mut self) {
         if let Err(error) = self.finish() {
-            tracing::debug!(%error, "device ended with an error");
+            log::warn(log::chain(&error));
         }
     }
 }
@@ -444,12 +446,14 @@ impl<'a> Ring<'a> {
     }
 
     fn give_up(&mut self, why: &str) -> bool {
-        // Once per set-up of the queue, so a guest cannot flood the log.
         if *self.health == Health::Good {
-            tracing::warn!(
-                why,
-                "the guest's driver broke a virtqueue; it is ignored from now on"
-            );
+            // Once per process: a guest can set its queues up anew as often as it likes.
+            static TOLD: Once = Once::new();
+            TOLD.call_once(|| {
+                log::warn(format_args!(
+                    "the enclave's driver broke a virtqueue, which is ignored now: {why}"
+                ));
+            });
         }
         *self.health = Health::Broken;
         false

@@ -13,7 +13,7 @@ use std::{
     },
     path::{Path, PathBuf},
     sync::{
-        Arc,
+        Arc, Once,
         atomic::{AtomicUsize, Ordering},
     },
     thread,
@@ -31,7 +31,7 @@ use rustix::{
 };
 
 use super::Service;
-use crate::vhost_user::StartError;
+use crate::{log, vhost_user::StartError};
 
 /// Host clients that have connected but not yet said where to. More are turned away.
 pub(crate) const MAX_GREETINGS: usize = 64;
@@ -127,7 +127,7 @@ impl Poller {
         if let Err(error) =
             rustix::time::timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &spec)
         {
-            tracing::error!(%error, "cannot set the vsock timer");
+            complain(&error, "set the vsock timer");
         }
     }
 
@@ -143,7 +143,7 @@ impl Poller {
             Ok((events, _)) => events,
             Err(Errno::INTR) => return,
             Err(error) => {
-                tracing::error!(%error, "cannot wait for vsock events");
+                complain(&error, "wait for vsock events");
                 return;
             }
         };
@@ -180,6 +180,12 @@ impl AsRawFd for Poller {
     fn as_raw_fd(&self) -> RawFd {
         self.epoll.as_raw_fd()
     }
+}
+
+/// Reports a call that cannot fail, the first time one does.
+fn complain(error: &Errno, what: &str) {
+    static TOLD: Once = Once::new();
+    TOLD.call_once(|| log::error(format_args!("cannot {what}: {error}")));
 }
 
 /// The socket host clients connect to; its file goes when it does.
@@ -408,7 +414,7 @@ impl HostStream {
         };
         let data = EventData::new_u64(self.token.0);
         if let Err(error) = epoll::modify(&poller.epoll, &self.socket, data, flags) {
-            tracing::error!(%error, "cannot watch a host stream");
+            complain(&error, "watch a host stream");
         }
     }
 

@@ -39,6 +39,7 @@ use super::{
     connection::{Connection, Verdict},
     packet::{Halves, Header, Op, TYPE_STREAM},
 };
+use crate::log;
 
 /// Streams at a time, of both directions together.
 pub(crate) const MAX_CONNECTIONS: usize = 1024;
@@ -57,6 +58,9 @@ const MAX_ORPHAN_RESETS: usize = 256;
 
 /// Bytes a stream may send before it is another's turn.
 const STAGE: usize = 64 * 1024;
+
+/// Things an operator is told once each.
+const MAX_COMPLAINTS: usize = 16;
 
 /// How often a host socket whose backlog is full is tried again.
 const DIAL_RETRY: Duration = Duration::from_millis(10);
@@ -135,6 +139,30 @@ pub(crate) struct Muxer {
     /// Whether the guest's driver is there to answer.
     guest_is_up: bool,
     events: Vec<Ready>,
+    complaints: Complaints,
+}
+
+/// What an operator has been told already.
+#[derive(Default)]
+struct Complaints(BTreeSet<Subject>);
+
+/// What there is to complain about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Subject {
+    Violation,
+    Accept,
+    /// Nothing listens on this port.
+    Refused(u32),
+}
+
+impl Complaints {
+    /// Logs a line about a subject the first time it comes up, for a few subjects: a guest chooses how often
+    /// that is, and must not fill the log.
+    fn once(&mut self, subject: Subject, line: impl FnOnce() -> String) {
+        if self.0.len() < MAX_COMPLAINTS && self.0.insert(subject) {
+            log::warn(line());
+        }
+    }
 }
 
 impl Muxer {
@@ -168,6 +196,7 @@ impl Muxer {
             next_port: FIRST_EPHEMERAL_PORT,
             guest_is_up: false,
             events: Vec::new(),
+            complaints: Complaints::default(),
         })
     }
 
@@ -210,7 +239,6 @@ impl Muxer {
     /// Takes a packet whose payload is `payload`.
     pub(crate) fn receive(&mut self, header: &Header, payload: &[u8], now: Instant) {
         if header.src_cid != self.guest_cid {
-            tracing::debug!(cid = header.src_cid, "packet under a forged CID dropped");
             return;
         }
         let known = matches!(header.dst_cid, PARENT_CID | HOST_CID) && header.kind == TYPE_STREAM;
@@ -262,7 +290,12 @@ impl Muxer {
             Ok(Verdict::Done | Verdict::Discard) => {}
             Ok(Verdict::Deliver) => entry.deliver(payload, &self.poller, now),
             Ok(Verdict::Established) => entry.welcome(now),
-            Err(violation) => tracing::debug!(%violation, ports = ?entry.ports, "stream reset"),
+            Err(violation) => {
+                let port = entry.ports.host;
+                self.complaints.once(Subject::Violation, || {
+                    format!("the enclave broke the vsock protocol on port {port}: {violation}")
+                });
+            }
         }
         self.touch(token);
     }
@@ -303,8 +336,10 @@ impl Muxer {
             },
             Dial::Busy => entry.retry = Some(now + DIAL_RETRY),
             Dial::Refused(error) => {
-                tracing::debug!(%error, port, "the guest dialled a port where nobody listens");
                 entry.connection.refused();
+                self.complaints.once(Subject::Refused(port), || {
+                    format!("the enclave dialled port {port}, which is not there: {error}")
+                });
             }
         }
         self.touch(token);
@@ -445,7 +480,9 @@ impl Muxer {
                 Ok(Some(client)) => self.admit(client, now),
                 Ok(None) => return,
                 Err(error) => {
-                    tracing::error!(%error, "cannot accept vsock clients for a moment");
+                    self.complaints.once(Subject::Accept, || {
+                        format!("cannot accept a vsock client; trying again every 100 ms: {error}")
+                    });
                     self.listener.pause(&self.poller);
                     self.timers.insert((now + ACCEPT_PAUSE, Token::LISTENER));
                     return;
