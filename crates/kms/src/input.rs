@@ -65,8 +65,10 @@ impl Input {
     }
 
     fn violate(&mut self, shown: &str, name: &str, constraint: &str) {
+        // A secret value is left out together with the blank after it.
+        let blank = if shown.is_empty() { "" } else { " " };
         self.violations.push(format!(
-            "Value {shown} at '{}' failed to satisfy constraint: Member must {constraint}",
+            "Value {shown}{blank}at '{}' failed to satisfy constraint: Member must {constraint}",
             lower_first(name)
         ));
     }
@@ -130,7 +132,8 @@ impl Input {
     /// Notes an absent member and goes on with an empty one.
     pub(crate) fn require<T: Default>(&mut self, name: &str, value: Option<T>) -> T {
         value.unwrap_or_else(|| {
-            self.violate("null", name, "not be null");
+            let shown = if name == "Plaintext" { "" } else { "null" };
+            self.violate(shown, name, "not be null");
             T::default()
         })
     }
@@ -214,8 +217,13 @@ impl Input {
             Some(Value::String(text)) => decode_blob(text)?,
             Some(other) => return Err(cannot_convert(other, "a ByteBuffer")),
         };
-        // The value is never shown: it may be a plaintext. AWS shows an object identity here.
-        self.check_length(name, "'java.nio.HeapByteBuffer'", bytes.len(), min, max);
+        let length = bytes.len();
+        // AWS shows a plaintext not at all, and other blobs as its own buffer prints itself.
+        let shown = match name {
+            "Plaintext" => String::new(),
+            _ => format!("'java.nio.HeapByteBuffer[pos=0 lim={length} cap={length}]'"),
+        };
+        self.check_length(name, &shown, length, min, max);
         Ok(Some(bytes))
     }
 
@@ -389,7 +397,7 @@ mod tests {
              Value '' at 'keyId' failed to satisfy constraint: Member must have length greater than or equal to 1; \
              Value 'AES_9' at 'keySpec' failed to satisfy constraint: Member must satisfy enum value set: [AES_256, AES_128]; \
              Value '1025' at 'numberOfBytes' failed to satisfy constraint: Member must have value less than or equal to 1024; \
-             Value null at 'plaintext' failed to satisfy constraint: Member must not be null"
+             Value at 'plaintext' failed to satisfy constraint: Member must not be null"
         );
     }
 
@@ -406,6 +414,27 @@ mod tests {
             request.required_blob("Plaintext", 1, 4096).unwrap();
             assert_eq!(request.finish().is_ok(), valid, "{length}");
         }
+    }
+
+    #[test]
+    fn blobs_are_not_shown() {
+        let text = |name: &str| {
+            let mut request = input(&format!(r#"{{"{name}":"c2VjcmV0"}}"#));
+            request.blob(name, 1, 5).unwrap();
+            message(&request)
+        };
+        let constraint =
+            "failed to satisfy constraint: Member must have length less than or equal to 5";
+        assert_eq!(
+            text("Plaintext"),
+            format!("1 validation error detected: Value at 'plaintext' {constraint}")
+        );
+        assert_eq!(
+            text("CiphertextBlob"),
+            format!(
+                "1 validation error detected: Value 'java.nio.HeapByteBuffer[pos=0 lim=6 cap=6]' at 'ciphertextBlob' {constraint}"
+            )
+        );
     }
 
     #[test]

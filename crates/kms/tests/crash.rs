@@ -6,7 +6,7 @@ mod common;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use common::{Client, Server, plaintext};
 use serde_json::{Value, json};
@@ -46,8 +46,9 @@ fn nothing_acknowledged_is_lost() {
                 })
             })
             .collect();
-        // A different moment each time, early and late in the life of the process.
-        let moment = u64::try_from(30 + round * 17 % 140).unwrap();
+        // A different moment each time, always under load.
+        wait_for_keys(&acknowledged, 1 + round % 5);
+        let moment = u64::try_from(round * 7 % 40).unwrap();
         std::thread::sleep(Duration::from_millis(moment));
         server.kill();
         stop.store(true, Ordering::Relaxed);
@@ -63,6 +64,16 @@ fn nothing_acknowledged_is_lost() {
         acknowledged.keys.len()
     );
     check(&server, &acknowledged);
+}
+
+/// Waits until so many more keys are acknowledged.
+fn wait_for_keys(acknowledged: &Mutex<Acknowledged>, more: usize) {
+    let count = || acknowledged.lock().unwrap().keys.len();
+    let (wanted, deadline) = (count() + more, Instant::now() + Duration::from_secs(20));
+    while count() < wanted {
+        assert!(Instant::now() < deadline, "the server makes no keys");
+        std::thread::sleep(Duration::from_millis(1));
+    }
 }
 
 /// One step of load. Calls that fail because the server is gone are not acknowledged and not noted.
