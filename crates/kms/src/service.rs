@@ -312,6 +312,14 @@ impl Call<'_> {
         Ok(key)
     }
 
+    /// Finds a key for an operation that takes no alias: those that manage keys.
+    pub(crate) fn find_by_key_id(&mut self, key_id: &str) -> Result<Arc<Key>, ApiError> {
+        match KeyRef::parse(key_id, &self.here)? {
+            KeyRef::Key(..) => self.find(key_id),
+            KeyRef::Alias(..) => Err(ApiError::not_found(format!("Invalid keyId '{key_id}'"))),
+        }
+    }
+
     /// Milliseconds since 1970.
     pub(crate) fn now_ms(&self) -> i64 {
         audit::unix_ms(self.now)

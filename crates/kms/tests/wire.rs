@@ -354,6 +354,28 @@ fn alias_names() {
 }
 
 #[test]
+fn keys_are_not_managed_through_aliases() {
+    let server = Server::dev();
+    let client = server.client();
+    let key = client.create_key();
+    let alias = json!({ "AliasName": "alias/a", "TargetKeyId": key });
+    client.call("CreateAlias", alias).ok();
+    let manage = [
+        "CancelKeyDeletion",
+        "DisableKey",
+        "EnableKey",
+        "GetKeyPolicy",
+        "ListKeyPolicies",
+        "ScheduleKeyDeletion",
+    ];
+    for operation in manage {
+        let reply = client.call(operation, json!({ "KeyId": "alias/a" }));
+        let expected = ("NotFoundException", "Invalid keyId 'alias/a'");
+        assert_eq!(reply.error(), expected, "{operation}");
+    }
+}
+
+#[test]
 fn lists_come_in_pages() {
     let server = Server::dev();
     let client = server.client();

@@ -220,7 +220,7 @@ pub(crate) async fn set_enabled(
     let key_id = input.required_key_id("KeyId")?;
     input.finish()?;
     let _management = call.service.management.lock().await;
-    let key = call.find(&key_id)?;
+    let key = call.find_by_key_id(&key_id)?;
     let action = if enabled {
         "kms:EnableKey"
     } else {
@@ -249,7 +249,7 @@ pub(crate) async fn update_description(
     let description = input.required_string("Description", 0, 8192)?;
     input.finish()?;
     let _management = call.service.management.lock().await;
-    let key = call.find(&key_id)?;
+    let key = call.find_by_key_id(&key_id)?;
     call.authorize(&key, "kms:UpdateKeyDescription", &Facts::default())?;
     key.not_pending_deletion()?;
     update(
@@ -280,7 +280,7 @@ pub(crate) async fn schedule_deletion(
         )));
     }
     let _management = call.service.management.lock().await;
-    let key = call.find(&key_id)?;
+    let key = call.find_by_key_id(&key_id)?;
     let more = [(
         "kms:ScheduleKeyDeletionPendingWindowInDays",
         days.to_string(),
@@ -320,7 +320,7 @@ pub(crate) async fn cancel_deletion(
     let key_id = input.required_key_id("KeyId")?;
     input.finish()?;
     let _management = call.service.management.lock().await;
-    let key = call.find(&key_id)?;
+    let key = call.find_by_key_id(&key_id)?;
     call.authorize(&key, "kms:CancelKeyDeletion", &Facts::default())?;
     if key.state() != KeyState::PendingDeletion {
         return Err(ApiError::new(

@@ -21,7 +21,7 @@ pub(crate) fn get(call: &mut Call<'_>, mut input: Input) -> Result<Value, ApiErr
     let key_id = input.required_key_id("KeyId")?;
     let name = policy_name(&mut input)?;
     input.finish()?;
-    let key = call.find(&key_id)?;
+    let key = call.find_by_key_id(&key_id)?;
     call.authorize(&key, "kms:GetKeyPolicy", &Facts::default())?;
     check_name(name)?;
     Ok(json!({ "Policy": key.row.policy, "PolicyName": NAME }))
@@ -32,7 +32,7 @@ pub(crate) fn list(call: &mut Call<'_>, mut input: Input) -> Result<Value, ApiEr
     let key_id = input.required_key_id("KeyId")?;
     super::page(&mut input, 100, 1000)?;
     input.finish()?;
-    let key = call.find(&key_id)?;
+    let key = call.find_by_key_id(&key_id)?;
     call.authorize(&key, "kms:ListKeyPolicies", &Facts::default())?;
     Ok(json!({ "PolicyNames": [NAME], "Truncated": false }))
 }
@@ -46,7 +46,7 @@ pub(crate) async fn put(call: &mut Call<'_>, mut input: Input) -> Result<Value, 
     let bypass = input.boolean("BypassPolicyLockoutSafetyCheck")?;
     input.finish()?;
     let _management = call.service.management.lock().await;
-    let key = call.find(&key_id)?;
+    let key = call.find_by_key_id(&key_id)?;
     let more = [("kms:BypassPolicyLockoutSafetyCheck", bypass.to_string())];
     call.authorize(
         &key,

@@ -19,6 +19,7 @@ enum Token {
 pub struct Pattern {
     raw: String,
     tokens: Vec<Token>,
+    has_variables: bool,
 }
 
 impl Pattern {
@@ -40,9 +41,13 @@ impl Pattern {
             });
             rest = rest.get(first.len_utf8()..).unwrap_or_default();
         }
+        let has_variables = tokens
+            .iter()
+            .any(|token| matches!(token, Token::Variable(..)));
         Self {
             raw: raw.to_owned(),
             tokens,
+            has_variables,
         }
     }
 
@@ -68,6 +73,9 @@ impl Pattern {
     /// Whether `text` matches, wildcards and variables included.
     pub(super) fn matches(&self, text: &str, context: &Context) -> bool {
         let text: Vec<char> = text.chars().collect();
+        if !self.has_variables {
+            return glob(&self.tokens, &text, |a, b| a == b);
+        }
         self.resolve(context)
             .is_some_and(|tokens| glob(&tokens, &text, |a, b| a == b))
     }

@@ -1,0 +1,244 @@
+//! Whatever arrives, the answer is one that the caller caused: never a 5xx, never a panic.
+
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test may panic")]
+
+mod common;
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use common::Client;
+use enclos_kms::arn::PrincipalArn;
+use enclos_kms::crypto::seal::RootKey;
+use enclos_kms::policy::{Context, Policy, Question};
+use enclos_kms::recipient::Trust;
+use enclos_kms::service::{Answer, Channel, Request, Service};
+use enclos_kms::store::Store;
+use hyper::HeaderMap;
+use hyper::header::{HeaderName, HeaderValue};
+use serde_json::{Map, Value, json};
+
+const REQUESTS: usize = 3_000;
+
+const OPERATIONS: &[&str] = &[
+    "CancelKeyDeletion",
+    "CreateAlias",
+    "CreateKey",
+    "Decrypt",
+    "DeleteAlias",
+    "DescribeKey",
+    "DisableKey",
+    "EnableKey",
+    "Encrypt",
+    "GenerateDataKey",
+    "GenerateDataKeyWithoutPlaintext",
+    "GenerateRandom",
+    "GetKeyPolicy",
+    "ListAliases",
+    "ListKeyPolicies",
+    "ListKeys",
+    "PutKeyPolicy",
+    "ReEncrypt",
+    "ScheduleKeyDeletion",
+    "UpdateAlias",
+    "UpdateKeyDescription",
+    "Sign",
+    "Nonsense",
+];
+
+const MEMBERS: &[&str] = &[
+    "AliasName",
+    "BypassPolicyLockoutSafetyCheck",
+    "CiphertextBlob",
+    "CustomKeyStoreId",
+    "CustomerMasterKeySpec",
+    "Description",
+    "DestinationEncryptionContext",
+    "DestinationKeyId",
+    "DryRun",
+    "EncryptionAlgorithm",
+    "EncryptionContext",
+    "GrantTokens",
+    "KeyId",
+    "KeySpec",
+    "KeyUsage",
+    "Limit",
+    "Marker",
+    "NumberOfBytes",
+    "Origin",
+    "PendingWindowInDays",
+    "Plaintext",
+    "Policy",
+    "PolicyName",
+    "Recipient",
+    "SourceEncryptionContext",
+    "SourceKeyId",
+    "Tags",
+    "TargetKeyId",
+];
+
+/// A small generator whose sequence never changes, so that a failure can be repeated.
+struct Dice(u64);
+
+impl Dice {
+    fn roll(&mut self, sides: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        usize::try_from(self.0 % u64::try_from(sides).unwrap()).unwrap()
+    }
+
+    fn pick<'a, T>(&mut self, list: &'a [T]) -> &'a T {
+        &list[self.roll(list.len())]
+    }
+
+    /// Flips, drops or repeats a few bytes.
+    fn mutate(&mut self, bytes: &mut Vec<u8>) {
+        for _ in 0..=self.roll(3) {
+            if bytes.is_empty() {
+                return;
+            }
+            let at = self.roll(bytes.len());
+            match self.roll(3) {
+                0 => bytes[at] ^= u8::try_from(1 << self.roll(8)).unwrap(),
+                1 => drop(bytes.remove(at)),
+                _ => bytes.insert(at, bytes[at]),
+            }
+        }
+    }
+}
+
+async fn send(service: &Service, operation: &str, body: &[u8]) -> Answer {
+    let client = Client::new((Ipv4Addr::LOCALHOST, 1).into(), "test", "test");
+    let mut headers = HeaderMap::new();
+    for (name, value) in client.signed(&format!("TrentService.{operation}"), body) {
+        let name = HeaderName::from_bytes(name.as_bytes()).unwrap();
+        headers.insert(name, HeaderValue::from_str(&value).unwrap());
+    }
+    let request = Request {
+        method: "POST".to_owned(),
+        path: "/".to_owned(),
+        query: String::new(),
+        headers,
+        body: body.to_vec().into(),
+        source: IpAddr::V4(Ipv4Addr::LOCALHOST),
+        channel: Channel::Dev,
+    };
+    service.answer(request).await
+}
+
+async fn must(service: &Service, operation: &str, input: Value) -> Value {
+    let answer = send(service, operation, input.to_string().as_bytes()).await;
+    assert_eq!(
+        answer.status,
+        200,
+        "{}",
+        String::from_utf8_lossy(&answer.body)
+    );
+    serde_json::from_slice(&answer.body).unwrap()
+}
+
+/// Values that are right somewhere and wrong elsewhere.
+async fn values(service: &Service) -> Vec<Value> {
+    let key = must(service, "CreateKey", json!({})).await["KeyMetadata"].clone();
+    let input = json!({ "KeyId": key["KeyId"], "Plaintext": "c2VjcmV0" });
+    let blob = must(service, "Encrypt", input).await["CiphertextBlob"].clone();
+    let mut deep = json!(1);
+    for _ in 0..100 {
+        deep = json!([deep]);
+    }
+    vec![
+        key["KeyId"].clone(),
+        key["Arn"].clone(),
+        blob,
+        deep,
+        json!("alias/a"),
+        json!("alias/aws/a"),
+        json!("arn:aws:kms:eu-west-1:444455556666:key/1234abcd-12ab-34cd-56ef-1234567890ab"),
+        json!("arn:::::"),
+        json!("c2VjcmV0"),
+        json!("AAAA"),
+        json!("x".repeat(9000)),
+        json!("\u{0}\u{ffff}é🔑"),
+        json!(""),
+        json!("default"),
+        json!("SYMMETRIC_DEFAULT"),
+        json!("AES_256"),
+        json!(0),
+        json!(-1),
+        json!(7),
+        json!(1e308),
+        json!(32.5),
+        json!(u64::MAX),
+        json!(true),
+        json!(false),
+        Value::Null,
+        json!([]),
+        json!(["a", 5]),
+        json!({}),
+        json!({ "a": "b" }),
+        json!({ "a": 5 }),
+        json!({ "KeyEncryptionAlgorithm": "RSAES_OAEP_SHA_256", "AttestationDocument": "AAAA" }),
+        json!({ "KeyEncryptionAlgorithm": 5, "AttestationDocument": [] }),
+        json!(POLICY),
+    ]
+}
+
+const POLICY: &str = r#"{"Version":"2012-10-17","Statement":[{"Sid":"A","Effect":"Allow","Principal":{"AWS":["000000000000","arn:aws:iam::000000000000:role/x"]},"Action":["kms:*"],"Resource":"*","Condition":{"ForAnyValue:StringLike":{"kms:EncryptionContextKeys":["a*","${aws:username, 'x'}"]},"NumericLessThan":{"n":5},"IpAddress":{"aws:SourceIp":"10.0.0.0/8"},"Bool":{"aws:SecureTransport":"true"}}},{"Effect":"Deny","NotPrincipal":{"AWS":"000000000000"},"NotAction":"kms:Dec?ypt","Resource":["*"]}]}"#;
+
+#[tokio::test]
+async fn no_request_is_answered_with_a_5xx() {
+    let directory = tempfile::tempdir().unwrap();
+    let (store, writer) = Store::open(directory.path()).await.unwrap();
+    let root = RootKey::open(&directory.path().join("root.key"), true).unwrap();
+    let service = Service::new(store, root, Trust::default()).await.unwrap();
+    let values = values(&service).await;
+    let mut dice = Dice(0x9e37_79b9_7f4a_7c15);
+    let mut answered = 0;
+    for number in 0..REQUESTS {
+        let members: Map<String, Value> = (0..dice.roll(5))
+            .map(|_| ((*dice.pick(MEMBERS)).to_owned(), dice.pick(&values).clone()))
+            .collect();
+        let mut body = Value::Object(members).to_string().into_bytes();
+        if dice.roll(4) == 0 {
+            dice.mutate(&mut body);
+        }
+        let operation = dice.pick(OPERATIONS);
+        let answer = send(&service, operation, &body).await;
+        let shown = String::from_utf8_lossy(&body);
+        assert!(answer.status < 500, "request {number}: {operation} {shown}");
+        answered += usize::from(answer.status == 200);
+    }
+    assert!(
+        answered > REQUESTS / 100,
+        "only {answered} requests meant anything"
+    );
+    drop(service);
+    writer.await.unwrap();
+}
+
+#[test]
+fn no_policy_panics() {
+    let mut dice = Dice(0x0123_4567_89ab_cdef);
+    let principal = PrincipalArn::parse("arn:aws:iam::000000000000:role/x").unwrap();
+    let mut context = Context::default();
+    context.set("kms:EncryptionContextKeys", "ab");
+    context.set("aws:SourceIp", "10.0.0.1");
+    let mut parsed = 0;
+    for _ in 0..20_000 {
+        let mut text = POLICY.as_bytes().to_vec();
+        dice.mutate(&mut text);
+        let Ok(policy) = Policy::parse(&String::from_utf8_lossy(&text)) else {
+            continue;
+        };
+        parsed += 1;
+        let question = Question {
+            principal: &principal,
+            action: "kms:Decrypt",
+            resource: "arn:aws:kms:eu-west-1:000000000000:key/x",
+            context: &context,
+        };
+        let verdict = policy.evaluate(&question);
+        assert_eq!(policy.explain(&question).len(), 2, "{verdict:?}");
+    }
+    assert!(parsed > 1_000, "only {parsed} policies were still policies");
+}
