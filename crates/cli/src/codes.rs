@@ -26,6 +26,7 @@ impl Code {
     pub(crate) const BLOBS: Self = Self(52);
     pub(crate) const HASHER: Self = Self(57);
     pub(crate) const NAMING: Self = Self(58);
+    pub(crate) const SIGNING: Self = Self(60);
 
     /// A code that a daemon sent; one that does not exist counts as unspecified.
     pub(crate) fn from_wire(number: u8) -> Self {

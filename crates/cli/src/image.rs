@@ -5,7 +5,8 @@ mod container;
 use std::path::{Path, PathBuf};
 
 use enclos_eif::image::{
-    BuildConfig, BuildSpec, Built, DEFAULT_CMDLINE, GuestBinaries, assemble, source_date_epoch,
+    BuildConfig, BuildSpec, Built, DEFAULT_CMDLINE, GuestBinaries, assemble, assemble_signed,
+    source_date_epoch,
 };
 use serde_json::Value;
 
@@ -13,6 +14,7 @@ use crate::codes::Code;
 use crate::dirs;
 use crate::failure::{Failure, Outcome};
 use crate::own;
+use crate::signing::Signing;
 
 /// Largest file of custom metadata, in bytes; nitro-cli's limit.
 const MAX_CUSTOM_METADATA: usize = 4096;
@@ -29,11 +31,13 @@ pub(crate) struct Wanted {
     pub(crate) name: Option<String>,
     pub(crate) version: Option<String>,
     pub(crate) metadata: Option<PathBuf>,
+    pub(crate) signing: Signing,
     pub(crate) output: PathBuf,
 }
 
 /// Builds the image. Failures carry nitro-cli's codes; `enclos build` drops them.
 pub(crate) fn build(wanted: &Wanted) -> Outcome<Built> {
+    let signer = wanted.signing.signer()?;
     let kernel = kernel(wanted.kernel.as_deref())?;
     let guest = guest()?;
     let config = wanted
@@ -64,7 +68,11 @@ pub(crate) fn build(wanted: &Wanted) -> Outcome<Built> {
         epoch,
         output: wanted.output.clone(),
     };
-    assemble(&spec).map_err(|error| Failure::aws(Code::EIF_BUILDING, error))
+    let built = match &signer {
+        Some(signer) => assemble_signed(&spec, signer),
+        None => assemble(&spec),
+    };
+    built.map_err(|error| Failure::aws(Code::EIF_BUILDING, error))
 }
 
 /// Where the application comes from.

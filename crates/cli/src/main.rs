@@ -17,6 +17,7 @@ mod failure;
 mod image;
 mod nitro;
 mod own;
+mod signing;
 mod term;
 
 use std::ffi::OsString;

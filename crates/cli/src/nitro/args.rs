@@ -7,6 +7,8 @@ use std::str::FromStr;
 use clap::{Args, Subcommand};
 use enclos_api::control::Selector;
 
+use crate::signing::Signing;
+
 /// nitro-cli's commands.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
@@ -24,6 +26,8 @@ pub(crate) enum Command {
     DescribeEif(DescribeEif),
     /// Compute a PCR from a file or a signing certificate
     Pcr(Pcr),
+    /// Sign an EIF in place
+    SignEif(SignEif),
     /// Explain an error code
     Explain(Explain),
 }
@@ -138,6 +142,8 @@ pub(crate) struct BuildEnclave {
     /// Where the EIF goes
     #[arg(long, value_name = "FILE")]
     pub(crate) output_file: PathBuf,
+    #[command(flatten)]
+    pub(crate) signing: Signing,
     /// enclos.toml: command, environment, ports, KMS; measured (Enclos only)
     #[arg(long, value_name = "FILE")]
     pub(crate) enclos_config: Option<PathBuf>,
@@ -170,6 +176,20 @@ pub(crate) struct Pcr {
     /// Any file: prints the PCR of its content
     #[arg(long, value_name = "FILE")]
     pub(crate) input: Option<PathBuf>,
+}
+
+/// Options of `sign-eif`.
+#[derive(Debug, Args)]
+pub(crate) struct SignEif {
+    /// The image
+    #[arg(long, value_name = "FILE")]
+    pub(crate) eif_path: PathBuf,
+    /// Certificate, PEM; its key then shows in PCR8
+    #[arg(long, value_name = "FILE")]
+    pub(crate) signing_certificate: PathBuf,
+    /// Private key that belongs to the certificate, PEM
+    #[arg(long, value_name = "FILE")]
+    pub(crate) private_key: PathBuf,
 }
 
 /// Options of `explain`.

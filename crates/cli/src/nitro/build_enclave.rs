@@ -14,6 +14,7 @@ pub(super) fn run(args: BuildEnclave) -> Outcome {
         source: args.docker_uri,
         dockerfile: args.docker_dir,
         config: args.enclos_config,
+        signing: args.signing,
         name: args.name,
         version: args.version,
         metadata: args.metadata,

@@ -11,6 +11,7 @@ mod explain;
 mod output;
 mod pcr;
 mod run_enclave;
+mod sign_eif;
 mod terminate_enclave;
 
 pub(crate) use args::{Command, Which};
@@ -29,6 +30,7 @@ pub(crate) fn run(command: Command) -> Outcome {
         Command::BuildEnclave(args) => build_enclave::run(args),
         Command::DescribeEif(args) => describe_eif::run(&args),
         Command::Pcr(args) => pcr::run(&args),
+        Command::SignEif(args) => sign_eif::run(&args),
         Command::Explain(args) => explain::run(&args),
     }
 }

@@ -9,6 +9,7 @@ use serde_json::json;
 use crate::failure::Outcome;
 use crate::image::{self, Wanted};
 use crate::nitro::Measured;
+use crate::signing::Signing;
 use crate::term;
 
 /// Options of `build`.
@@ -43,6 +44,8 @@ pub(crate) struct Build {
     /// Kernel command line, measured
     #[arg(long, value_name = "TEXT")]
     cmdline: Option<String>,
+    #[command(flatten)]
+    signing: Signing,
     /// Name in the image's metadata (not measured)
     #[arg(long)]
     name: Option<String>,
@@ -64,6 +67,7 @@ pub(super) fn run(args: Build) -> Outcome {
         config: args.config,
         kernel: args.kernel,
         cmdline: args.cmdline,
+        signing: args.signing,
         name: args.name,
         version: args.version,
         metadata: args.metadata,

@@ -1,0 +1,47 @@
+//! `sign-eif`: signs an image in place. The file is replaced whole; what fails leaves it as it was.
+
+use std::fs::{self, File};
+use std::io::{BufReader, BufWriter};
+use std::path::Path;
+
+use enclos_eif::sign_image;
+use serde_json::json;
+
+use super::args::SignEif;
+use super::output::Measured;
+use crate::codes::Code;
+use crate::failure::{Failure, Outcome};
+use crate::signing::signer;
+use crate::term;
+
+pub(super) fn run(args: &SignEif) -> Outcome {
+    let path = &args.eif_path;
+    let signer = signer(&args.signing_certificate, &args.private_key)?;
+    let failed = |doing: &'static str| {
+        move |error| Failure::file(Some(Code::FILE_OPERATION), doing, path, error)
+    };
+    let image = File::open(path).map_err(failed("open"))?;
+    let mode = image.metadata().map_err(failed("read"))?.permissions();
+    let folder = path
+        .parent()
+        .filter(|folder| *folder != Path::new(""))
+        .unwrap_or_else(|| Path::new("."));
+    let mut signed = tempfile::NamedTempFile::new_in(folder).map_err(failed("write beside"))?;
+    let mut out = BufWriter::new(signed.as_file_mut());
+    let measured = sign_image(&mut BufReader::new(image), &signer, &mut out).map_err(|error| {
+        Failure::aws(
+            Code::SIGNING,
+            anyhow::Error::new(error).context(format!("cannot sign {}", path.display())),
+        )
+    })?;
+    out.into_inner()
+        .map_err(|error| failed("write")(error.into_error()))?
+        .sync_all()
+        .map_err(failed("write"))?;
+    fs::set_permissions(signed.path(), mode).map_err(failed("write"))?;
+    signed
+        .persist(path)
+        .map_err(|error| failed("replace")(error.error))?;
+    term::note("Enclave Image successfully signed.");
+    term::json(&json!({ "Measurements": Measured::from(&measured) }))
+}
