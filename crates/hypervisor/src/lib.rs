@@ -31,6 +31,8 @@ pub mod cli;
 pub mod daemon;
 pub mod engine;
 pub mod failure;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 pub mod host;
 pub mod link;
 pub mod log;

@@ -78,7 +78,7 @@ struct Backend {
 }
 
 /// The state of the one queue.
-struct Queue {
+pub(crate) struct Queue {
     module: Module,
     health: Health,
     chain: Chain,
@@ -92,7 +92,7 @@ struct Pending {
 }
 
 impl Queue {
-    fn new(module: Module) -> Self {
+    pub(crate) fn new(module: Module) -> Self {
         Self {
             module,
             health: Health::Good,
@@ -101,13 +101,13 @@ impl Queue {
         }
     }
 
-    fn reset(&mut self) {
+    pub(crate) fn reset(&mut self) {
         self.health = Health::Good;
         self.pending = None;
     }
 
     /// Works until the queue is empty and the driver will kick again.
-    fn run(&mut self, vring: &VringMutex<Memory>, memory: &GuestMemoryMmap) {
+    pub(crate) fn run(&mut self, vring: &VringMutex<Memory>, memory: &GuestMemoryMmap) {
         let Self {
             module,
             health,

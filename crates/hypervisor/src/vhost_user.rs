@@ -15,7 +15,7 @@
 //! and checked as a copy; [`Ring`] refuses queues that are not set up, ring indices that make no sense, and
 //! chains that are too long, and a queue caught lying is not touched again until it is set up anew.
 
-#[cfg(test)]
+#[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod test_ring;
 
 use std::{

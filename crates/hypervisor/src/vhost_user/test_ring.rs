@@ -1,4 +1,9 @@
-//! A driver's side of one virtqueue, for tests: writes descriptors wherever it is told to, true or not.
+//! A driver's side of one virtqueue, for tests and fuzzing: writes descriptors wherever it is told to, true or not.
+
+#![expect(
+    clippy::unwrap_used,
+    reason = "a driver for tests, whose own mistakes should end the run"
+)]
 
 use vhost_user_backend::{VringMutex, VringT};
 use vm_memory::{Bytes, GuestAddress, GuestAddressSpace, GuestMemoryAtomic, GuestMemoryMmap};
@@ -10,6 +15,7 @@ pub(crate) const QUEUE: u16 = 256;
 
 pub(crate) const NEXT: u16 = 1;
 pub(crate) const WRITE: u16 = 2;
+#[cfg(test)]
 pub(crate) const INDIRECT: u16 = 4;
 
 /// Guest memory of `len` bytes from address 0.

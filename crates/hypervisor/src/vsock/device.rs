@@ -307,3 +307,26 @@ impl VhostUserBackend for Backend {
         Ok(())
     }
 }
+
+/// A device without threads, for fuzzing: every step is the caller's.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) struct Bench(Engine);
+
+#[cfg(any(test, feature = "fuzzing"))]
+impl Bench {
+    /// A device for the guest with this CID; `None` when its socket cannot be bound.
+    pub(crate) fn new(
+        guest_cid: u32,
+        uds: std::path::PathBuf,
+        services: Vec<(u32, super::Service)>,
+    ) -> Option<Self> {
+        let listener = HostListener::bind(uds).ok()?;
+        let muxer = Muxer::new(guest_cid, listener, Services::new(services)).ok()?;
+        Some(Self(Engine::new(muxer)))
+    }
+
+    /// One round of work.
+    pub(crate) fn run(&mut self, vrings: &[VringMutex<Memory>], memory: &GuestMemoryMmap) {
+        self.0.run(vrings, memory, true);
+    }
+}

@@ -36,6 +36,8 @@ mod tests;
 
 use std::{os::unix::net::UnixStream, path::PathBuf, sync::Arc};
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use device::Bench;
 pub use device::Device;
 
 use crate::vhost_user::FrontendSocket;
