@@ -3,6 +3,8 @@
 #[cfg(test)]
 mod common;
 #[cfg(test)]
+mod cpio;
+#[cfg(test)]
 #[cfg(feature = "build")]
 mod image;
 #[cfg(test)]
