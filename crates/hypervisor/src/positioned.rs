@@ -17,12 +17,6 @@ impl<'a> Positioned<'a> {
     pub(crate) fn new(file: &'a File) -> Self {
         Self { file, offset: 0 }
     }
-
-    /// Where the next read starts.
-    #[must_use]
-    pub(crate) fn offset(&self) -> u64 {
-        self.offset
-    }
 }
 
 impl Read for Positioned<'_> {

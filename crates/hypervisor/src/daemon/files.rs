@@ -5,7 +5,8 @@
 //!  R/hypervisor.lock       held for as long as the hypervisor runs
 //!  R/hypervisor.sock       0666: every caller is identified by the kernel and judged per request
 //!  R/enclaves/             0755
-//!  R/enclaves/<id>/        2770, owner: the vmm's user, group: the requester's
+//!  R/enclaves/<id>/        3770, owner: the vmm's user, group: the requester's; sticky, so that nobody in the
+//!                          group can put something else in the place of the vmm's sockets
 //!  R/enclaves/<id>/vsock.sock, vsock.sock_<port>
 //!  R/enclaves/<id>/engine/ 0700, the engine's own sockets
 //! ```
@@ -24,8 +25,8 @@ use crate::sys::Identity;
 /// Longest path of a unix socket, the terminating zero not counted.
 const MAX_SOCKET_PATH: usize = 107;
 
-/// `/enclaves/i-0123456789abcdef0-enc0123456789abcdef/vsock.sock_4294967295`.
-const LONGEST_SOCKET: usize = 10 + 39 + 1 + 21;
+/// `/enclaves/i-0123456789abcdef0-enc0123456789abcdef/vsock.sock_65535`: a port above that is its user's own affair.
+const LONGEST_SOCKET: usize = 10 + 39 + 1 + 16;
 
 /// Attempts at removing a directory that others may still be writing to.
 const REMOVE_ATTEMPTS: usize = 5;
@@ -142,7 +143,7 @@ impl RunDir {
                 .map_err(failed("change the owner of", &path))?;
         }
         // After chown, which clears the set-group-id bit.
-        fs::set_permissions(&path, Permissions::from_mode(0o2770))
+        fs::set_permissions(&path, Permissions::from_mode(0o3770))
             .map_err(failed("set the permissions of", &path))?;
         Ok(path)
     }
@@ -291,7 +292,7 @@ mod tests {
     #[test]
     fn the_longest_socket_must_fit() {
         let id = "i-0123456789abcdef0-enc0123456789abcdef";
-        let socket = format!("/enclaves/{id}/{}_4294967295", crate::VSOCK_SOCKET);
+        let socket = format!("/enclaves/{id}/{}_65535", crate::VSOCK_SOCKET);
         assert_eq!(socket.len(), LONGEST_SOCKET);
         let dir = tempfile::tempdir().unwrap();
         let run = dir.path().join("x".repeat(60));
@@ -306,7 +307,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (run, _) = RunDir::open(dir.path()).unwrap();
         let path = run.make_enclave_dir("i-1-enc2", None, 0).unwrap();
-        assert_eq!(mode(&path), 0o2770);
+        assert_eq!(mode(&path), 0o3770);
         fs::write(path.join("vsock.sock_8000"), "").unwrap();
         assert!(
             run.make_enclave_dir("i-1-enc2", None, 0).is_err(),

@@ -5,7 +5,7 @@
 //! is that copy.
 
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, BufReader, Read};
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::SystemTime;
 
@@ -69,13 +69,32 @@ impl From<EifError> for ImageError {
     }
 }
 
-/// Copies, seals, checks and measures. `total_mib` is all the memory that this host gives to enclaves.
-pub(crate) fn take_in(descriptor: OwnedFd, total_mib: u64) -> Result<Image, ImageError> {
-    check_kind(&descriptor)?;
-    let limit = total_mib.saturating_mul(1 << 20) / 4;
-    let (file, bytes) = copy(File::from(descriptor), limit)
-        .map_err(ImageError::Copy)?
-        .ok_or(ImageError::TooLarge { limit, total_mib })?;
+/// A regular file of a size that can be an image, not read yet.
+#[derive(Debug)]
+pub(crate) struct Candidate {
+    file: File,
+    /// Its length when it was looked at; no more than that is ever copied.
+    pub(crate) bytes: u64,
+}
+
+impl Candidate {
+    /// Looks at a client's descriptor. `total_mib` is all the memory that this host gives to enclaves.
+    pub(crate) fn new(descriptor: OwnedFd, total_mib: u64) -> Result<Self, ImageError> {
+        let bytes = size_of(&descriptor)?;
+        let limit = total_mib.saturating_mul(1 << 20) / 4;
+        if bytes > limit {
+            return Err(ImageError::TooLarge { limit, total_mib });
+        }
+        let file = File::from(descriptor);
+        Ok(Self { file, bytes })
+    }
+}
+
+/// Copies, seals, checks and measures.
+pub(crate) fn take_in(candidate: Candidate) -> Result<Image, ImageError> {
+    let Candidate { file, bytes } = candidate;
+    let file = copy(&file, bytes).map_err(ImageError::Copy)?;
+    let bytes = file.metadata().map_err(ImageError::Copy)?.len();
     let mut reader = Positioned::new(&file);
     let eif = Eif::parse(&mut reader)?;
     let measured = enclos_eif::measure(&mut reader, &eif)?;
@@ -98,11 +117,11 @@ pub(crate) fn take_in(descriptor: OwnedFd, total_mib: u64) -> Result<Image, Imag
     Ok(Image { file, facts })
 }
 
-/// Reading anything else could block for as long as its owner likes.
-fn check_kind(descriptor: &OwnedFd) -> Result<(), ImageError> {
+/// Refuses what is no regular file: reading anything else could block for as long as its owner likes.
+fn size_of(descriptor: &OwnedFd) -> Result<u64, ImageError> {
     let stat = rustix::fs::fstat(descriptor).map_err(|error| ImageError::Copy(error.into()))?;
     match FileType::from_raw_mode(stat.st_mode) {
-        FileType::RegularFile => Ok(()),
+        FileType::RegularFile => Ok(u64::try_from(stat.st_size).unwrap_or_default()),
         FileType::Directory => Err(ImageError::NotAFile("directory")),
         FileType::Fifo => Err(ImageError::NotAFile("pipe")),
         FileType::Socket => Err(ImageError::NotAFile("socket")),
@@ -110,34 +129,21 @@ fn check_kind(descriptor: &OwnedFd) -> Result<(), ImageError> {
     }
 }
 
-/// The sealed copy and its length; nothing when there are more than `limit` bytes. Reads at offsets of its
-/// own, because the client's descriptor shares its position with the client.
-fn copy(source: File, limit: u64) -> io::Result<Option<(File, u64)>> {
+/// The sealed copy of the first `limit` bytes. Reads at offsets of its own, because the client's descriptor
+/// shares its position with the client.
+fn copy(source: &File, limit: u64) -> io::Result<File> {
     let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
     let mut copy = File::from(rustix::fs::memfd_create("enclos-image", flags)?);
-    let mut buffer = vec![0; CHUNK];
-    let mut source = Positioned::new(&source);
-    loop {
-        let count = match source.read(&mut buffer) {
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-            other => other?,
-        };
-        if count == 0 {
-            break;
-        }
-        if source.offset() > limit {
-            return Ok(None);
-        }
-        copy.write_all(&buffer[..count])?;
-    }
+    let mut source = BufReader::with_capacity(CHUNK, Positioned::new(source).take(limit));
+    io::copy(&mut source, &mut copy)?;
     let seals = SealFlags::WRITE | SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
     rustix::fs::fcntl_add_seals(copy.as_fd(), seals)?;
-    Ok(Some((copy, source.offset())))
+    Ok(copy)
 }
 
 #[cfg(test)]
 mod tests {
-    use std::io::{Seek, SeekFrom};
+    use std::io::{Seek, SeekFrom, Write};
 
     use super::*;
 
@@ -154,8 +160,7 @@ mod tests {
             .collect();
         let mut source = file(&bytes);
         source.seek(SeekFrom::Start(9)).unwrap();
-        let (mut copied, length) = copy(source, 1 << 30).unwrap().unwrap();
-        assert_eq!(length, u64::try_from(bytes.len()).unwrap());
+        let mut copied = copy(&source, u64::MAX).unwrap();
         let mut read = Vec::new();
         copied.seek(SeekFrom::Start(0)).unwrap();
         copied.read_to_end(&mut read).unwrap();
@@ -166,34 +171,39 @@ mod tests {
     }
 
     #[test]
-    fn the_limit_is_inclusive() {
-        assert!(copy(file(b"1234"), 4).unwrap().is_some());
-        assert!(copy(file(b"12345"), 4).unwrap().is_none());
+    fn a_file_that_grows_meanwhile_is_cut_at_its_first_length() {
+        let source = file(b"12345678");
+        assert_eq!(copy(&source, 4).unwrap().metadata().unwrap().len(), 4);
+    }
+
+    #[test]
+    fn a_quarter_of_memory_is_the_most_an_image_may_have() {
+        let image = tempfile::tempfile().unwrap();
+        let candidate = |length| {
+            image.set_len(length).unwrap();
+            Candidate::new(image.try_clone().unwrap().into(), 4)
+        };
+        assert_eq!(candidate(1 << 20).unwrap().bytes, 1 << 20);
+        assert!(matches!(
+            candidate((1 << 20) + 1),
+            Err(ImageError::TooLarge { .. })
+        ));
     }
 
     #[test]
     fn what_is_no_file_is_refused_before_it_is_read() {
         let (reader, _writer) = rustix::pipe::pipe().unwrap();
-        assert!(matches!(
-            take_in(reader, 1024),
-            Err(ImageError::NotAFile("pipe"))
-        ));
+        let pipe = Candidate::new(reader, 1024);
+        assert!(matches!(pipe, Err(ImageError::NotAFile("pipe"))));
         let directory = OwnedFd::from(File::open("/").unwrap());
-        assert!(matches!(
-            take_in(directory, 1024),
-            Err(ImageError::NotAFile("directory"))
-        ));
+        let directory = Candidate::new(directory, 1024);
+        assert!(matches!(directory, Err(ImageError::NotAFile("directory"))));
     }
 
     #[test]
     fn what_is_no_image_has_awss_number() {
-        let failure = Failure::from(take_in(file(b"not an image").into(), 1024).unwrap_err());
+        let candidate = Candidate::new(file(b"not an image").into(), 1024).unwrap();
+        let failure = Failure::from(take_in(candidate).unwrap_err());
         assert_eq!(failure.code, 35);
-        let write_only = std::fs::OpenOptions::new()
-            .write(true)
-            .open("/dev/null")
-            .unwrap();
-        let failure = Failure::from(take_in(write_only.into(), 1024).unwrap_err());
-        assert_eq!(failure.code, 19);
     }
 }

@@ -105,6 +105,8 @@ struct Inner {
     enclaves: BTreeMap<String, Entry>,
     history: VecDeque<Exit>,
     watchers: Vec<SyncSender<Event>>,
+    /// Bytes of images being read, by user.
+    intake: BTreeMap<u32, u64>,
     closing: bool,
 }
 
@@ -171,6 +173,32 @@ impl Registry {
                 }
             };
         }
+    }
+
+    /// Admits an image of `bytes` to be copied into memory: half of what enclaves have may be in use for that,
+    /// half of that by one user other than root. The place is held until the result is dropped.
+    pub(crate) fn admit_image(
+        &self,
+        caller: Caller,
+        bytes: u64,
+        total_mib: u64,
+    ) -> Result<Intake<'_>, Failure> {
+        let mut inner = self.lock();
+        let limit = total_mib.saturating_mul(1 << 20) / 2;
+        let all: u64 = inner.intake.values().sum();
+        let own = inner.intake.entry(caller.uid).or_default();
+        let exceeds = |used: u64, limit: u64| used.saturating_add(bytes) > limit;
+        if exceeds(all, limit) || (!caller.privileged && exceeds(*own, limit / 2)) {
+            return Err(Code::InsufficientMemoryAvailable.because(
+                "too many images are being read at this moment; try again when other starts are done",
+            ));
+        }
+        *own += bytes;
+        Ok(Intake {
+            registry: self,
+            uid: caller.uid,
+            bytes,
+        })
     }
 
     /// Makes the entry of a new enclave, or refuses.
@@ -508,6 +536,26 @@ impl Registry {
     }
 }
 
+/// Memory held for an image's copy.
+#[derive(Debug)]
+pub(crate) struct Intake<'a> {
+    registry: &'a Registry,
+    uid: u32,
+    bytes: u64,
+}
+
+impl Drop for Intake<'_> {
+    fn drop(&mut self) {
+        let mut inner = self.registry.lock();
+        if let Some(own) = inner.intake.get_mut(&self.uid) {
+            *own = own.saturating_sub(self.bytes);
+            if *own == 0 {
+                inner.intake.remove(&self.uid);
+            }
+        }
+    }
+}
+
 impl Inner {
     fn admit(&self) -> Result<(), Failure> {
         if self.closing {
@@ -706,6 +754,27 @@ mod tests {
             (16, "app")
         );
         assert_eq!(third.user_index, first.user_index);
+    }
+
+    #[test]
+    fn images_being_read_are_bounded_per_user_and_in_all() {
+        const MIB: u64 = 1 << 20;
+        let registry = Registry::default();
+        let other = Caller { uid: 1001, ..OWNER };
+        let root = Caller {
+            uid: 0,
+            privileged: true,
+            ..OWNER
+        };
+        let first = registry.admit_image(OWNER, 256 * MIB, 1024).unwrap();
+        assert_eq!(registry.admit_image(OWNER, 1, 1024).unwrap_err().code, 27);
+        let second = registry.admit_image(other, 255 * MIB, 1024).unwrap();
+        let third = registry.admit_image(root, MIB, 1024).unwrap();
+        assert_eq!(registry.admit_image(root, 1, 1024).unwrap_err().code, 27);
+        drop(first);
+        assert!(registry.admit_image(OWNER, MIB, 1024).is_ok());
+        drop((second, third));
+        assert!(registry.admit_image(root, 512 * MIB, 1024).is_ok());
     }
 
     #[test]

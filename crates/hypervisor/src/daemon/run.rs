@@ -16,7 +16,7 @@ use rustix::process::Pid;
 use rustix::rand::{GetRandomFlags, getrandom};
 
 use crate::daemon::files::FilesError;
-use crate::daemon::image::{self, Image};
+use crate::daemon::image::{self, Candidate, Image};
 use crate::daemon::registry::{Boot, Caller, Link, Reservation, Wanted};
 use crate::daemon::serve::{self, Hypervisor};
 use crate::daemon::supervisor::{self, Supervisor};
@@ -53,7 +53,12 @@ pub(crate) fn run(
             request.protocol
         )));
     }
-    let image = image::take_in(image, hypervisor.capacity.memory_mib)?;
+    let candidate = Candidate::new(image, hypervisor.capacity.memory_mib)?;
+    let intake =
+        hypervisor
+            .registry
+            .admit_image(caller, candidate.bytes, hypervisor.capacity.memory_mib)?;
+    let image = image::take_in(candidate)?;
     let slot = random_slot().map_err(|error| Code::ProcessSpawn.because(error.to_string()))?;
     let wanted = Wanted {
         caller,
@@ -69,6 +74,8 @@ pub(crate) fn run(
         supervisor::release(hypervisor, &reservation.enclave.id);
         return Err(Code::ProcessSpawn.because(log::chain(&error)));
     }
+    // The copy is the vmm's now, and goes when it is unpacked.
+    drop(intake);
     let enclave = await_heartbeat(hypervisor, &reservation.enclave, bytes)?;
     let warnings = reservation.cpus.warning.into_iter().collect();
     Ok(Success::Started {

@@ -53,6 +53,7 @@ pub(crate) fn boot_pcrs(spec: &LaunchSpec) -> Result<BTreeMap<PcrIndex, PcrValue
 #[derive(Debug)]
 pub(crate) struct Signer {
     spki: Vec<u8>,
+    installed: UnixMillis,
     not_after: UnixMillis,
     /// A certificate that the NSM's thread has not taken yet.
     renewed: Arc<Mutex<Option<IssuedLeaf>>>,
@@ -67,6 +68,7 @@ impl Signer {
     ) -> Result<(Self, Module), PkiError> {
         let signer = Self {
             spki: key.spki_der().to_vec(),
+            installed: now(),
             not_after: leaf.not_after,
             renewed: Arc::default(),
         };
@@ -85,13 +87,14 @@ impl Signer {
 
     /// Signs with this certificate from the next document on.
     pub(crate) fn renew(&mut self, leaf: IssuedLeaf) {
+        self.installed = now();
         self.not_after = leaf.not_after;
         *lock(&self.renewed) = Some(leaf);
     }
 
-    /// Whether the certificate is about to expire.
+    /// Whether the certificate is about to expire, or the clock was set back to before it was valid.
     pub(crate) fn needs_renewal(&self, now: UnixMillis) -> bool {
-        now.plus(RENEW_BEFORE) >= self.not_after
+        now < self.installed || now.plus(RENEW_BEFORE) >= self.not_after
     }
 }
 
@@ -124,6 +127,9 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 #[cfg(test)]
 mod tests {
+    use enclos_attest::nsm::Request;
+    use enclos_attest::pki::Authority;
+
     use super::*;
 
     fn spec(debug: bool, role: Option<&str>) -> LaunchSpec {
@@ -172,6 +178,43 @@ mod tests {
             [3, 4]
         );
         assert_eq!(registers(&spec(true, None)), [4]);
+    }
+
+    #[test]
+    fn a_renewed_certificate_signs_the_next_document_with_the_same_key() {
+        let id = "i-0123456789abcdef0-enc1";
+        let start = now();
+        let mut authority =
+            Authority::create(start, "us-east-1", "us-east-1a", "i-0123456789abcdef0").unwrap();
+        let key = LeafKey::generate().unwrap();
+        let spki = key.spki_der().to_vec();
+        let first = authority.issue_leaf(&spki, id, 1, start).unwrap();
+        let nsm = Nsm::new(id.to_owned(), &boot_pcrs(&spec(false, None)).unwrap());
+        let (mut signer, mut module) = Signer::new(key, first.clone(), nsm).unwrap();
+        assert!(!signer.needs_renewal(now()));
+        assert!(signer.needs_renewal(first.not_after.minus(RENEW_BEFORE)));
+        assert!(
+            signer.needs_renewal(start.minus(Duration::from_secs(3600))),
+            "clock set back"
+        );
+        let holds = |document: &[u8], leaf: &IssuedLeaf| {
+            let certificate = &leaf.certificate;
+            document
+                .windows(certificate.len())
+                .any(|window| window == certificate)
+        };
+        let attest = Request::Attestation {
+            user_data: None,
+            nonce: None,
+            public_key: None,
+        }
+        .encode();
+        assert!(holds(&module(&attest), &first));
+        let second = authority.issue_leaf(&spki, id, 1, now()).unwrap();
+        signer.renew(second.clone());
+        let document = module(&attest);
+        assert!(holds(&document, &second) && !holds(&document, &first));
+        assert_eq!(signer.public_key(), spki);
     }
 
     #[test]

@@ -57,6 +57,7 @@ fn what_is_no_file_is_not_even_read() {
     let device = File::open("/dev/zero").unwrap();
     assert_eq!(daemon.run(request(), &device).unwrap_err().code, 19);
     let write_only = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(write_only.path(), image()).unwrap();
     let write_only = File::options().write(true).open(write_only.path()).unwrap();
     assert_eq!(daemon.run(request(), &write_only).unwrap_err().code, 19);
     let failure = daemon.ask(&Request::Run(request())).unwrap_err();

@@ -85,7 +85,7 @@ fn processes_and_files_have_the_documented_owners() {
     let _running = daemon.run_in_background(request(), &file(&image()));
     let enclave = daemon.launched();
     let dir = enclave.vsock.parent().unwrap().metadata().unwrap();
-    assert_eq!(dir.mode() & 0o7777, 0o2770);
+    assert_eq!(dir.mode() & 0o7777, 0o3770);
     assert_eq!(enclave.vsock.metadata().unwrap().mode() & 0o777, 0o770);
     let own = rustix::process::geteuid().as_raw();
     let uids: Vec<u32> = group(enclave.pid).into_iter().map(real_uid).collect();
