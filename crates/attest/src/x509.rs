@@ -325,7 +325,8 @@ impl Extensions {
     }
 }
 
-/// Checks a chain, root first and leaf last, at a moment. The root is taken as trusted already.
+/// Checks a chain, root first and leaf last, at a moment. The root is a trust anchor: its own signature says
+/// nothing more and is not checked here.
 ///
 /// # Errors
 /// Position in `chain` and the rule that it breaks.
@@ -333,20 +334,29 @@ pub(crate) fn check_chain(
     chain: &[Certificate],
     at: UnixMillis,
 ) -> Result<(), (usize, CertificateError)> {
-    let leaf = chain.len().saturating_sub(1);
+    let mut issuer = None;
     for (position, certificate) in chain.iter().enumerate() {
-        let issuer = chain.get(position.saturating_sub(1)).unwrap_or(certificate);
-        let result = certificate.check_issued_by(issuer).and_then(|()| {
-            certificate.check_time(at)?;
-            if position == leaf {
-                certificate.check_leaf()
-            } else {
-                certificate.check_ca(leaf - position - 1)
-            }
-        });
-        result.map_err(|error| (position, error))?;
+        let below = chain.len() - position - 1;
+        check_link(certificate, issuer, below, at).map_err(|error| (position, error))?;
+        issuer = Some(certificate);
     }
     Ok(())
+}
+
+fn check_link(
+    certificate: &Certificate,
+    issuer: Option<&Certificate>,
+    below: usize,
+    at: UnixMillis,
+) -> Result<(), CertificateError> {
+    if let Some(issuer) = issuer {
+        certificate.check_issued_by(issuer)?;
+    }
+    certificate.check_time(at)?;
+    match below.checked_sub(1) {
+        Some(cas) => certificate.check_ca(cas),
+        None => certificate.check_leaf(),
+    }
 }
 
 /// The key of this uncompressed point, which is on the curve.
