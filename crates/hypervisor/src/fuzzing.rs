@@ -188,6 +188,10 @@ impl World {
             header[28..30].copy_from_slice(&1_u16.to_le_bytes());
             header[30] %= 9;
             header[31] = 0;
+            if choice & 8 == 0 {
+                // Nothing acknowledged yet, and room for some more.
+                header[38..].fill(0);
+            }
         }
         let payload = program.byte();
         let at = 0x8_0000;

@@ -33,7 +33,7 @@ use rustix::{
 use super::Service;
 use crate::{log, vhost_user::StartError};
 
-/// Host clients that have connected but not yet said where to. More are turned away.
+/// Host clients that have connected but not yet said where to. One more, and the oldest is hung up on.
 pub(crate) const MAX_GREETINGS: usize = 64;
 
 /// How long a host client has to send its CONNECT line.

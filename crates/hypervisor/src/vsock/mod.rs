@@ -10,7 +10,8 @@
 //! ```text
 //!  packet      44-byte header, parsed and written                                   pure
 //!  connection  one stream's life: handshake, credit, half-closes, timers            pure
-//!  muxer       all streams: who sends next, resets, the bounds on everything        owns host sockets
+//!  stream      a connection with its host socket and the bytes between them        owns host sockets
+//!  muxer       all streams: who sends next, resets, the bounds on everything        owns the streams
 //!  backend     host sockets: listener, CONNECT lines, dialling, epoll, timer        system calls
 //!  device      queues and guest memory on one side, the muxer on the other          vhost-user
 //! ```
@@ -31,6 +32,7 @@ mod connection;
 mod device;
 mod muxer;
 mod packet;
+mod stream;
 #[cfg(test)]
 mod tests;
 

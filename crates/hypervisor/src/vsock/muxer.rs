@@ -25,7 +25,7 @@
 //! | host clients without a CONNECT line | [`MAX_GREETINGS`] |
 
 use std::{
-    collections::{BTreeSet, HashMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
     io,
     os::{fd::AsRawFd, unix::net::UnixStream},
     time::{Duration, Instant},
@@ -34,10 +34,11 @@ use std::{
 use super::{
     backend::{
         self, Dial, GREETING_TIMEOUT, Greeting, HostListener, HostStream, MAX_GREETINGS, Poller,
-        Ready, Received, Sent, Services, Token,
+        Ready, Received, Services, Token,
     },
     connection::{Connection, Verdict},
-    packet::{Halves, Header, Op, TYPE_STREAM},
+    packet::{Header, Op, TYPE_STREAM},
+    stream::{Entry, Ports, Stage},
 };
 use crate::log;
 
@@ -75,42 +76,10 @@ const HOST_CID: u64 = 2;
 /// First port given to host clients; above what services listen on.
 const FIRST_EPHEMERAL_PORT: u32 = 1 << 30;
 
-/// A stream as its packets name it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-struct Ports {
-    host_cid: u64,
-    host: u32,
-    guest: u32,
-}
-
-/// One stream with its host side.
-struct Entry {
-    ports: Ports,
-    connection: Connection,
-    stream: Option<HostStream>,
-    /// Guest bytes that the host socket had no room for.
-    backlog: VecDeque<u8>,
-    granted: u32,
-    /// Whether the stream stands in the ready line.
-    queued: bool,
-    /// When to dial again, while dialling.
-    retry: Option<Instant>,
-    /// The moment under which the stream is in the list of timers.
-    timer: Option<Instant>,
-}
-
 /// A host client that has not said yet where to.
 struct Newcomer {
     stream: HostStream,
     deadline: Instant,
-}
-
-/// Bytes read from a host socket that are on their way into the guest's ring.
-struct Stage {
-    owner: Token,
-    bytes: Box<[u8]>,
-    start: usize,
-    end: usize,
 }
 
 /// What a stream does with its turn.
@@ -129,7 +98,7 @@ pub(crate) struct Muxer {
     services: Services,
     entries: HashMap<Token, Entry>,
     tokens: HashMap<Ports, Token>,
-    greetings: HashMap<Token, Newcomer>,
+    greetings: BTreeMap<Token, Newcomer>,
     ready: VecDeque<Token>,
     timers: BTreeSet<(Instant, Token)>,
     orphan_resets: VecDeque<Header>,
@@ -182,7 +151,7 @@ impl Muxer {
             services,
             entries: HashMap::new(),
             tokens: HashMap::new(),
-            greetings: HashMap::new(),
+            greetings: BTreeMap::new(),
             ready: VecDeque::new(),
             timers: BTreeSet::new(),
             orphan_resets: VecDeque::new(),
@@ -491,10 +460,16 @@ impl Muxer {
         }
     }
 
-    /// Takes a new client in, if the guest is there to be reached; else it is hung up on.
+    /// Takes a new client in, if the guest is there to be reached; else it is hung up on. Where too many have
+    /// not said what they want, the one that has been silent longest makes room.
     fn admit(&mut self, client: UnixStream, now: Instant) {
-        if !self.guest_is_up || self.greetings.len() >= MAX_GREETINGS {
+        if !self.guest_is_up {
             return;
+        }
+        if self.greetings.len() >= MAX_GREETINGS
+            && let Some((token, newcomer)) = self.greetings.pop_first()
+        {
+            self.timers.remove(&(newcomer.deadline, token));
         }
         let token = self.take_token();
         let Ok(stream) = HostStream::new(client, token, &self.poller) else {
@@ -636,171 +611,5 @@ impl Muxer {
                 return ports;
             }
         }
-    }
-}
-
-impl Entry {
-    fn new(ports: Ports, connection: Connection, stream: Option<HostStream>, granted: u32) -> Self {
-        Self {
-            ports,
-            connection,
-            stream,
-            backlog: VecDeque::new(),
-            granted,
-            queued: false,
-            retry: None,
-            timer: None,
-        }
-    }
-
-    /// Whether there is a packet to send, or a host socket to read. Asks for credit if only that is missing.
-    fn has_output(&mut self) -> bool {
-        let readable = self.stream.as_ref().is_some_and(|stream| stream.readable);
-        if readable && self.connection.may_send() == 0 {
-            self.connection.starved();
-        }
-        self.connection.has_control() || (readable && self.connection.may_send() > 0)
-    }
-
-    /// The header of a packet to the guest without payload.
-    fn header(&mut self, guest_cid: u64, op: Op, flags: u32) -> Header {
-        let (buf_alloc, fwd_cnt) = self.connection.credit();
-        Header {
-            src_cid: self.ports.host_cid,
-            dst_cid: guest_cid,
-            src_port: self.ports.host,
-            dst_port: self.ports.guest,
-            len: 0,
-            kind: TYPE_STREAM,
-            op: op.code(),
-            flags,
-            buf_alloc,
-            fwd_cnt,
-        }
-    }
-
-    /// Writes guest bytes to the host, or keeps what does not fit. Credit bounds how much that can be.
-    fn deliver(&mut self, mut payload: &[u8], poller: &Poller, now: Instant) {
-        let Some(stream) = &mut self.stream else {
-            return;
-        };
-        if self.backlog.is_empty() {
-            match stream.send(payload) {
-                Sent::Bytes(len) => {
-                    self.connection
-                        .delivered(u32::try_from(len).unwrap_or(u32::MAX), now);
-                    payload = &payload[len..];
-                }
-                Sent::Full => {}
-                Sent::Failed => {
-                    self.host_stopped_receiving(now);
-                    return;
-                }
-            }
-        }
-        if payload.is_empty() {
-            return;
-        }
-        if self.backlog.capacity() == 0 {
-            self.backlog
-                .reserve_exact(usize::try_from(self.granted).unwrap_or_default());
-        }
-        self.backlog.extend(payload);
-        if let Some(stream) = &mut self.stream {
-            stream.watch_writes(true, poller);
-        }
-    }
-
-    /// Writes what has waited, as far as it fits.
-    fn flush(&mut self, poller: &Poller, now: Instant) {
-        while !self.backlog.is_empty() {
-            let Some(stream) = &mut self.stream else {
-                return;
-            };
-            match stream.send(self.backlog.as_slices().0) {
-                Sent::Bytes(len) => {
-                    self.backlog.drain(..len);
-                    self.connection
-                        .delivered(u32::try_from(len).unwrap_or(u32::MAX), now);
-                }
-                Sent::Full => return,
-                Sent::Failed => self.host_stopped_receiving(now),
-            }
-        }
-        if let Some(stream) = &mut self.stream {
-            stream.watch_writes(false, poller);
-        }
-    }
-
-    /// Tells a host client that the guest has accepted its connection.
-    fn welcome(&mut self, now: Instant) {
-        let line = format!("OK {}\n", self.ports.host);
-        let Some(stream) = &mut self.stream else {
-            return;
-        };
-        // The socket is new, so the line fits, unless the client has gone.
-        if stream.send(line.as_bytes()) != Sent::Bytes(line.len()) {
-            self.host_vanished(now);
-        }
-    }
-
-    fn host_closed_sending(&mut self, now: Instant) {
-        let halves = Halves {
-            send: true,
-            receive: false,
-        };
-        self.connection.host_closed(halves, now);
-    }
-
-    fn host_stopped_receiving(&mut self, now: Instant) {
-        self.backlog.clear();
-        let halves = Halves {
-            send: false,
-            receive: true,
-        };
-        self.connection.host_closed(halves, now);
-    }
-
-    fn host_vanished(&mut self, now: Instant) {
-        self.backlog.clear();
-        self.connection.host_closed(Halves::BOTH, now);
-    }
-
-    /// Does what the connection asks of the host socket.
-    fn act(&mut self) {
-        if !self.connection.is_alive() {
-            self.stream = None;
-            self.backlog = VecDeque::new();
-            self.retry = None;
-        }
-        let Some(stream) = &self.stream else { return };
-        if self.connection.take_write_close() {
-            stream.close_write();
-        }
-        if self.connection.take_read_close() {
-            stream.close_read();
-        }
-    }
-}
-
-impl Stage {
-    fn is_empty(&self) -> bool {
-        self.start == self.end
-    }
-
-    fn clear(&mut self) {
-        (self.start, self.end) = (0, 0);
-    }
-
-    fn fill(&mut self, owner: Token, len: usize) {
-        self.owner = owner;
-        (self.start, self.end) = (0, len);
-    }
-
-    /// The next bytes, `room` at most.
-    fn take(&mut self, room: usize) -> &[u8] {
-        let start = self.start;
-        self.start += room.min(self.end - start);
-        &self.bytes[start..self.start]
     }
 }
