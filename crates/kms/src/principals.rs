@@ -130,6 +130,12 @@ impl Principals {
         self.remembered.insert(access_key_id.to_owned(), entry);
         Ok(Some(principal))
     }
+
+    /// Whether this is the holder of the development credentials.
+    #[must_use]
+    pub fn is_dev(&self, principal: &Arc<Principal>) -> bool {
+        Arc::ptr_eq(principal, &self.dev)
+    }
 }
 
 fn is_dev(access_key_id: &str) -> bool {

@@ -92,6 +92,11 @@ enum DataError {
 
 /// Serves until SIGINT or SIGTERM.
 pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
+    // From here on a signal means a clean stop, also one that comes right after the addresses were printed.
+    let mut signals = (
+        signal(SignalKind::terminate())?,
+        signal(SignalKind::interrupt())?,
+    );
     let data = arguments.data.data.clone();
     let _lock = prepare(&data)?;
     let root = RootKey::open(&data.join("root.key"), true)?;
@@ -106,7 +111,10 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
         tasks.spawn(listener.serve(Arc::clone(&service), stopped.clone()));
     }
     tasks.spawn(sweep(Arc::clone(&service), stopped.clone()));
-    wait_for_signal().await?;
+    tokio::select! {
+        _ = signals.0.recv() => {}
+        _ = signals.1.recv() => {}
+    }
     tracing::info!("stopping: finishing requests under way");
     // Receivers exist as long as the tasks do.
     let _all_gone = stop.send(true);
@@ -234,14 +242,4 @@ async fn sweep(service: Arc<Service>, mut stopped: watch::Receiver<bool>) {
             _ = stopped.wait_for(|stop| *stop) => return,
         }
     }
-}
-
-async fn wait_for_signal() -> std::io::Result<()> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-    }
-    Ok(())
 }

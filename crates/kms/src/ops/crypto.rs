@@ -75,7 +75,8 @@ pub(crate) fn decrypt(call: &mut Call<'_>, mut input: Input) -> Result<Value, Ap
         &context,
         attested.as_ref(),
         &named,
-    )?;
+    )
+    .map_err(|error| hide_foreign(call, &source, key_id.as_deref(), error))?;
     source.key.usable()?;
     check_algorithm(&source.key, algorithm.as_deref())?;
     let (plaintext, material) = source.open(&ciphertext, &context)?;
@@ -109,7 +110,8 @@ pub(crate) fn re_encrypt(call: &mut Call<'_>, mut input: Input) -> Result<Value,
         .unwrap_or(&source.key.row.id)
         .to_owned();
     let from = ("kms:ReEncryptFrom", &source_context, named.as_str());
-    authorize_re_encrypt(call, &source.key, from, same)?;
+    authorize_re_encrypt(call, &source.key, from, same)
+        .map_err(|error| hide_foreign(call, &source, source_id.as_deref(), error))?;
     let to = (
         "kms:ReEncryptTo",
         &destination_context,
@@ -254,6 +256,20 @@ fn source_key(
     }
     call.draft.resources.push(key.arn.to_string());
     Ok(Source { key, header })
+}
+
+/// Whoever holds a ciphertext of another account does not learn from a denial which key it is of.
+fn hide_foreign(
+    call: &Call<'_>,
+    source: &Source,
+    named: Option<&str>,
+    error: ApiError,
+) -> ApiError {
+    let foreign = source.key.place.account != *call.caller.account();
+    if foreign && named.is_none() && error.kind() == ErrorKind::AccessDenied {
+        return ApiError::new(ErrorKind::AccessDenied, UNKNOWN_CIPHERTEXT_KEY);
+    }
+    error
 }
 
 fn encryption_context(input: &Input, name: &str) -> Result<EncryptionContext, ApiError> {

@@ -240,6 +240,7 @@ pub(crate) struct Client {
     pub(crate) secret: String,
     pub(crate) region: String,
     pub(crate) tls: Option<PathBuf>,
+    pub(crate) token: Option<String>,
     /// Seconds that this client's clock is ahead.
     pub(crate) skew: i64,
 }
@@ -252,6 +253,7 @@ impl Client {
             secret: secret.to_owned(),
             region: REGION.to_owned(),
             tls: None,
+            token: None,
             skew: 0,
         }
     }
@@ -288,7 +290,8 @@ impl Client {
             ),
             ("x-amz-target".to_owned(), target.to_owned()),
         ];
-        let identity = Credentials::new(&self.id, &self.secret, None, None, "test").into();
+        let identity =
+            Credentials::new(&self.id, &self.secret, self.token.clone(), None, "test").into();
         let skew = Duration::from_secs(self.skew.unsigned_abs());
         let now = SystemTime::now();
         let parameters = v4::SigningParams::builder()
