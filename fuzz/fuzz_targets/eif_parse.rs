@@ -1,0 +1,44 @@
+//! Bytes from anyone as an enclave image, its checksum put right so that the parser behind it is reached: nothing
+//! panics, and what is accepted for running is described without a finding and with the same measurements.
+
+#![no_main]
+
+use std::io::Cursor;
+
+use enclos_eif::{Eif, inspect, kernel, measure, ramdisk};
+use libfuzzer_sys::fuzz_target;
+
+/// Where the checksum is in the header.
+const CRC: std::ops::Range<usize> = 0x220..0x224;
+
+/// What kernels and ramdisks may unpack to here.
+const LIMIT: u64 = 1 << 20;
+
+fuzz_target!(|bytes: &[u8]| {
+    let mut image = bytes.to_vec();
+    fix_crc(&mut image);
+    let mut file = Cursor::new(image);
+    let described = inspect(&mut file);
+    let Ok(eif) = Eif::parse(&mut file) else { return };
+    let Ok(measured) = measure(&mut file, &eif) else { return };
+    let described = described.unwrap();
+    assert_eq!(described.measurements, measured);
+    assert!(eif.metadata(&mut file).is_err() || described.findings.is_empty());
+    for section in eif.sections() {
+        let data = eif.read_section(&mut file, section, LIMIT).unwrap();
+        let _ = kernel::unpack(&data);
+        if let Ok(unpacked) = ramdisk::unpack(&data, LIMIT) {
+            assert!(u64::try_from(unpacked.len()).unwrap() <= LIMIT);
+        }
+    }
+});
+
+fn fix_crc(image: &mut [u8]) {
+    if image.len() < CRC.end {
+        return;
+    }
+    let mut crc = crc32fast::Hasher::new();
+    crc.update(&image[..CRC.start]);
+    crc.update(&image[CRC.end..]);
+    image[CRC].copy_from_slice(&crc.finalize().to_be_bytes());
+}
