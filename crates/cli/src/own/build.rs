@@ -12,6 +12,35 @@ use crate::nitro::Measured;
 use crate::signing::Signing;
 use crate::term;
 
+/// What the application is in.
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+struct From {
+    /// What the application is in
+    #[arg(value_name = "SOURCE")]
+    source: Option<String>,
+    /// The same as SOURCE `rootfs:PATH`
+    #[arg(long, value_name = "PATH")]
+    rootfs: Option<PathBuf>,
+    /// The same as SOURCE `oci:PATH`
+    #[arg(long, value_name = "PATH")]
+    oci: Option<PathBuf>,
+    /// The same as SOURCE `docker-archive:PATH`
+    #[arg(long, value_name = "PATH")]
+    docker_archive: Option<PathBuf>,
+}
+
+impl From {
+    fn source(self) -> String {
+        let path = |prefix: &str, path: Option<PathBuf>| {
+            path.map(|path| format!("{prefix}:{}", path.display()))
+        };
+        let named = path("rootfs", self.rootfs).or_else(|| path("oci", self.oci));
+        let named = named.or_else(|| path("docker-archive", self.docker_archive));
+        self.source.or(named).unwrap_or_default()
+    }
+}
+
 /// Options of `build`.
 #[derive(Debug, Args)]
 #[command(
@@ -20,12 +49,8 @@ use crate::term;
                         docker-archive: say that it is a path.\n\nThe same inputs give the same bytes and so the same PCRs."
 )]
 pub(crate) struct Build {
-    /// What the application is in
-    #[arg(value_name = "SOURCE", required_unless_present = "rootfs")]
-    source: Option<String>,
-    /// The same as `rootfs:DIR` for SOURCE
-    #[arg(long, value_name = "DIR", conflicts_with = "source")]
-    rootfs: Option<PathBuf>,
+    #[command(flatten)]
+    from: From,
     /// Where the EIF goes
     #[arg(short, long, value_name = "FILE")]
     output: PathBuf,
@@ -59,9 +84,8 @@ pub(crate) struct Build {
 
 pub(super) fn run(args: Build) -> Outcome {
     let output = args.output.clone();
-    let rootfs = args.rootfs.map(|dir| format!("rootfs:{}", dir.display()));
     let built = image::build(&Wanted {
-        source: args.source.or(rootfs).unwrap_or_default(),
+        source: args.from.source(),
         dockerfile: args.docker_dir,
         reference: args.reference,
         config: args.config,

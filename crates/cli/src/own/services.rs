@@ -17,6 +17,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::Args;
+use enclos_api::control::Enclave;
 use enclos_api::{control, gateway};
 
 use crate::daemon;
@@ -194,15 +195,33 @@ fn state_of(places: &Places, name: &'static str, answers: &dyn Fn() -> bool) -> 
 }
 
 fn enclave_lines() -> Outcome<String> {
-    let line = |enclave: control::Enclave| {
-        let mode = if enclave.debug { ", debug mode" } else { "" };
-        let (name, id) = (enclave.name, enclave.id);
-        format!(
-            "enclave     {name} ({id}), CID {}, {} vCPUs, {} MiB{mode}\n",
-            enclave.cid, enclave.cpu_count, enclave.memory_mib
-        )
-    };
-    Ok(enclaves()?.into_iter().map(line).collect())
+    Ok(enclaves()?.iter().map(enclave_line).collect())
+}
+
+fn enclave_line(enclave: &Enclave) -> String {
+    let Enclave {
+        name,
+        id,
+        cid,
+        cpu_count,
+        memory_mib,
+        boot,
+        ..
+    } = enclave;
+    let mode = if enclave.debug { ", debug mode" } else { "" };
+    let mut line =
+        format!("enclave     {name} ({id}), CID {cid}, {cpu_count} vCPUs, {memory_mib} MiB{mode}");
+    let milestones = [
+        ("heartbeat", boot.heartbeat_ms),
+        ("started", boot.app_started_ms),
+        ("ready", boot.app_ready_ms),
+    ];
+    for (milestone, after) in milestones {
+        if let Some(after) = after {
+            line += &format!(", {milestone} after {after} ms");
+        }
+    }
+    line + "\n"
 }
 
 fn publication_lines() -> Outcome<String> {

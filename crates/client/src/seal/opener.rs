@@ -65,17 +65,20 @@ impl Opener {
     /// # Errors
     /// [`SealError::Entropy`].
     pub fn with_limits(limits: Limits) -> Result<Self, SealError> {
-        let seed = Zeroizing::new(random::<32>()?);
-        let (key, public) = Kem::derive_keypair(seed.as_ref());
+        Ok(Self::from_seed(&Zeroizing::new(random()?), limits))
+    }
+
+    pub(super) fn from_seed(seed: &[u8; 32], limits: Limits) -> Self {
+        let (key, public) = Kem::derive_keypair(seed);
         let mut public_key_der = [0; 44];
         public_key_der[..12].copy_from_slice(&SPKI_PREFIX);
         public_key_der[12..].copy_from_slice(&public.to_bytes());
-        Ok(Self {
+        Self {
             key,
             public_key_der,
             limits,
             memory: Mutex::default(),
-        })
+        }
     }
 
     /// The public key as DER `SubjectPublicKeyInfo`: the `public_key` of the attestation request.
@@ -174,11 +177,27 @@ impl Opened {
     /// # Errors
     /// [`SealError::Entropy`].
     pub fn reply(self, plaintext: &[u8]) -> Result<Vec<u8>, SealError> {
-        let nonce = random()?;
-        let mut bytes = Reply::header(self.id, &nonce);
-        let sealed = self.secret.seal(&nonce, &bytes, plaintext);
+        self.reply_with(&random()?, plaintext)
+    }
+
+    pub(super) fn reply_with(
+        self,
+        nonce: &[u8; 32],
+        plaintext: &[u8],
+    ) -> Result<Vec<u8>, SealError> {
+        let mut bytes = Reply::header(self.id, nonce);
+        let sealed = self.secret.seal(nonce, &bytes, plaintext);
         bytes.extend(sealed.ok_or(SealError::Hpke(hpke::HpkeError::SealError))?);
         Ok(bytes)
+    }
+
+    /// What the client of this request would hold.
+    #[cfg(test)]
+    pub(super) fn into_pending(self) -> super::PendingReply {
+        super::PendingReply {
+            id: self.id,
+            secret: self.secret,
+        }
     }
 }
 

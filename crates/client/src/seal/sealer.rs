@@ -68,8 +68,8 @@ impl fmt::Debug for Sealer {
 
 /// The right to read the reply to one request.
 pub struct PendingReply {
-    id: RequestId,
-    secret: ReplySecret,
+    pub(super) id: RequestId,
+    pub(super) secret: ReplySecret,
 }
 
 impl PendingReply {

@@ -48,10 +48,10 @@ impl Wanted {
 
 /// Starts the KMS and makes the host's principal. The hypervisor is up.
 pub(super) fn start(places: &Places, wanted: &Wanted, host: &HostFile) -> Outcome {
-    let root = places.state.join("attestation-root.pem");
-    write(&root, &root_certificate()?, 0o644)?;
     fs::create_dir_all(&wanted.data)
         .map_err(|error| Failure::file(None, "create", &wanted.data, error))?;
+    let root = wanted.data.join("attestation-root.pem");
+    write(&root, &root_certificate()?, 0o644)?;
     let mut service = places.service("kms");
     service.arg("serve").arg("--data").arg(&wanted.data);
     service.arg("--listen").arg(wanted.listen.to_string());
@@ -66,6 +66,10 @@ pub(super) fn start(places: &Places, wanted: &Wanted, host: &HostFile) -> Outcom
     term::note(format_args!(
         "kms: AWS_ENDPOINT_URL_KMS=http://{} AWS_ACCESS_KEY_ID=test AWS_SECRET_ACCESS_KEY=test AWS_REGION={REGION}",
         wanted.dev_listen
+    ));
+    term::note(format_args!(
+        "kms: enclaves trust it by its CA, [kms] ca = {:?}",
+        wanted.data.join("tls/ca.pem")
     ));
     Ok(())
 }
