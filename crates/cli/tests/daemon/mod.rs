@@ -130,6 +130,11 @@ impl Daemon {
         self.script.lock().unwrap().keep = true;
     }
 
+    /// A path in the directory.
+    pub(crate) fn path(&self, name: &str) -> String {
+        self.dir.path().join(name).to_str().unwrap().to_owned()
+    }
+
     pub(crate) fn file(&self, name: &str, bytes: &[u8]) -> String {
         let path = self.dir.path().join(name);
         std::fs::write(&path, bytes).unwrap();
@@ -245,6 +250,15 @@ pub(crate) fn run_as_nitro_cli(daemon: &Daemon, args: &[&str]) -> Done {
         std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_enclos"), &link).unwrap();
     }
     run_program(daemon, link, args, &[])
+}
+
+/// Runs a copy of the binary that has no daemons beside it, and finds none in `PATH`.
+pub(crate) fn run_copy(daemon: &Daemon, args: &[&str]) -> Done {
+    let copy = daemon.dir.path().join("enclos");
+    if !copy.exists() && std::fs::hard_link(env!("CARGO_BIN_EXE_enclos"), &copy).is_err() {
+        std::fs::copy(env!("CARGO_BIN_EXE_enclos"), &copy).unwrap();
+    }
+    run_program(daemon, copy, args, &[("PATH", "/usr/bin:/bin")])
 }
 
 fn run_program(daemon: &Daemon, program: PathBuf, args: &[&str], vars: &[(&str, &str)]) -> Done {

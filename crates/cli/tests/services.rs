@@ -1,0 +1,118 @@
+//! `up`, `down`, `status` and `doctor` where daemons are missing or do not start.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod daemon;
+
+use std::os::unix::fs::PermissionsExt as _;
+
+use daemon::{Daemon, Done, run_copy};
+use enclos_api::control::{Reply, Success};
+use enclos_api::gateway;
+
+/// A directory with a copy of the binary and nothing beside it but these scripts.
+fn run(daemon: &Daemon, scripts: &[(&str, &str)], args: &[&str]) -> Done {
+    for (name, script) in scripts {
+        let program = daemon.file(name, format!("#!/bin/sh\n{script}\n").as_bytes());
+        std::fs::set_permissions(program, std::fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    run_copy(daemon, args)
+}
+
+#[test]
+fn a_daemon_that_is_not_installed_is_named() {
+    let done = run(&Daemon::none(), &[], &["up"]);
+    assert_eq!(done.status, 1);
+    assert!(
+        done.stderr
+            .contains("error: cannot start enclos-hypervisor"),
+        "{}",
+        done.stderr
+    );
+    assert!(
+        done.stderr
+            .contains("hint: put Enclos's programs into one directory"),
+        "{}",
+        done.stderr
+    );
+}
+
+#[test]
+fn a_daemon_that_ends_at_once_is_quoted_and_leaves_no_pid_file() {
+    let daemon = Daemon::none();
+    let done = run(
+        &daemon,
+        &[("enclos-hypervisor", "echo qemu is too old >&2; exit 3")],
+        &["up"],
+    );
+    assert_eq!(done.status, 1);
+    assert!(
+        done.stderr
+            .contains("enclos-hypervisor ended at once (exit status: 3)"),
+        "{}",
+        done.stderr
+    );
+    assert!(
+        done.stderr.contains("because: it said: qemu is too old"),
+        "{}",
+        done.stderr
+    );
+    assert!(!std::path::Path::new(&daemon.path("hypervisor.pid")).exists());
+    assert_eq!(run(&daemon, &[], &["down"]).status, 0);
+}
+
+#[test]
+fn status_tells_what_is_down_and_what_is_up() {
+    let none = run(&Daemon::none(), &[], &["status"]);
+    assert_eq!(none.status, 1);
+    assert_eq!(
+        none.stdout
+            .lines()
+            .filter(|line| line.contains(" down "))
+            .count(),
+        3,
+        "{}",
+        none.stdout
+    );
+
+    let host = Reply::Ok(Success::Enclaves(vec![daemon::enclave()]));
+    let daemon = Daemon::hypervisor(vec![host.clone(), host.clone(), host]);
+    let _gateway =
+        daemon.with_gateway(vec![gateway::Reply::Ok(vec![]), gateway::Reply::Ok(vec![])]);
+    let up = run(&daemon, &[], &["status"]);
+    assert_eq!(up.status, 0, "{}{}", up.stdout, up.stderr);
+    assert_eq!(
+        up.stdout.matches("up, not started by `enclos up`").count(),
+        2,
+        "{}",
+        up.stdout
+    );
+    assert!(up.stdout.contains(
+        "enclave     hello (i-1234567890abcdef0-enc191cceb4289903f), CID 16, 2 vCPUs, 512 MiB"
+    ));
+}
+
+#[test]
+fn doctor_says_what_is_missing_and_what_to_do() {
+    let done = run(&Daemon::none(), &[], &["doctor"]);
+    assert_eq!(done.status, 1);
+    assert!(
+        done.stdout
+            .contains("✗ programs     not found: enclos-hypervisor"),
+        "{}",
+        done.stdout
+    );
+    assert!(done.stdout.contains("→ "), "{}", done.stdout);
+    let findings = run(&Daemon::none(), &[], &["doctor", "--json"]).json();
+    let guest = findings
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|finding| finding["what"] == "guest")
+        .unwrap()
+        .clone();
+    assert_eq!(
+        (guest["level"].as_str(), guest["todo"].as_str().is_some()),
+        (Some("bad"), true)
+    );
+}
