@@ -1,6 +1,7 @@
 //! Speaking to `enclos-hypervisor` and `enclos-gateway` over their control sockets.
 //!
-//! One request per connection. Every failure says which socket was tried and how the daemon behind it is started.
+//! One request per connection. Every failure says which socket was tried and how the daemon behind it is
+//! started.
 
 use std::io::{self, ErrorKind, IoSlice, Write};
 use std::mem::MaybeUninit;
@@ -22,7 +23,8 @@ use crate::failure::{Failure, Outcome};
 /// How long a daemon may take for an answer that needs no waiting.
 const PROMPT: Duration = Duration::from_secs(30);
 
-/// How long starting may take: above the hypervisor's own boot timeout (three minutes and more for large images),
+/// How long starting may take: above the hypervisor's own boot timeout (three minutes and more for large
+/// images),
 /// which ends with a better message than ours.
 const START: Duration = Duration::from_secs(1800);
 

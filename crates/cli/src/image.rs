@@ -1,4 +1,5 @@
-//! Building an image, for `enclos build` and `build-enclave`: finds the parts, fetches what is only a name, assembles.
+//! Building an image, for `enclos build` and `build-enclave`: finds the parts, fetches what is only a
+//! name, assembles.
 
 mod container;
 

@@ -5,7 +5,8 @@
 //! main ── nitro/   AWS's commands: flags, JSON and codes as scripts expect them
 //!      └─ own/     Enclos's commands
 //!            both use: daemon (control sockets), dirs (where things are), failure (what is said and
-//!            which status is left with), image (building one), codes (AWS's error table), term (stdout and stderr)
+//!            which status is left with), image (building one), codes (AWS's error table), term (stdout
+//! and stderr)
 //! ```
 
 #![forbid(unsafe_code)]

@@ -1,4 +1,5 @@
-//! `attest verify`, `attest inspect` and `call` on the real binary: every refusal says why, and nothing leaves before.
+//! `attest verify`, `attest inspect` and `call` on the real binary: every refusal says why, and nothing
+//! leaves before.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 

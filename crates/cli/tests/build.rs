@@ -235,7 +235,11 @@ fn inputs_are_checked_before_anything_is_written() {
         3,
         &["at most 4096"],
     );
-    failed(&desk.run(&["build", &rootfs]), 1, &["nothing says what to start"]);
+    failed(
+        &desk.run(&["build", &rootfs]),
+        1,
+        &["nothing says what to start"],
+    );
     assert_eq!(desk.run(&["build"]).status, 2);
     assert_eq!(desk.run(&["build", &rootfs, "--rootfs", &rootfs]).status, 2);
     assert_eq!(

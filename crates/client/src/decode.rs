@@ -46,7 +46,8 @@ pub enum DecodeError {
     },
 }
 
-/// Finds the document in `bytes`: binary, base64 (standard or URL alphabet, line breaks allowed) or JSON with base64 in a
+/// Finds the document in `bytes`: binary, base64 (standard or URL alphabet, line breaks allowed) or JSON
+/// with base64 in a
 /// field such as `attestation_doc`.
 ///
 /// # Errors

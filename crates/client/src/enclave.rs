@@ -1,7 +1,9 @@
 //! An enclave that was verified, and talking to it.
 //!
-//! [`Enclave`] has no public constructor but [`Enclave::connect`]: a value of this type *is* the fact that a document
-//! with a fresh nonce was fetched and passed the [`Verifier`]. Requests sealed with it can be read by that enclave only.
+//! [`Enclave`] has no public constructor but [`Enclave::connect`]: a value of this type *is* the fact that
+//! a document
+//! with a fresh nonce was fetched and passed the [`Verifier`]. Requests sealed with it can be read by that
+//! enclave only.
 
 use enclos_attest::document::VerifiedDocument;
 use zeroize::Zeroizing;
@@ -24,7 +26,8 @@ pub struct Endpoint {
 }
 
 impl Endpoint {
-    /// From the URL that takes requests, such as `http://127.0.0.1:8080/process`; without a path that is `/process`. The document
+    /// From the URL that takes requests, such as `http://127.0.0.1:8080/process`; without a path that is
+    /// `/process`. The document
     /// is at `/attest` of the same host unless [`Self::attest`] is set to something else.
     #[must_use]
     pub fn new(url: &str) -> Self {
@@ -164,8 +167,10 @@ impl Enclave {
 
     /// Sends a sealed request and reads the sealed reply.
     ///
-    /// A status of 409 means that the enclave no longer answers for this document (connect again), or has seen the request
-    /// already. It is not acted upon here: the status is not authenticated, so a man in the middle who lets a request through
+    /// A status of 409 means that the enclave no longer answers for this document (connect again), or has
+    /// seen the request
+    /// already. It is not acted upon here: the status is not authenticated, so a man in the middle who
+    /// lets a request through
     /// and answers 409 in the enclave's place could have it carried out twice.
     ///
     /// # Errors

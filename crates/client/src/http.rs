@@ -63,7 +63,8 @@ impl Default for Http {
 }
 
 impl Http {
-    /// A client that gives every exchange this much time. With feature `tls` it speaks HTTPS and trusts Mozilla's roots.
+    /// A client that gives every exchange this much time. With feature `tls` it speaks HTTPS and trusts
+    /// Mozilla's roots.
     #[must_use]
     pub fn new(timeout: Duration) -> Self {
         let config = config(timeout);

@@ -23,7 +23,8 @@
 //! | [`decode`] | documents out of whatever wraps them |
 //! | [`Enclave`] | fetch, verify, call |
 //!
-//! An enclave that only opens sealed requests builds this crate without default features: [`seal`] alone, no HTTP.
+//! An enclave that only opens sealed requests builds this crate without default features: [`seal`] alone,
+//! no HTTP.
 
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]

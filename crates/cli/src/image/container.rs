@@ -1,4 +1,5 @@
-//! Whatever container tool is installed, as a source of image archives: docker, podman or buildah, tried in this order.
+//! Whatever container tool is installed, as a source of image archives: docker, podman or buildah, tried
+//! in this order.
 
 use std::ffi::OsStr;
 use std::path::Path;

@@ -1,4 +1,5 @@
-//! `pcr`: the register value of a file, or PCR8 of a signing certificate. Both are hashed first and extended into zeros then;
+//! `pcr`: the register value of a file, or PCR8 of a signing certificate. Both are hashed first and
+//! extended into zeros then;
 //! PCR3 and PCR4 are made of their strings directly, so this command does not compute them (on AWS neither).
 
 use std::fs::File;

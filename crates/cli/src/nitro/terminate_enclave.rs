@@ -20,7 +20,8 @@ pub(super) fn run(args: TerminateEnclave) -> Outcome {
     term::json(&terminate(which.selector())?)
 }
 
-/// Stops every enclave it can. What was stopped is printed even if one could not be; the first failure is the command's.
+/// Stops every enclave it can. What was stopped is printed even if one could not be; the first failure is
+/// the command's.
 fn all() -> Outcome {
     let (mut stopped, mut failed) = (Vec::new(), None);
     for enclave in enclaves()? {

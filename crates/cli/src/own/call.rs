@@ -5,7 +5,8 @@
 //!                                                            └▶ KMS:     KMS Encrypt ─▶ POST {"encrypted_data": …} ─▶ reply
 //! ```
 //!
-//! Nothing but the nonce is sent before the document was accepted. In KMS mode it is the key's policy that keeps others
+//! Nothing but the nonce is sent before the document was accepted. In KMS mode it is the key's policy that
+//! keeps others
 //! from decrypting; the reply comes in the open.
 
 mod kms;

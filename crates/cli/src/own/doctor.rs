@@ -1,6 +1,7 @@
 //! `enclos doctor`: what this machine has, what it lacks, what to do.
 //!
-//! Every check is a function from the machine to a [`Finding`]; a missing thing that something needs makes the status 1.
+//! Every check is a function from the machine to a [`Finding`]; a missing thing that something needs makes
+//! the status 1.
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -263,7 +264,8 @@ fn qemu_version(line: &str, packages: Packages) -> Finding {
     }
 }
 
-/// What `enclos-hypervisor probe` says, one finding per engine. Without the program there is another finding already.
+/// What `enclos-hypervisor probe` says, one finding per engine. Without the program there is another
+/// finding already.
 fn engines() -> Vec<Finding> {
     let program = dirs::program("enclos-hypervisor");
     if dirs::in_path(&program).is_none() {

@@ -1,7 +1,8 @@
 //! `enclos kernel`: Debian's cloud kernel, in the cache and never installed.
 //!
 //! `apt-get download` checks the package's hash against the signed index. It does so only when the repository
-//! is trusted, so the download refuses unauthenticated packages, and the file is compared once more with the hash that
+//! is trusted, so the download refuses unauthenticated packages, and the file is compared once more with
+//! the hash that
 //! apt's index names. What is kept, below `<cache>/kernel/<version>/`:
 //!
 //! | file | from the package |

@@ -1,4 +1,5 @@
-//! What a document must be, from the command line: roots, registers, age. Shared by `attest verify` and `call`.
+//! What a document must be, from the command line: roots, registers, age. Shared by `attest verify` and
+//! `call`.
 
 use std::fs::File;
 use std::io::BufReader;

@@ -15,7 +15,8 @@ pub(super) type PublicKey = <Kem as hpke::Kem>::PublicKey;
 pub(super) type PrivateKey = <Kem as hpke::Kem>::PrivateKey;
 pub(super) type EncappedKey = <Kem as hpke::Kem>::EncappedKey;
 
-/// `SubjectPublicKeyInfo` of an X25519 key up to the 32 key bytes: SEQUENCE, algorithm 1.3.101.110, BIT STRING.
+/// `SubjectPublicKeyInfo` of an X25519 key up to the 32 key bytes: SEQUENCE, algorithm 1.3.101.110, BIT
+/// STRING.
 pub(super) const SPKI_PREFIX: [u8; 12] = [
     0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x6e, 0x03, 0x21, 0x00,
 ];
@@ -47,7 +48,8 @@ impl ReplySecret {
         })
     }
 
-    /// The reply's nonce goes into the derivation (as in RFC 9458, section 4.4), so that even two replies to one request would
+    /// The reply's nonce goes into the derivation (as in RFC 9458, section 4.4), so that even two replies
+    /// to one request would
     /// never share a key and nonce.
     fn cipher(&self, reply_nonce: &[u8; 32]) -> Option<(Aes256Gcm, [u8; 12])> {
         let salt = [self.encapsulated, *reply_nonce].concat();

@@ -1,4 +1,5 @@
-//! A service with an enclave's behaviour in this process: real documents of a real authority, a real opener, plain HTTP.
+//! A service with an enclave's behaviour in this process: real documents of a real authority, a real
+//! opener, plain HTTP.
 
 #![allow(
     dead_code,
