@@ -1,20 +1,29 @@
 //! RSA keys for replies: one per request, made ahead of need, never used twice.
 //!
-//! Making a key takes a second or so on an emulated CPU. A thread of low priority keeps a few ready; a request
-//! that finds none makes its own. aws-lc wipes a key when it is dropped.
+//! Making a key takes a good part of a second on an emulated CPU. A thread per CPU makes them, at the lowest
+//! priority so that the application does not notice, and at the normal one while a request waits for its key.
+//! aws-lc wipes a key when it is dropped.
 
-use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex as Lock, PoisonError};
+use std::thread;
 
 use aws_lc_rs::encoding::{AsDer, PublicKeyX509Der};
 use aws_lc_rs::error::Unspecified;
 use aws_lc_rs::rsa::{KeySize, OaepPrivateDecryptingKey, PrivateDecryptingKey};
+use rustix::process::Pid;
+use rustix::thread::gettid;
 use tokio::sync::{Mutex, mpsc};
 
 /// Keys kept ready: a burst of requests at the application's start is served from them.
 const READY: usize = 4;
 
-/// The lowest scheduling priority.
-const NICE: i32 = 19;
+/// Most threads: more would make keys faster than one application's requests use them.
+const MAX_THREADS: usize = 4;
+
+/// The lowest scheduling priority, and the normal one.
+const IN_BACKGROUND: i32 = 19;
+const AT_ONCE: i32 = 0;
 
 /// A key pair for one reply.
 #[derive(Debug)]
@@ -55,6 +64,53 @@ impl RecipientKey {
 #[derive(Debug, Clone)]
 pub struct Keys {
     ready: Arc<Mutex<mpsc::Receiver<RecipientKey>>>,
+    makers: Arc<Makers>,
+}
+
+/// The threads, and how many requests wait for them.
+#[derive(Debug, Default)]
+struct Makers {
+    threads: Lock<Vec<Pid>>,
+    waiting: AtomicUsize,
+}
+
+impl Makers {
+    /// Sets every thread's priority; a refusal costs time and nothing else.
+    fn hurry(&self, nice: i32) {
+        for thread in &*self.threads.lock().unwrap_or_else(PoisonError::into_inner) {
+            let _ = rustix::process::setpriority_process(Some(*thread), nice);
+        }
+    }
+
+    /// Linux gives each thread a priority of its own, by its id.
+    fn enlist(&self) {
+        self.threads
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(gettid());
+        let busy = self.waiting.load(Ordering::SeqCst) > 0;
+        self.hurry(if busy { AT_ONCE } else { IN_BACKGROUND });
+    }
+}
+
+/// A request that waits: while there is one the threads hurry.
+struct Waiting<'a>(&'a Makers);
+
+impl<'a> Waiting<'a> {
+    fn new(makers: &'a Makers) -> Self {
+        if makers.waiting.fetch_add(1, Ordering::SeqCst) == 0 {
+            makers.hurry(AT_ONCE);
+        }
+        Self(makers)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        if self.0.waiting.fetch_sub(1, Ordering::SeqCst) == 1 {
+            self.0.hurry(IN_BACKGROUND);
+        }
+    }
 }
 
 impl Keys {
@@ -64,11 +120,23 @@ impl Keys {
     /// When there can be no thread.
     pub fn start() -> std::io::Result<Self> {
         let (sender, receiver) = mpsc::channel(READY);
-        std::thread::Builder::new()
-            .name("rsa-keys".to_owned())
-            .spawn(move || fill(&sender))?;
+        let makers = Arc::new(Makers::default());
+        let threads = thread::available_parallelism()
+            .map_or(1, usize::from)
+            .min(MAX_THREADS);
+        for _ in 0..threads {
+            let (sender, makers) = (sender.clone(), Arc::clone(&makers));
+            let make = move || {
+                makers.enlist();
+                make(&sender);
+            };
+            thread::Builder::new()
+                .name("rsa-keys".to_owned())
+                .spawn(make)?;
+        }
         Ok(Self {
             ready: Arc::new(Mutex::new(receiver)),
+            makers,
         })
     }
 
@@ -77,19 +145,18 @@ impl Keys {
     /// # Errors
     /// When the library cannot make one.
     pub async fn take(&self) -> Result<RecipientKey, Unspecified> {
-        if let Ok(key) = self.ready.lock().await.try_recv() {
+        if let Ok(mut ready) = self.ready.try_lock()
+            && let Ok(key) = ready.try_recv()
+        {
             return Ok(key);
         }
-        tokio::task::spawn_blocking(RecipientKey::generate)
-            .await
-            .map_err(|_| Unspecified)?
+        let _waiting = Waiting::new(&self.makers);
+        self.ready.lock().await.recv().await.ok_or(Unspecified)
     }
 }
 
-/// Makes keys until nobody wants any.
-fn fill(sender: &mpsc::Sender<RecipientKey>) {
-    // Linux gives each thread its own priority; a refusal costs speed elsewhere and nothing else.
-    let _ = rustix::process::setpriority_process(None, NICE);
+/// Makes keys until nobody wants any, or none can be made.
+fn make(sender: &mpsc::Sender<RecipientKey>) {
     while let Ok(key) = RecipientKey::generate() {
         if sender.blocking_send(key).is_err() {
             return;
@@ -100,6 +167,21 @@ fn fill(sender: &mpsc::Sender<RecipientKey>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn many_who_wait_all_get_one() {
+        let keys = Keys::start().unwrap();
+        let takers: Vec<_> = (0..READY * 3)
+            .map(|_| {
+                let keys = keys.clone();
+                tokio::spawn(async move { keys.take().await.map(drop) })
+            })
+            .collect();
+        for taker in takers {
+            taker.await.unwrap().unwrap();
+        }
+        assert_eq!(keys.makers.waiting.load(Ordering::SeqCst), 0);
+    }
 
     #[tokio::test]
     async fn keys_are_never_given_twice() {
