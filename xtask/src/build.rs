@@ -46,7 +46,7 @@ pub(crate) fn everything(workspace: &Workspace, report: &mut Report) -> Result<B
     })
 }
 
-fn host_programs(workspace: &Workspace) -> Result<()> {
+pub(crate) fn host_programs(workspace: &Workspace) -> Result<()> {
     let packages = HOST_PACKAGES.iter().flat_map(|package| ["-p", package]);
     let cargo = Shell::cargo(workspace).args(["build", "--quiet", "--release", "--bins"]);
     cargo.args(packages).run()
@@ -54,7 +54,7 @@ fn host_programs(workspace: &Workspace) -> Result<()> {
 
 /// Guest programs are static, so that they need nothing from the image that they run in. The flag goes with
 /// an explicit `--target`, or it would reach build scripts too.
-fn guest_programs(workspace: &Workspace) -> Result<()> {
+pub(crate) fn guest_programs(workspace: &Workspace) -> Result<()> {
     guest_cargo(workspace).args(["-p", "enclos-guest"]).run()?;
     for manifest in GUEST_MANIFESTS {
         guest_cargo(workspace)
@@ -80,7 +80,7 @@ fn guest_cargo(workspace: &Workspace) -> Shell {
 
 /// A kernel that is in the cache is good enough. One that is not comes from apt, which on a new machine has yet to
 /// learn what there is.
-fn kernel(workspace: &Workspace) -> Result<()> {
+pub(crate) fn kernel(workspace: &Workspace) -> Result<()> {
     let enclos = |command: &str| {
         let enclos = Shell::new(workspace.host_bins().join("enclos"));
         enclos

@@ -1,4 +1,4 @@
-//! The project's own commands: `cargo xtask demo`, `test`, `prepush`, `setup`, `bench-boot`.
+//! The project's own commands: `cargo xtask demo`, `test`, `prepush`, `setup`, `install`, `bench-boot`.
 //!
 //! Every command does all of its own set-up. This program stays small and compiles in seconds, because it must run
 //! before anything else can: it installs packages, builds the rest and hands over. What needs Enclos's own code
@@ -9,6 +9,7 @@
 mod build;
 mod direction;
 mod host;
+mod install;
 mod prepush;
 mod report;
 mod rootfs;
@@ -55,6 +56,12 @@ enum Task {
     },
     /// Installs what is missing and builds everything, nothing else.
     Setup,
+    /// Builds, and installs programs and kernel for one's own use.
+    Install {
+        /// Programs go to `bin/` in there; `~/.local` unless told otherwise.
+        #[arg(long)]
+        prefix: Option<std::path::PathBuf>,
+    },
     /// Time to the first answer of an enclave, against plain QEMU with the same kernel and files.
     BenchBoot {
         /// Interleaved runs of each.
@@ -79,6 +86,7 @@ fn run(task: Task) -> Result<()> {
     let mut report = Report::new();
     match task {
         Task::Prepush { no_tests } => prepush::run(&workspace, &mut report, !no_tests),
+        Task::Install { prefix } => install::run(&workspace, &mut report, prefix),
         Task::Setup => set_up(&workspace, &mut report).map(drop),
         Task::Demo { keep } => {
             let built = set_up(&workspace, &mut report)?;
