@@ -139,8 +139,7 @@ impl<'a> Builder<'a> {
         let mut command = self.bench.program("enclos");
         command
             .arg("build")
-            .arg("--rootfs")
-            .arg(rootfs)
+            .arg(format!("rootfs:{}", rootfs.display()))
             .arg("--config")
             .arg(config);
         command.arg("--output").arg(&eif);
@@ -220,6 +219,8 @@ fn append(
     let mut header = tar::Header::new_ustar();
     header.set_entry_type(kind);
     header.set_mode(mode);
+    header.set_uid(0);
+    header.set_gid(0);
     header.set_mtime(0);
     header.set_size(content.len().try_into()?);
     Ok(to.append_data(&mut header, path, content)?)

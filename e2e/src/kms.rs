@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -143,6 +144,7 @@ impl Server {
             .arg(&self.data);
         let printed = child::read(&mut command, LIMIT)?;
         fs::write(file, &printed)?;
+        fs::set_permissions(file, fs::Permissions::from_mode(0o600))?;
         let found: Value = serde_json::from_str(&printed)?;
         let text = |name: &str| found[name].as_str().map(str::to_owned);
         let missing = || format!("credentials of {arn} lack a field: {found}");

@@ -300,11 +300,17 @@ impl Enclave<'_> {
     /// # Errors
     /// It does not within [`BOOT`].
     pub fn until_answering(&self, path: &str) -> Result<Duration> {
-        wait::until(&format!("GET {path}"), BOOT, || {
-            let reply = http::get(self.address, path, Duration::from_secs(5))?;
-            Ok((reply.status == 200).then(|| self.started.elapsed()))
-        })
-        .with_context(|| self.host.logs())
+        let outcome = wait::until(&format!("GET {path}"), BOOT, || {
+            match http::get(self.address, path, Duration::from_secs(5)) {
+                Ok(reply) => Ok((reply.status == 200).then(|| Ok(self.started.elapsed()))),
+                // One that has ended will never answer.
+                Err(error) => match self.describe() {
+                    Ok(_) => Err(error),
+                    Err(gone) => Ok(Some(Err(gone))),
+                },
+            }
+        });
+        outcome.flatten().with_context(|| self.host.logs())
     }
 
     /// GET from the application.

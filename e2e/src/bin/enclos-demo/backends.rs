@@ -82,44 +82,102 @@ fn launch<'a>(
 /// The client's view: a fresh document from the service, judged against the root and the image.
 fn verify(stack: &Stack, enclave: &Enclave<'_>, image: &Image, page: &mut Page) -> Result<()> {
     let mut command = stack.host.enclos();
-    command.args(["attest", "verify", "--url", &format!("http://{}/attest", enclave.address)]);
+    command.args([
+        "attest",
+        "verify",
+        "--url",
+        &format!("http://{}/attest", enclave.address),
+    ]);
     child::read(expecting(&mut command, stack, image), LIMIT)?;
-    page.good("its attestation document verifies: root, signature, age, nonce, and the image's PCRs");
+    page.good(
+        "its attestation document verifies: root, signature, age, nonce, and the image's PCRs",
+    );
     Ok(())
 }
 
 /// A request that only this enclave can read, by `enclos call`: the client verifies, seals, sends and opens the answer.
 fn sealed(stack: &Stack, enclave: &Enclave<'_>, image: &Image, page: &mut Page) -> Result<()> {
     let mut command = stack.host.enclos();
-    command.args(["call", &format!("http://{}", enclave.address), "--data", "for your eyes only"]);
+    command.args([
+        "call",
+        &format!("http://{}", enclave.address),
+        "--data",
+        "for your eyes only",
+    ]);
     let answer = child::read(expecting(&mut command, stack, image), LIMIT)?;
-    ensure!(answer.contains("Processed: FOR YOUR EYES ONLY (4 words)"), "unexpected answer {answer}");
-    page.good(&format!("sealed request, opened in the enclave alone: {}", answer.trim()));
+    ensure!(
+        answer.contains("Processed: FOR YOUR EYES ONLY (4 words)"),
+        "unexpected answer {answer}"
+    );
+    page.good(&format!(
+        "sealed request, opened in the enclave alone: {}",
+        answer.trim()
+    ));
     Ok(())
 }
 
 /// The same with a KMS key: the client verifies, encrypts with the key and sends; the KMS gives the key to this enclave alone.
-fn encrypted(stack: &Stack, enclave: &Enclave<'_>, image: &Image, secret: &Secret, page: &mut Page) -> Result<()> {
+fn encrypted(
+    stack: &Stack,
+    enclave: &Enclave<'_>,
+    image: &Image,
+    secret: &Secret,
+    page: &mut Page,
+) -> Result<()> {
     let mut command = stack.host.enclos();
-    command.args(["call", &format!("http://{}", enclave.address), "--data", "transfer 100 to Ada"]);
-    command.args(["--kms-key", &secret.key, "--kms-endpoint", &format!("http://{}", stack.kms.dev)]);
-    command.env("AWS_ACCESS_KEY_ID", "test").env("AWS_SECRET_ACCESS_KEY", "test").env_remove("AWS_SESSION_TOKEN");
+    command.args([
+        "call",
+        &format!("http://{}", enclave.address),
+        "--data",
+        "transfer 100 to Ada",
+    ]);
+    command.args([
+        "--kms-key",
+        &secret.key,
+        "--kms-endpoint",
+        &format!("http://{}", stack.kms.dev),
+    ]);
+    command
+        .env("AWS_ACCESS_KEY_ID", "test")
+        .env("AWS_SECRET_ACCESS_KEY", "test")
+        .env_remove("AWS_SESSION_TOKEN");
     let answer = child::read(expecting(&mut command, stack, image), LIMIT)?;
-    ensure!(answer.contains("Processed: TRANSFER 100 TO ADA (4 words)"), "unexpected answer {answer}");
-    page.good(&format!("encrypted request, key released by attestation: {}", answer.trim()));
+    ensure!(
+        answer.contains("Processed: TRANSFER 100 TO ADA (4 words)"),
+        "unexpected answer {answer}"
+    );
+    page.good(&format!(
+        "encrypted request, key released by attestation: {}",
+        answer.trim()
+    ));
     Ok(())
 }
 
 /// What a client was told out of band: this installation's root, this image.
 fn expecting<'a>(command: &'a mut Command, stack: &Stack, image: &Image) -> &'a mut Command {
-    command.arg("--root").arg(stack.host.state.join("root.pem")).arg("--eif").arg(&image.eif)
+    command
+        .arg("--root")
+        .arg(stack.host.state.join("root.pem"))
+        .arg("--eif")
+        .arg(&image.eif)
 }
 
 /// A message that was encrypted long before this enclave started.
-fn decrypted(enclave: &Enclave<'_>, secret: &Secret, expected: &str, page: &mut Page) -> Result<()> {
+fn decrypted(
+    enclave: &Enclave<'_>,
+    secret: &Secret,
+    expected: &str,
+    page: &mut Page,
+) -> Result<()> {
     let reply = enclave.post("/process", &json!({ "encrypted_data": secret.ciphertext }))?;
     let text = String::from_utf8_lossy(&reply.body).trim().to_owned();
-    ensure!(reply.status == 200 && text.contains(expected), "{}: {text}", reply.status);
-    page.good(&format!("stored ciphertext, key released by attestation: {text}"));
+    ensure!(
+        reply.status == 200 && text.contains(expected),
+        "{}: {text}",
+        reply.status
+    );
+    page.good(&format!(
+        "stored ciphertext, key released by attestation: {text}"
+    ));
     Ok(())
 }
