@@ -1,6 +1,7 @@
 //! The file systems that a process expects, for init and agent and then again for the application.
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use rustix::fs::{CWD, Mode, OFlags};
@@ -133,7 +134,11 @@ pub(super) fn mount_dev() -> Result<(), InitError> {
 pub(super) fn open_console() -> Result<(), InitError> {
     let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
     let open = |path: &str| rustix::fs::open(path, flags, Mode::empty());
+    // The kernel opens a console whose serial port is not there, and then fails every write to it: an application that
+    // prints would end with an I/O error. So one byte is tried first.
+    let writable = |fd: OwnedFd| rustix::io::write(&fd, b"\n").map(|_| fd);
     let console = open("/dev/console")
+        .and_then(writable)
         .or_else(|_| open("/dev/null"))
         .map_err(|source| InitError::Console { source })?;
     let dup = || -> Result<(), Errno> {
