@@ -45,7 +45,7 @@ impl Forger {
         })
     }
 
-    /// Signs a document with these PCRs (hexadecimal), made `age` before `now`. The certificates are in order at `now`.
+    /// Signs a document with these PCRs (hexadecimal), made `age` before `now`, by a certificate issued then.
     ///
     /// # Errors
     /// A PCR is not hexadecimal, or signing fails.
@@ -63,10 +63,11 @@ impl Forger {
             .authority
             .lock()
             .map_err(|_| anyhow!("the authority is poisoned"))?;
-        let leaf = authority.issue_leaf(key.spki_der(), &module_id, slot, millis(now)?)?;
+        let made = millis(now.saturating_sub(age))?;
+        let leaf = authority.issue_leaf(key.spki_der(), &module_id, slot, made)?;
         let claims = Claims {
             module_id,
-            timestamp: millis(now.saturating_sub(age))?,
+            timestamp: made,
             pcrs: registers(pcrs)?,
             public_key: Some(public_key.to_vec()),
             user_data: None,
