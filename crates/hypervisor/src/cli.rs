@@ -4,11 +4,15 @@ use std::collections::BTreeMap;
 use std::env;
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use crate::daemon::serve::Options;
 
 /// First of the user ids that enclaves run as: above every range that Debian, systemd and containers use.
 const UID_BASE: u32 = 1_880_000_000;
+
+/// Replaces the boot timeout, in milliseconds.
+pub const BOOT_TIMEOUT_VARIABLE: &str = "ENCLOS_BOOT_TIMEOUT_MS";
 
 /// Printed by `--help`, and after a mistake.
 pub const USAGE: &str = "\
@@ -29,6 +33,8 @@ pki show  prints the installation's attestation root, PEM
   --qemu FILE       QEMU; default qemu-system-x86_64 in PATH
   --vmm FILE        enclos-vmm; default: beside this program
   --uid-base N      first user id for enclaves, as root; default 1880000000
+
+ENCLOS_BOOT_TIMEOUT_MS replaces the boot timeout, in milliseconds.
 
 Exit status: 0 done, 1 failed (reason on standard error), 2 wrong usage.
 ";
@@ -137,8 +143,22 @@ fn serve(arguments: impl Iterator<Item = String>) -> Result<Command, UsageError>
         memory_mib: flags.number("--memory-mib")?,
         qemu: flags.path("--qemu"),
         vmm: flags.path("--vmm"),
+        boot_timeout: boot_timeout()?,
         uid_base: flags.number("--uid-base")?.unwrap_or(UID_BASE),
     })))
+}
+
+/// `ENCLOS_BOOT_TIMEOUT_MS`, if it is set.
+fn boot_timeout() -> Result<Option<Duration>, UsageError> {
+    let Some(found) = env::var_os(BOOT_TIMEOUT_VARIABLE) else {
+        return Ok(None);
+    };
+    let found = found.to_string_lossy().into_owned();
+    let milliseconds = found.parse().ok().map(Duration::from_millis);
+    milliseconds.map(Some).ok_or_else(|| UsageError::Number {
+        flag: BOOT_TIMEOUT_VARIABLE.to_owned(),
+        found,
+    })
 }
 
 fn state_dir(flags: &mut Flags) -> Result<PathBuf, UsageError> {

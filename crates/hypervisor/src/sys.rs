@@ -38,7 +38,7 @@ pub struct Confinement<'a> {
     pub namespaces: bool,
     /// Whether the child leads a process group of its own.
     pub own_group: bool,
-    /// Resource limits, soft and hard alike: `RLIMIT_*` number and value.
+    /// Resource limits, soft and hard alike: `RLIMIT_*` number and value. A lower hard limit of ours stays.
     pub limits: &'a [(u32, u64)],
 }
 
@@ -121,12 +121,18 @@ impl Plan {
 
     fn set_limits(&self) -> io::Result<()> {
         for (resource, value) in &self.limits {
-            let limit = libc::rlimit {
-                rlim_cur: *value,
-                rlim_max: *value,
+            let mut limit = libc::rlimit {
+                rlim_cur: 0,
+                rlim_max: 0,
             };
-            // SAFETY: `limit` is a valid rlimit for the length of the call.
-            check(unsafe { libc::setrlimit(*resource, &raw const limit) })?;
+            // SAFETY: `limit` is a valid rlimit for the length of both calls.
+            unsafe {
+                check(libc::getrlimit(*resource, &raw mut limit))?;
+                let value = limit.rlim_max.min(*value);
+                limit.rlim_cur = value;
+                limit.rlim_max = value;
+                check(libc::setrlimit(*resource, &raw const limit))?;
+            }
         }
         Ok(())
     }

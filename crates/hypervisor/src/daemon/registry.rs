@@ -103,7 +103,7 @@ pub(crate) struct Registry {
 #[derive(Debug, Default)]
 struct Inner {
     enclaves: BTreeMap<String, Entry>,
-    history: VecDeque<Exit>,
+    history: VecDeque<Past>,
     watchers: Vec<SyncSender<Event>>,
     /// Bytes of images being read, by user.
     intake: BTreeMap<u32, u64>,
@@ -134,11 +134,35 @@ enum Process {
     Reaped(Option<i32>),
 }
 
+/// What is remembered of an enclave that is gone.
+#[derive(Debug, Clone)]
+pub(crate) struct Past {
+    pub(crate) exit: Exit,
+    /// Its last output.
+    pub(crate) tail: String,
+}
+
+impl Default for Past {
+    fn default() -> Self {
+        let exit = Exit {
+            id: String::new(),
+            name: String::new(),
+            status: None,
+            signal: None,
+            reason: "it ended long ago".to_owned(),
+        };
+        Self {
+            exit,
+            tail: String::new(),
+        }
+    }
+}
+
 /// How waiting for a boot ended.
 #[derive(Debug)]
 pub(crate) enum Boot {
     Up(Box<Enclave>),
-    Down { reason: String, tail: String },
+    Down(Past),
     TimedOut,
 }
 
@@ -331,21 +355,13 @@ impl Registry {
     pub(crate) fn wait_boot(&self, id: &str, limit: Duration) -> Boot {
         let answer = self.wait_for(Some(limit), |inner| match inner.enclaves.get(id) {
             None => {
-                let exit = inner.history.iter().rev().find(|exit| exit.id == id);
-                let reason = exit.map_or_else(String::new, |exit| exit.reason.clone());
-                Some(Boot::Down {
-                    reason,
-                    tail: String::new(),
-                })
+                let past = inner.past(|exit| exit.id == id);
+                Some(Boot::Down(past.cloned().unwrap_or_default()))
             }
-            Some(entry) if entry.ended.is_some() || entry.is_reaped() => Some(Boot::Down {
-                reason: entry.exit().reason,
-                tail: entry.ended.clone().unwrap_or_default().tail,
-            }),
-            Some(entry) if entry.view.state == State::Terminating => Some(Boot::Down {
-                reason: entry.exit().reason,
-                tail: String::new(),
-            }),
+            // A vmm that is dead has perhaps said a last word that its supervisor is still reading.
+            Some(entry) if entry.ended.is_some() || entry.view.state == State::Terminating => {
+                Some(Boot::Down(entry.past()))
+            }
             Some(entry) if entry.view.boot.heartbeat_ms.is_some() => {
                 Some(Boot::Up(Box::new(entry.view.clone())))
             }
@@ -442,11 +458,12 @@ impl Registry {
     pub(crate) fn remove(&self, id: &str) -> Option<Exit> {
         let mut inner = self.lock();
         let entry = inner.enclaves.remove(id)?;
-        let exit = entry.exit();
+        let past = entry.past();
+        let exit = past.exit.clone();
         if inner.history.len() == HISTORY {
             inner.history.pop_front();
         }
-        inner.history.push_back(exit.clone());
+        inner.history.push_back(past);
         if entry.ready {
             inner.publish(&Event::Removed(exit.clone()));
         }
@@ -478,11 +495,11 @@ impl Registry {
     }
 
     fn past_exit(&self, selector: &Selector) -> Option<Exit> {
-        let matches = |exit: &&Exit| match selector {
+        let matches = |exit: &Exit| match selector {
             Selector::Id(id) => exit.id == *id,
             Selector::Name(name) => exit.name == *name,
         };
-        self.lock().history.iter().rev().find(matches).cloned()
+        self.lock().past(matches).map(|past| past.exit.clone())
     }
 
     /// Copies the console of an enclave to `client`.
@@ -609,6 +626,11 @@ impl Inner {
             .ok_or_else(|| unknown(selector))
     }
 
+    /// The last enclave that is gone and matches.
+    fn past(&self, matches: impl Fn(&Exit) -> bool) -> Option<&Past> {
+        self.history.iter().rev().find(|past| matches(&past.exit))
+    }
+
     /// Sends to every watcher that keeps up, and cuts off the others.
     fn publish(&mut self, event: &Event) {
         self.watchers
@@ -632,6 +654,14 @@ impl Entry {
             if rustix::process::kill_process_group(pid, Signal::KILL).is_err() {
                 let _ = rustix::process::kill_process(pid, Signal::KILL);
             }
+        }
+    }
+
+    fn past(&self) -> Past {
+        let tail = self.ended.as_ref().map(|ended| ended.tail.clone());
+        Past {
+            exit: self.exit(),
+            tail: tail.unwrap_or_default(),
         }
     }
 
@@ -817,10 +847,16 @@ mod tests {
             ..Ended::default()
         };
         registry.heard(&id, FromVmm::Ended(ended));
-        let Boot::Down { reason, tail } = registry.wait_boot(&id, Duration::ZERO) else {
-            panic!("down")
+        let told = || {
+            let Boot::Down(past) = registry.wait_boot(&id, Duration::ZERO) else {
+                panic!("down")
+            };
+            (past.exit.reason, past.tail)
         };
-        assert_eq!((reason.as_str(), tail.as_str()), ("no kernel", "panic"));
+        let expected = ("no kernel".to_owned(), "panic".to_owned());
+        assert_eq!(told(), expected);
+        registry.remove(&id);
+        assert_eq!(told(), expected, "also when it is gone already");
     }
 
     #[test]

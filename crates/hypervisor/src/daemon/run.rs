@@ -15,6 +15,7 @@ use enclos_api::control::{Enclave, Failure, RunRequest, Success};
 use rustix::process::Pid;
 use rustix::rand::{GetRandomFlags, getrandom};
 
+use crate::cli::BOOT_TIMEOUT_VARIABLE;
 use crate::daemon::files::FilesError;
 use crate::daemon::image::{self, Candidate, Image};
 use crate::daemon::registry::{Boot, Caller, Link, Reservation, Wanted};
@@ -24,9 +25,6 @@ use crate::failure::Code;
 use crate::link::{LaunchSpec, ToVmm};
 use crate::log;
 use crate::sys::{Confinement, Identity};
-
-/// Overrides the boot timeout, in milliseconds.
-const BOOT_TIMEOUT_VARIABLE: &str = "ENCLOS_BOOT_TIMEOUT_MS";
 
 /// Resource limits of a vmm and its engine: no core files with an enclave's memory in them, and room for
 /// their sockets and threads, but not for a fork bomb.
@@ -227,7 +225,8 @@ fn await_heartbeat(
     image_bytes: u64,
 ) -> Result<Enclave, Failure> {
     let id = &enclave.id;
-    let limit = boot_timeout(image_bytes, enclave.memory_mib);
+    let computed = || Duration::from_millis(boot_timeout_ms(image_bytes, enclave.memory_mib));
+    let limit = hypervisor.boot_timeout.unwrap_or_else(computed);
     let (reason, tail) = match hypervisor.registry.wait_boot(id, limit) {
         Boot::Up(enclave) => {
             let milliseconds = enclave.boot.heartbeat_ms.unwrap_or_default();
@@ -237,7 +236,7 @@ fn await_heartbeat(
             ));
             return Ok(*enclave);
         }
-        Boot::Down { reason, tail } => (reason, tail),
+        Boot::Down(past) => (past.exit.reason, past.tail),
         Boot::TimedOut => {
             let reason = format!(
                 "no heartbeat within {} ms; {BOOT_TIMEOUT_VARIABLE} sets another limit",
@@ -271,14 +270,7 @@ fn describe_failure(reason: &str, tail: &str, debug: bool) -> String {
     message
 }
 
-/// nitro-cli's formula, unless the operator set another limit.
-fn boot_timeout(image_bytes: u64, memory_mib: u64) -> Duration {
-    let overridden = std::env::var(BOOT_TIMEOUT_VARIABLE)
-        .ok()
-        .and_then(|text| text.parse().ok());
-    Duration::from_millis(overridden.unwrap_or_else(|| boot_timeout_ms(image_bytes, memory_mib)))
-}
-
+/// nitro-cli's formula.
 fn boot_timeout_ms(image_bytes: u64, memory_mib: u64) -> u64 {
     const STEP_MS: u64 = 90_000;
     const GIB: u64 = 1 << 30;

@@ -28,6 +28,9 @@ use crate::sys::{self, Confinement, Signals};
 /// Longest wait for enclaves to end before they are killed, and then for what is left of them to go.
 const SHUTDOWN_STEP: Duration = Duration::from_secs(5);
 
+/// Descriptors that are enough for all sessions and enclaves at once.
+const MAX_DESCRIPTORS: u64 = 8192;
+
 /// What `serve` was told.
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -43,6 +46,8 @@ pub struct Options {
     pub qemu: Option<PathBuf>,
     /// `enclos-vmm`; `None` looks beside this program.
     pub vmm: Option<PathBuf>,
+    /// Time for a guest to send its heartbeat; `None` takes nitro-cli's formula.
+    pub boot_timeout: Option<Duration>,
     /// First of the user ids that enclaves run as, when this process is root.
     pub uid_base: u32,
 }
@@ -98,6 +103,8 @@ pub(crate) struct Hypervisor {
     pub(crate) tsc_khz: u64,
     /// The program of `enclos-vmm`, open: enclaves' users need not be able to reach it by path.
     pub(crate) vmm: File,
+    /// Replaces the computed boot timeout.
+    pub(crate) boot_timeout: Option<Duration>,
     /// First user id for enclaves; `None` when this process is not root.
     pub(crate) uid_base: Option<u32>,
     pub(crate) registry: Registry,
@@ -142,6 +149,7 @@ impl Forks {
 pub fn serve(options: &Options) -> Result<(), ServeError> {
     let signals = Signals::block(&[libc::SIGTERM, libc::SIGINT, libc::SIGCHLD])
         .map_err(system("block signals"))?;
+    raise_descriptor_limit();
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
     // An engine whose vmm died becomes our child, so that we see it go.
     rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
@@ -198,11 +206,24 @@ fn prepare(options: &Options) -> Result<(Arc<Hypervisor>, Receiver<Fork>), Serve
         engine,
         tsc_khz: tsc::measure_khz().map_err(system("measure the time stamp counter"))?,
         vmm,
+        boot_timeout: options.boot_timeout,
         uid_base: uid_base(options)?,
         registry: Registry::default(),
         forks: Forks { sender, wake },
     };
     Ok((Arc::new(hypervisor), forks))
+}
+
+/// Every session and enclave takes a few descriptors, and the usual soft limit of 1024 is there for programs that
+/// use select. What the hard limit does not allow, connections will be refused for.
+fn raise_descriptor_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let hard = getrlimit(Resource::Nofile).maximum;
+    let wanted = Rlimit {
+        current: Some(hard.unwrap_or(MAX_DESCRIPTORS).min(MAX_DESCRIPTORS)),
+        maximum: hard,
+    };
+    let _ = setrlimit(Resource::Nofile, wanted);
 }
 
 fn find_vmm(options: &Options) -> Result<File, ServeError> {

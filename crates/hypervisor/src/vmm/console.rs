@@ -13,7 +13,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Bytes kept: some four thousand lines, a whole verbose boot.
 const RING: usize = 256 << 10;
@@ -119,6 +119,15 @@ impl Console {
         self.0.changed.notify_all();
     }
 
+    /// Waits until the source has ended and every follower has all of it, but no longer than `limit`.
+    pub fn finish(&self, limit: Duration) {
+        let deadline = Instant::now() + limit;
+        let done = || self.lock().closed && self.0.followers.load(Ordering::SeqCst) == 0;
+        while !done() && Instant::now() < deadline {
+            thread::sleep(Duration::from_millis(2));
+        }
+    }
+
     /// The last `lines` lines, control characters replaced.
     #[must_use]
     pub fn tail(&self, lines: usize) -> String {
@@ -220,8 +229,6 @@ fn count(length: usize) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Instant;
-
     use super::*;
 
     #[test]

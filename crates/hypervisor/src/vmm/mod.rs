@@ -69,6 +69,9 @@ const RENEWAL_TICK: Duration = Duration::from_secs(60);
 /// Time for init's last report to arrive after the engine's end: it is in our own threads by then.
 const REPORT_GRACE: Duration = Duration::from_millis(300);
 
+/// Time for those who follow the console to get the last of it.
+const CONSOLE_GRACE: Duration = Duration::from_secs(1);
+
 /// Lines of console told when a debug enclave ends badly.
 const TOLD: usize = 20;
 
@@ -149,6 +152,9 @@ pub fn run(link: UnixStream, image: File) -> Result<(), Box<dyn Error>> {
         Ok(mut running) => {
             drop(image);
             let ended = vmm.supervise(&mut running);
+            if let Some(console) = &running.console {
+                console.finish(CONSOLE_GRACE);
+            }
             vmm.say(&FromVmm::Ended(ended));
             vmm.stop_devices(running);
         }

@@ -1,5 +1,6 @@
 //! Enclaves come and go; what is left of them is nothing.
 
+use std::io::Read;
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::time::{Duration, Instant};
@@ -311,8 +312,11 @@ fn a_debug_enclaves_console_is_there_and_a_production_ones_is_not() {
     };
     let reply = crate::harness::ask(&client, &follow, None);
     assert_eq!(reply, Ok(Success::Streaming));
+    let mut line = [0; 14];
+    (&client).read_exact(&mut line).unwrap();
+    assert_eq!(&line, b"console works\n");
     daemon.terminate(&enclave.id).unwrap();
-    assert_eq!(crate::harness::drain(&client), b"console works\n");
+    assert_eq!(crate::harness::drain(&client), b"", "the end of the stream");
     assert!(running.join().unwrap().is_err());
 
     let running = daemon.run_in_background(request(), &image);

@@ -31,6 +31,13 @@ fn wrong_usage_has_status_2_and_failure_1() {
         message(&output)
     );
     assert_eq!(hypervisor(&["--help"]).status.code(), Some(0));
+    let output = Command::new(env!("CARGO_BIN_EXE_enclos-hypervisor"))
+        .env("ENCLOS_BOOT_TIMEOUT_MS", "soon")
+        .args(["serve", "--config=x", "--state-dir=x", "--run-dir=x"])
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(message(&output).contains("ENCLOS_BOOT_TIMEOUT_MS is \"soon\""));
 }
 
 #[test]
