@@ -76,6 +76,9 @@ fn guest_cargo(workspace: &Workspace) -> Shell {
         ])
         .env("CARGO_TARGET_DIR", workspace.guest_target())
         .env("RUSTFLAGS", "-C target-feature=+crt-static")
+        // Timing jitter as a source of randomness costs seconds on an emulated CPU. Guests have the NSM, which
+        // init mixes into the kernel's generator before anything makes keys, and the library takes it from there.
+        .env("AWS_LC_SYS_NO_JITTER_ENTROPY", "1")
 }
 
 /// A kernel that is in the cache is good enough. One that is not comes from apt, which on a new machine has yet to
