@@ -8,9 +8,6 @@ use std::time::Duration;
 
 use crate::daemon::serve::Options;
 
-/// First of the user ids that enclaves run as: above every range that Debian, systemd and containers use.
-const UID_BASE: u32 = 1_880_000_000;
-
 /// Replaces the boot timeout, in milliseconds.
 pub const BOOT_TIMEOUT_VARIABLE: &str = "ENCLOS_BOOT_TIMEOUT_MS";
 
@@ -32,7 +29,8 @@ pki show  prints the installation's attestation root, PEM
   --memory-mib N    memory for enclaves; default: what is available at start, less 512
   --qemu FILE       QEMU; default qemu-system-x86_64 in PATH
   --vmm FILE        enclos-vmm; default: beside this program
-  --uid-base N      first user id for enclaves, as root; default 1880000000
+  --uid-base N      first of 256 user ids for enclaves, as root; default 1880000000,
+                    in a container the end of what it has
 
 ENCLOS_BOOT_TIMEOUT_MS replaces the boot timeout, in milliseconds.
 
@@ -144,7 +142,7 @@ fn serve(arguments: impl Iterator<Item = String>) -> Result<Command, UsageError>
         qemu: flags.path("--qemu"),
         vmm: flags.path("--vmm"),
         boot_timeout: boot_timeout()?,
-        uid_base: flags.number("--uid-base")?.unwrap_or(UID_BASE),
+        uid_base: flags.number("--uid-base")?,
     })))
 }
 
@@ -269,7 +267,10 @@ mod tests {
         };
         assert_eq!(options.config, PathBuf::from("h.toml"));
         assert_eq!(options.run_dir, PathBuf::from("/r"));
-        assert_eq!((options.memory_mib, options.uid_base), (Some(4096), 5000));
+        assert_eq!(
+            (options.memory_mib, options.uid_base),
+            (Some(4096), Some(5000))
+        );
     }
 
     #[test]
@@ -297,6 +298,6 @@ mod tests {
 
     #[test]
     fn the_documented_default_is_the_real_one() {
-        assert!(USAGE.contains(&UID_BASE.to_string()));
+        assert!(USAGE.contains(&crate::daemon::users::UID_BASE.to_string()));
     }
 }

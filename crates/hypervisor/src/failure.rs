@@ -26,8 +26,6 @@ pub enum Code {
     InsufficientMemoryRequested = 26,
     /// More memory asked for than is left.
     InsufficientMemoryAvailable = 27,
-    /// The engine cannot make a virtual machine.
-    Engine = 28,
     /// The image is not a valid EIF.
     EifParsing = 35,
     /// The enclave did not come up.

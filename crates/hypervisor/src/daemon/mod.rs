@@ -27,6 +27,7 @@ pub mod authority;
 pub mod config;
 pub mod files;
 pub mod serve;
+pub mod users;
 
 mod image;
 mod registry;

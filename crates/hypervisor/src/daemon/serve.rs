@@ -19,6 +19,7 @@ use crate::daemon::config::{self, ConfigError};
 use crate::daemon::files::{FilesError, RunDir};
 use crate::daemon::registry::{Capacity, Registry};
 use crate::daemon::session::{self, Admission};
+use crate::daemon::users::{self, UsersError};
 use crate::engine::qemu::{self, Installed, ProbeError};
 use crate::engine::tsc;
 use crate::host;
@@ -48,8 +49,8 @@ pub struct Options {
     pub vmm: Option<PathBuf>,
     /// Time for a guest to send its heartbeat; `None` takes nitro-cli's formula.
     pub boot_timeout: Option<Duration>,
-    /// First of the user ids that enclaves run as, when this process is root.
-    pub uid_base: u32,
+    /// First of the user ids that enclaves run as, when this process is root; `None` finds a range.
+    pub uid_base: Option<u32>,
 }
 
 /// Why the hypervisor could not serve.
@@ -75,9 +76,9 @@ pub enum ServeError {
         /// Why not.
         source: io::Error,
     },
-    /// The range of user ids reaches root or the end of all ids.
-    #[error("the user id base {0} is out of range; choose one between 1000 and 4294900000")]
-    UidBase(u32),
+    /// Enclaves cannot have users of their own.
+    #[error(transparent)]
+    Users(#[from] UsersError),
     /// The operating system.
     #[error("cannot {what}")]
     System {
@@ -241,10 +242,7 @@ fn uid_base(options: &Options) -> Result<Option<u32>, ServeError> {
     if !rustix::process::geteuid().is_root() {
         return Ok(None);
     }
-    match options.uid_base {
-        base @ 1000..=4_294_900_000 => Ok(Some(base)),
-        base => Err(ServeError::UidBase(base)),
-    }
+    Ok(Some(users::base(options.uid_base)?))
 }
 
 struct Main {
