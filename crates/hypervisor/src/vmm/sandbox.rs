@@ -160,6 +160,7 @@ mod tests {
     use std::thread;
 
     use super::*;
+    use crate::sys::map_page;
 
     const CHILD: &str = "ENCLOS_TEST_SANDBOX_CHILD";
 
@@ -200,8 +201,8 @@ mod tests {
         assert!(File::open("/etc/passwd").is_err(), "no files");
         assert!(Command::new("/bin/true").status().is_err(), "no programs");
         assert!(TcpListener::bind("127.0.0.1:0").is_err(), "no network");
-        let executable = rustix::mm::ProtFlags::EXEC | rustix::mm::ProtFlags::READ;
-        assert!(map(executable).is_err(), "no executable memory");
+        let executable = libc::PROT_READ | libc::PROT_EXEC;
+        assert!(map_page(executable).is_err(), "no executable memory");
         assert!(
             rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::CONT)
                 .is_err()
@@ -216,21 +217,7 @@ mod tests {
         right.read_exact(&mut bytes).unwrap();
         writer.join().unwrap();
         assert_eq!(&bytes, b"bytes");
-        assert!(map(rustix::mm::ProtFlags::READ | rustix::mm::ProtFlags::WRITE).is_ok());
+        assert!(map_page(libc::PROT_READ | libc::PROT_WRITE).is_ok());
         println!("confined, all as expected");
-    }
-
-    #[expect(unsafe_code, reason = "mapping memory has no safe interface")]
-    fn map(protection: rustix::mm::ProtFlags) -> rustix::io::Result<()> {
-        // SAFETY: a new anonymous mapping, never touched.
-        let mapped = unsafe {
-            rustix::mm::mmap_anonymous(
-                std::ptr::null_mut(),
-                4096,
-                protection,
-                rustix::mm::MapFlags::PRIVATE,
-            )
-        };
-        mapped.map(drop)
     }
 }
