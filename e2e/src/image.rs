@@ -118,7 +118,7 @@ impl<'a> Builder<'a> {
 
     fn config(&self, name: &str, command: &[&str], app: &str) -> Result<PathBuf> {
         let text = format!(
-            "[app]\ncommand = {command:?}\n{app}\n[ingress]\nports = [5000, 7000]\n\n\
+            "[app]\ncommand = {command:?}\n{app}\n[ingress]\nports = [5000]\n\n\
              [kms]\nregion = {REGION:?}\nserver_name = {SERVER_NAME:?}\nca = \"kms-ca.pem\"\n"
         );
         self.config_file(name, &text)
