@@ -1,4 +1,9 @@
-"""PyPI's aws-nsm-interface, unmodified, against /dev/nsm: each connection to port 5000 gets one line of JSON."""
+"""PyPI's aws-nsm-interface, unmodified, against /dev/nsm: each connection to port 5000 gets one line of JSON.
+
+The package's own open_nsm_device() opens the device as a buffered text file, which Python refuses for a device
+that cannot seek, and the kernel's driver makes one that cannot. So the device is opened here, and the package's functions,
+which only need a file descriptor, do the rest.
+"""
 
 import json
 import socket
@@ -7,8 +12,7 @@ import aws_nsm_interface as nsm
 
 
 def observe() -> dict:
-    device = nsm.open_nsm_device()
-    try:
+    with open(nsm.NSM_DEV_FILE, "r+b", buffering=0) as device:
         document = nsm.get_attestation_doc(device, user_data=b"from Python", nonce=b"\x07" * 16)
         return {
             "describe": plain(nsm.describe_nsm(device)),
@@ -18,8 +22,6 @@ def observe() -> dict:
             "random": plain(nsm.get_random(device)),
             "document": plain(document["document"]),
         }
-    finally:
-        nsm.close_nsm_device(device)
 
 
 def plain(value):
@@ -33,12 +35,13 @@ def plain(value):
     return value
 
 
+try:
+    answer = observe()
+except Exception as error:
+    answer = {"error": repr(error)}
+
 with socket.create_server(("127.0.0.1", 5000)) as server:
     while True:
         peer, _ = server.accept()
         with peer:
-            try:
-                answer = observe()
-            except Exception as error:
-                answer = {"error": repr(error)}
             peer.sendall(json.dumps(answer).encode() + b"\n")

@@ -3,10 +3,10 @@
 //! | argument | does |
 //! |---|---|
 //! | `echo` | answers every stream on vsock port 7000 with its own bytes, and ends each side as the peer does |
-//! | `nsm` | answers connections on TCP port 5000 with what AWS's NSM crate sees, as one line of JSON |
+//! | `nsm` | answers connections on TCP port 5000 with what AWS's NSM crate saw at the start, as one line of JSON |
 //! | `dial PORT BYTES STREAMS` | sends a pattern to the parent on as many streams and checks what returns |
 //! | `facts` | answers connections on TCP port 5000 with user, folder, arguments, environment, clock |
-//! | `exit STATUS` | waits for a connection on TCP port 5000, then ends with this status |
+//! | `exit STATUS` | waits for a byte on TCP port 5000, then ends with this status |
 //! | `abort` | the same, then ends by a signal |
 //! | `wait` | does nothing |
 
@@ -15,12 +15,13 @@ mod facts;
 mod nsm;
 mod pattern;
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpListener};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use serde_json::{Value, json};
 
 /// The ingress port of every test image.
 const PORT: u16 = 5000;
@@ -41,17 +42,20 @@ fn run(words: &[&str]) -> Result<ExitCode> {
     println!("e2e-guest: {}", words.join(" "));
     match *words {
         ["echo"] => echo::serve()?,
-        ["nsm"] => answer(nsm::observe)?,
+        ["nsm"] => {
+            let seen = observation(nsm::observe());
+            answer(|| Ok(seen.clone()))?;
+        }
         ["facts"] => answer(facts::observe)?,
         ["dial", port, bytes, streams] => {
             echo::dial(port.parse()?, bytes.parse()?, streams.parse()?)?;
         }
         ["exit", status] => {
-            listen()?.accept()?;
+            until_a_byte_arrives()?;
             return Ok(ExitCode::from(status.parse::<u8>()?));
         }
         ["abort"] => {
-            listen()?.accept()?;
+            until_a_byte_arrives()?;
             std::process::abort();
         }
         ["wait"] => loop {
@@ -66,11 +70,24 @@ fn listen() -> Result<TcpListener> {
     TcpListener::bind((Ipv4Addr::LOCALHOST, PORT)).context("cannot listen")
 }
 
-/// Answers each connection with one observation.
-fn answer(observe: fn() -> Result<serde_json::Value>) -> Result<()> {
+/// A connection alone says nothing: whoever looks whether the application is ready makes one too.
+fn until_a_byte_arrives() -> Result<()> {
     for stream in listen()?.incoming() {
-        let observed =
-            observe().unwrap_or_else(|error| serde_json::json!({ "error": format!("{error:#}") }));
+        if stream?.read(&mut [0]).is_ok_and(|len| len > 0) {
+            break;
+        }
+    }
+    Ok(())
+}
+
+fn observation(observed: Result<Value>) -> Value {
+    observed.unwrap_or_else(|error| json!({ "error": format!("{error:#}") }))
+}
+
+/// Answers each connection with one observation.
+fn answer(observe: impl Fn() -> Result<Value>) -> Result<()> {
+    for stream in listen()?.incoming() {
+        let observed = observation(observe());
         // A peer that left early is its own business: the next one gets its answer.
         let _ = writeln!(stream?, "{observed}");
         println!("e2e-guest: answered");

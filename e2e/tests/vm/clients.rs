@@ -60,7 +60,7 @@ fn aws_nsm_crate_finds_its_device() {
     assert_eq!(seen["extend_locked"], "Error(ReadOnlyIndex)");
     assert_eq!(seen["lock"], "LockPCR");
     assert_eq!(seen["lock_range"], "LockPCRs");
-    assert_eq!(seen["out_of_range"], "Error(InvalidArgument)");
+    assert_eq!(seen["out_of_range"], "Error(InvalidIndex)");
     assert_ne!(seen["random"][0], seen["random"][1]);
     assert!(
         seen["describe"].as_str().unwrap().contains("max_pcrs: 32"),
