@@ -103,21 +103,36 @@ mod tests {
     fn the_limit_holds_on_both_sides() {
         let at = u32::try_from(MAX_FRAME).unwrap();
         assert_eq!(body_len(at.to_le_bytes()).unwrap(), MAX_FRAME);
-        assert!(matches!(body_len((at + 1).to_le_bytes()), Err(FrameError::TooLarge { .. })));
+        assert!(matches!(
+            body_len((at + 1).to_le_bytes()),
+            Err(FrameError::TooLarge { .. })
+        ));
         assert!(encode(&"x".repeat(MAX_FRAME - 2)).is_ok());
-        assert!(matches!(encode(&"x".repeat(MAX_FRAME - 1)), Err(FrameError::TooLarge { .. })));
+        assert!(matches!(
+            encode(&"x".repeat(MAX_FRAME - 1)),
+            Err(FrameError::TooLarge { .. })
+        ));
     }
 
     #[test]
     fn an_ended_stream_and_a_torn_frame_differ() {
-        assert!(matches!(read::<u8>(&mut [].as_slice()), Err(FrameError::Closed)));
+        assert!(matches!(
+            read::<u8>(&mut [].as_slice()),
+            Err(FrameError::Closed)
+        ));
         let torn = [9, 0, 0, 0, b'1'];
-        assert!(matches!(read::<u8>(&mut torn.as_slice()), Err(FrameError::Io(_))));
+        assert!(matches!(
+            read::<u8>(&mut torn.as_slice()),
+            Err(FrameError::Io(_))
+        ));
     }
 
     #[test]
     fn bytes_that_are_not_json_are_refused() {
         let bytes = [2, 0, 0, 0, b'{', b'x'];
-        assert!(matches!(read::<u8>(&mut bytes.as_slice()), Err(FrameError::Json(_))));
+        assert!(matches!(
+            read::<u8>(&mut bytes.as_slice()),
+            Err(FrameError::Json(_))
+        ));
     }
 }
