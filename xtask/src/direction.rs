@@ -12,7 +12,8 @@ use crate::workspace::Workspace;
 const ALLOWED: [(&str, &[&str]); 11] = [
     ("enclos-attest", &[]),
     ("enclos-api", &[]),
-    ("enclos-eif", &["enclos-attest"]),
+    // The API for its feature `build` alone: assembling an image writes the guest's configuration.
+    ("enclos-eif", &["enclos-attest", "enclos-api"]),
     ("enclos-client", &["enclos-attest"]),
     (
         "enclos-hypervisor",
