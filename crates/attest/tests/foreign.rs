@@ -121,13 +121,20 @@ fn awss_own_types_read_every_answer() {
     assert_eq!(claims.pcrs.len(), 20);
     assert_eq!(claims.user_data.as_deref(), Some(b"data".as_slice()));
     assert_eq!(claims.public_key.as_deref(), Some(b"key".as_slice()));
+}
+
+#[test]
+fn awss_own_types_read_every_refusal() {
+    let mut host = Host::new(NOW);
+    let mut nsm = Nsm::new(MODULE.to_owned(), &image_pcrs());
+    let mut ask = |request| ask(&mut nsm, &mut host, &request);
 
     assert!(matches!(
         ask(Request::DescribePCR { index: 32 }),
         Response::Error(ErrorCode::InvalidIndex)
     ));
     assert!(matches!(
-        ask(Request::LockPCR { index: 16 }),
+        ask(Request::LockPCR { index: 15 }),
         Response::Error(ErrorCode::ReadOnlyIndex)
     ));
     let long = Request::ExtendPCR {

@@ -240,3 +240,15 @@ pub(crate) fn module(name: &str, depends: &str, device_ids: &[u32]) -> Vec<u8> {
     elf.extend_from_slice(&headers);
     elf
 }
+
+/// The error and its causes, as a program prints them.
+#[cfg(feature = "build")]
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
+}

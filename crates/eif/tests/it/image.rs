@@ -1,22 +1,21 @@
 //! Assembling images: what the guest will see, whatever the source, and what hostile sources cannot do.
 
 use std::collections::BTreeMap;
-use std::error::Error;
 use std::fs;
 use std::io::Cursor;
 use std::os::unix::fs::{PermissionsExt, symlink};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use enclos_api::config::EnclaveConfig;
 use enclos_eif::image::{
-    App, BuildConfig, BuildSpec, Built, ConfigError, DEFAULT_CMDLINE, GuestBinaries, ImageError,
-    ModuleError, assemble, assemble_signed, retarget_nsm,
+    App, BuildConfig, BuildSpec, Built, DEFAULT_CMDLINE, GuestBinaries, ImageError, assemble,
+    assemble_signed, retarget_nsm,
 };
 use enclos_eif::{Eif, Measurements, Signer, inspect, measure};
 use serde_json::{Value, json};
 use tar::{EntryType, Header};
 
-use crate::common::{CpioEntry, Pack, bzimage, cpio_map, module, pack, vmlinux};
+use crate::common::{CpioEntry, Pack, bzimage, chain, cpio_map, module, pack, vmlinux};
 
 /// A folder with kernel, modules and guest programs, ready for [`assemble`].
 struct Bench {
@@ -243,16 +242,6 @@ fn app_config() -> Value {
 /// The image that these layers make.
 fn layered(layers: &[Vec<u8>]) -> Result<Output, ImageError> {
     Bench::new().build_archive(&archive(&layout(&app_config(), layers, <[u8]>::to_vec)))
-}
-
-fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
 }
 
 #[test]
@@ -996,65 +985,4 @@ fn the_nsm_driver_is_bound_to_entropy_devices() {
         retarget_nsm(&original).unwrap(),
         retarget_nsm(&unsigned).unwrap()
     );
-}
-
-#[test]
-fn only_one_device_table_is_retargeted() {
-    for ids in [&[][..], &[4], &[33, 33]] {
-        let error = retarget_nsm(&module("nsm", "", ids)).unwrap_err();
-        let expected = ids.iter().filter(|id| **id == 33).count();
-        assert!(matches!(error, ModuleError::DeviceTable { found } if found == expected));
-    }
-    assert!(matches!(
-        retarget_nsm(b"junk"),
-        Err(ModuleError::Elf { .. })
-    ));
-    let whole = module("nsm", "", &[33]);
-    for len in 0..whole.len() {
-        assert!(retarget_nsm(&whole[..len]).is_err(), "{len}");
-    }
-}
-
-fn load(folder: &Path, text: &str) -> Result<BuildConfig, ConfigError> {
-    let path = folder.join("enclos.toml");
-    fs::write(&path, text).unwrap();
-    BuildConfig::load(&path)
-}
-
-#[test]
-fn enclos_toml_is_read_and_its_mistakes_are_named() {
-    let folder = tempfile::tempdir().unwrap();
-    assert_eq!(load(folder.path(), "").unwrap(), BuildConfig::default());
-    let key = rcgen::KeyPair::generate().unwrap();
-    let certificate = rcgen::CertificateParams::default()
-        .self_signed(&key)
-        .unwrap();
-    fs::write(folder.path().join("ca.pem"), certificate.pem()).unwrap();
-    let kms = "[kms]\nregion = 'us-east-1'\nserver_name = 'kms.enclos.internal'\nca = 'ca.pem'\n";
-    let text = format!(
-        "[app]\ncommand = ['/a', 'b']\nenv = {{ X = '1' }}\n[ingress]\nports = [80]\n{kms}"
-    );
-    let config = load(folder.path(), &text).unwrap();
-    assert_eq!(config.app.command.unwrap(), ["/a", "b"]);
-    assert_eq!(config.ports.unwrap(), [80]);
-    assert_eq!(config.kms.unwrap().ca_pem, certificate.pem());
-    for (text, expected) in [
-        ("[app]\ncomand = []", "unknown field `comand`"),
-        ("[kms]\nregion = 'x'", "missing field"),
-        ("[ingress]\nports = [70000]", "70000"),
-        ("[ingress]\nports = [0]", "ingress.ports"),
-        ("[app]\ncommand = []", "app.command"),
-        ("[app]\nworkdir = 'x'", "app.workdir"),
-        ("[app]\nenv = { 'A=B' = '' }", "app.env"),
-        (&kms.replace("ca.pem", "none.pem"), "none.pem"),
-        (&kms.replace("ca.pem", "enclos.toml"), "no PEM certificate"),
-        (&kms.replace("us-east-1", ""), "kms.region"),
-    ] {
-        let error = load(folder.path(), text).unwrap_err();
-        assert!(
-            chain(&error).contains(expected),
-            "{text}: {}",
-            chain(&error)
-        );
-    }
 }

@@ -1,6 +1,9 @@
 //! Tests of the crate's public face, one module for each part of it.
 
 #[cfg(test)]
+#[cfg(feature = "build")]
+mod build_config;
+#[cfg(test)]
 mod common;
 #[cfg(test)]
 mod cpio;
@@ -9,6 +12,9 @@ mod cpio;
 mod image;
 #[cfg(test)]
 mod kernel;
+#[cfg(test)]
+#[cfg(feature = "build")]
+mod modules;
 #[cfg(test)]
 mod ramdisk;
 #[cfg(test)]
