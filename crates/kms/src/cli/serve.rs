@@ -42,7 +42,7 @@ pub(super) struct Arguments {
     dev: bool,
 
     /// A second listener as --dev makes it, beside the one with TLS
-    #[arg(long, alias = "dev-http", value_name = "ADDR:PORT")]
+    #[arg(long, value_name = "ADDR:PORT")]
     dev_listen: Option<SocketAddr>,
 
     /// Certificate chain of the server, PEM. By default one is issued by DATA/tls/ca.pem
