@@ -16,7 +16,7 @@ const FUNCTION_LINES: usize = 80;
 /// Folders with Rust source of this project.
 const SOURCES: [&str; 5] = ["crates", "e2e", "xtask", "examples", "fuzz"];
 
-/// Checks every Rust file outside `target` folders.
+/// Checks every Rust file outside `target` and `tests` folders.
 pub(crate) fn check(workspace: &Workspace) -> Result<()> {
     let mut files = Vec::new();
     for folder in SOURCES.iter().map(|folder| workspace.path(folder)) {
@@ -49,13 +49,21 @@ fn collect(folder: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
     };
     for entry in entries {
         let path = entry?.path();
-        if path.is_dir() && !path.ends_with("target") {
-            collect(&path, files)?;
-        } else if path.extension().is_some_and(|extension| extension == "rs") {
+        if path.is_dir() {
+            if !["target", "tests"].iter().any(|name| path.ends_with(name)) {
+                collect(&path, files)?;
+            }
+        } else if is_source(&path) {
             files.push(path);
         }
     }
     Ok(())
+}
+
+/// Tests in files of their own do not count, as those inside a module do not.
+fn is_source(path: &Path) -> bool {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    name.ends_with(".rs") && !name.ends_with("tests.rs")
 }
 
 fn findings(text: &str) -> Vec<String> {
