@@ -72,7 +72,7 @@ fn documentation(workspace: &Workspace) -> Result<()> {
 }
 
 /// Licences, sources and duplicates by deny.toml. cargo-deny takes minutes to build, so it is used where it is
-/// installed and its absence is said, not hidden. The advisories need a database from the Internet and have their own job.
+/// installed and its absence is said, not hidden. Advisories are left out: their database is on the Internet.
 fn deny(workspace: &Workspace, report: &mut Report) -> Result<()> {
     if !Shell::cargo(workspace)
         .args(["deny", "--version"])
