@@ -1,9 +1,13 @@
 //! How much sooner an enclave is up than stock QEMU with the same kernel and the same files.
 //!
-//! Both sides boot Debian's cloud kernel with the Rust example's two ramdisks on one vCPU with 256 MiB. Stock QEMU gets
+//! Both sides boot the image's kernel with the Rust example's two ramdisks on one vCPU with 256 MiB. Stock QEMU gets
 //! what one would give it: the bzImage and one gzip initrd, whose `/init` prints a line at once. Runs alternate, so
 //! that whatever else the machine does meets both. What is compared is the time to init; the enclave's time to the
 //! first HTTP 200 is printed beside it.
+//!
+//! Stock QEMU's boots hang now and then, for two reasons that the engine avoids. `microvm` puts the initrd where SeaBIOS
+//! puts the ACPI tables: here the firmware is qboot and the initrd is padded to whole pages, or no comparison would be
+//! possible. And on a busy host the kernel may fail to calibrate its clock: such a boot is ended, counted and repeated.
 
 #![forbid(unsafe_code)]
 #![expect(
@@ -30,6 +34,15 @@ use enclos_eif::{Eif, ramdisk};
 /// Ramdisks of the example are a few megabytes; this stops a damaged one.
 const MAX_RAMDISK: u64 = 256 << 20;
 
+/// Alignment of the initrd: the room that is left above it then holds the ACPI tables.
+const PAGE: usize = 4096;
+
+/// How long a boot of stock QEMU may take before it counts as hung: many times what it takes.
+const HANG: Duration = Duration::from_secs(30);
+
+/// Boots of stock QEMU that may hang in a row.
+const TRIES: u32 = 5;
+
 /// Time to the first answer of an enclave, against stock QEMU with the same kernel and files.
 #[derive(Debug, Parser)]
 struct Arguments {
@@ -45,7 +58,7 @@ fn main() -> Result<()> {
     let stack = Stack::start(&bench)?;
     let builder = Builder::new(&bench, stack.dir.join("images"), stack.kms.ca())?;
     let image = builder.rust_backend("rust-backend", |_| Ok(()))?;
-    let plain = Plain::new(&bench, &stack, &image)?;
+    let mut plain = Plain::new(&bench, &stack, &image)?;
     let (mut init, mut answer, mut stock) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..arguments.runs.max(1) {
         stock.push(plain.boot()?);
@@ -66,6 +79,9 @@ fn main() -> Result<()> {
     report("enclave, run-enclave to init", &mut init);
     report("stock QEMU, start to init", &mut stock);
     report("enclave, run-enclave to first HTTP 200", &mut answer);
+    if plain.hung > 0 {
+        println!("{} boots of stock QEMU hung and were repeated", plain.hung);
+    }
     Ok(())
 }
 
@@ -92,6 +108,7 @@ struct Plain {
     kernel: PathBuf,
     initrd: PathBuf,
     log: PathBuf,
+    hung: u32,
 }
 
 impl Plain {
@@ -119,15 +136,29 @@ impl Plain {
             Duration::from_secs(60),
         )?;
         let initrd = initrd.with_extension("cpio.gz");
+        pad(&initrd)?;
         Ok(Self {
             kernel,
             initrd,
             log: stack.dir.join("plain.log"),
+            hung: 0,
         })
     }
 
-    /// Starts it and returns when init's first line came.
-    fn boot(&self) -> Result<Duration> {
+    /// Time from start to init's first line, of the first boot that does not hang.
+    fn boot(&mut self) -> Result<Duration> {
+        let mut outcome = self.boot_once();
+        for _ in 1..TRIES {
+            if outcome.is_ok() {
+                break;
+            }
+            self.hung += 1;
+            outcome = self.boot_once();
+        }
+        outcome
+    }
+
+    fn boot_once(&self) -> Result<Duration> {
         let mut qemu = Command::new("qemu-system-x86_64");
         qemu.args([
             "-M", "microvm", "-accel", "tcg", "-cpu", "max", "-smp", "1", "-m", "256",
@@ -145,15 +176,22 @@ impl Plain {
             "-serial",
             "stdio",
         ]);
+        qemu.args(["-bios", "qboot.rom"]);
         let start = Instant::now();
         let vm = Child::start("qemu", qemu, &self.log)?;
-        let limit = Duration::from_secs(60);
-        wait::until("init's first line", limit, || {
+        wait::until("init's first line", HANG, || {
             Ok(vm.log().contains("e2e-guest:").then_some(()))
         })
         .with_context(|| vm.log())?;
         Ok(start.elapsed())
     }
+}
+
+/// Fills the file's last page with zeros, which Linux skips.
+fn pad(path: &Path) -> Result<()> {
+    let len = usize::try_from(fs::metadata(path)?.len())?;
+    let file = File::options().write(true).open(path)?;
+    Ok(file.set_len(u64::try_from(len.next_multiple_of(PAGE))?)?)
 }
 
 /// An archive whose `/init` replaces the one before it: a static program that prints a line and ends.
