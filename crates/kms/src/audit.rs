@@ -9,6 +9,7 @@ use time::format_description::well_known::Rfc3339;
 
 use crate::arn::{PrincipalArn, PrincipalKind};
 use crate::error::{ApiError, ErrorKind};
+use crate::ops;
 use crate::policy::{Effect, FailedCondition, Outcome, StatementReport};
 use crate::store::AuditRow;
 
@@ -39,20 +40,6 @@ const SHOWN: &[&str] = &[
     "SourceEncryptionContext",
     "SourceKeyId",
     "TargetKeyId",
-];
-
-/// Operations that change something; all others are `readOnly`.
-const WRITES: &[&str] = &[
-    "CancelKeyDeletion",
-    "CreateAlias",
-    "CreateKey",
-    "DeleteAlias",
-    "DisableKey",
-    "EnableKey",
-    "PutKeyPolicy",
-    "ScheduleKeyDeletion",
-    "UpdateAlias",
-    "UpdateKeyDescription",
 ];
 
 /// An event in the making.
@@ -103,7 +90,7 @@ impl Draft {
             "responseElements": self.response,
             "requestID": self.request_id,
             "eventID": self.event_id,
-            "readOnly": !WRITES.contains(&self.operation.as_str()),
+            "readOnly": ops::effect(&self.operation).is_some_and(|effect| effect != ops::Effect::Writes),
             "resources": self.resources.iter().map(|arn| resource(arn)).collect::<Vec<_>>(),
             "eventType": "AwsApiCall",
             "managementEvent": true,

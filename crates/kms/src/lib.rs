@@ -29,7 +29,7 @@ pub mod crypto;
 pub mod error;
 mod input;
 pub mod keyring;
-mod ops;
+pub mod ops;
 pub mod policy;
 pub mod principals;
 pub mod recipient;

@@ -227,7 +227,7 @@ fn operation(headers: &HeaderMap) -> Result<&str, ApiError> {
         .get("x-amz-target")
         .and_then(|value| value.to_str().ok())
         .and_then(|target| target.strip_prefix("TrentService."))
-        .filter(|operation| ops::is_known(operation))
+        .filter(|operation| ops::effect(operation).is_some())
         .ok_or_else(|| ApiError::bare(ErrorKind::UnknownOperation))
 }
 

@@ -11,108 +11,113 @@ use crate::error::{ApiError, ErrorKind};
 use crate::input::Input;
 use crate::service::Call;
 
-/// Operations of AWS KMS that this server knows by name and refuses.
-const UNSUPPORTED: &[&str] = &[
-    "ConnectCustomKeyStore",
-    "CreateCustomKeyStore",
-    "CreateGrant",
-    "Decapsulate",
-    "DeleteCustomKeyStore",
-    "DeleteImportedKeyMaterial",
-    "DeriveSharedSecret",
-    "DescribeCustomKeyStores",
-    "DisableKeyRotation",
-    "DisconnectCustomKeyStore",
-    "EnableKeyRotation",
-    "Encapsulate",
-    "GenerateDataKeyPair",
-    "GenerateDataKeyPairWithoutPlaintext",
-    "GenerateMac",
-    "GetKeyLastUsage",
-    "GetKeyRotationStatus",
-    "GetParametersForImport",
-    "GetPublicKey",
-    "ImportKeyMaterial",
-    "ListGrants",
-    "ListKeyRotations",
-    "ListResourceTags",
-    "ListRetirableGrants",
-    "ReplicateKey",
-    "RetireGrant",
-    "RevokeGrant",
-    "RotateKeyOnDemand",
-    "Sign",
-    "TagResource",
-    "UntagResource",
-    "UpdateCustomKeyStore",
-    "UpdatePrimaryRegion",
-    "Verify",
-    "VerifyMac",
-];
-
-/// Operations that this server does.
-const SUPPORTED: &[&str] = &[
-    "CancelKeyDeletion",
-    "CreateAlias",
-    "CreateKey",
-    "Decrypt",
-    "DeleteAlias",
-    "DescribeKey",
-    "DisableKey",
-    "EnableKey",
-    "Encrypt",
-    "GenerateDataKey",
-    "GenerateDataKeyWithoutPlaintext",
-    "GenerateRandom",
-    "GetKeyPolicy",
-    "ListAliases",
-    "ListKeyPolicies",
-    "ListKeys",
-    "PutKeyPolicy",
-    "ReEncrypt",
-    "ScheduleKeyDeletion",
-    "UpdateAlias",
-    "UpdateKeyDescription",
-];
-
-/// Whether AWS KMS has such an operation.
-pub(crate) fn is_known(operation: &str) -> bool {
-    SUPPORTED.contains(&operation) || UNSUPPORTED.contains(&operation)
+/// What an operation does to the KMS.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Effect {
+    /// Nothing: it looks, or computes with a key.
+    Reads,
+    /// It changes keys or what belongs to them.
+    Writes,
+    /// Nothing: AWS KMS could, this server cannot.
+    Refused,
 }
 
-/// Runs an operation.
-pub(crate) async fn dispatch(
-    operation: &str,
-    call: &mut Call<'_>,
-    input: Input,
-) -> Result<Value, ApiError> {
-    match operation {
-        "CancelKeyDeletion" => keys::cancel_deletion(call, input).await,
-        "CreateAlias" => aliases::create(call, input).await,
-        "CreateKey" => keys::create(call, input).await,
-        "Decrypt" => crypto::decrypt(call, input),
-        "DeleteAlias" => aliases::delete(call, input).await,
-        "DescribeKey" => keys::describe(call, input),
-        "DisableKey" => keys::set_enabled(call, input, false).await,
-        "EnableKey" => keys::set_enabled(call, input, true).await,
-        "Encrypt" => crypto::encrypt(call, input),
-        "GenerateDataKey" => crypto::generate_data_key(call, input, true),
-        "GenerateDataKeyWithoutPlaintext" => crypto::generate_data_key(call, input, false),
-        "GenerateRandom" => crypto::generate_random(call, input),
-        "GetKeyPolicy" => policies::get(call, input),
-        "ListAliases" => aliases::list(call, input).await,
-        "ListKeyPolicies" => policies::list(call, input),
-        "ListKeys" => keys::list(call, input).await,
-        "PutKeyPolicy" => policies::put(call, input).await,
-        "ReEncrypt" => crypto::re_encrypt(call, input),
-        "ScheduleKeyDeletion" => keys::schedule_deletion(call, input).await,
-        "UpdateAlias" => aliases::update(call, input).await,
-        "UpdateKeyDescription" => keys::update_description(call, input).await,
-        other => Err(ApiError::new(
-            ErrorKind::UnsupportedOperation,
-            format!("{other} is not supported by this version of Enclos KMS."),
-        )),
-    }
+/// The one list of operations: name, effect, and what runs. From it follow which names are known, which are
+/// `readOnly` in the audit trail, and what the fuzzers try.
+macro_rules! operations {
+    ($($name:literal $effect:ident $(|$call:ident, $input:ident| $run:expr)?;)*) => {
+        /// Every operation of AWS KMS and what it does here.
+        pub const OPERATIONS: &[(&str, Effect)] = &[$(($name, Effect::$effect)),*];
+
+        /// Runs an operation.
+        pub(crate) async fn dispatch(
+            operation: &str,
+            call: &mut Call<'_>,
+            input: Input,
+        ) -> Result<Value, ApiError> {
+            match operation {
+                $($($name => {
+                    let ($call, $input) = (call, input);
+                    $run
+                })?)*
+                other => refuse(other),
+            }
+        }
+    };
+}
+
+operations! {
+    "CancelKeyDeletion" Writes |call, input| keys::cancel_deletion(call, input).await;
+    "ConnectCustomKeyStore" Refused;
+    "CreateAlias" Writes |call, input| aliases::create(call, input).await;
+    "CreateCustomKeyStore" Refused;
+    "CreateGrant" Refused;
+    "CreateKey" Writes |call, input| keys::create(call, input).await;
+    "Decapsulate" Refused;
+    "Decrypt" Reads |call, input| crypto::decrypt(call, input);
+    "DeleteAlias" Writes |call, input| aliases::delete(call, input).await;
+    "DeleteCustomKeyStore" Refused;
+    "DeleteImportedKeyMaterial" Refused;
+    "DeriveSharedSecret" Refused;
+    "DescribeCustomKeyStores" Refused;
+    "DescribeKey" Reads |call, input| keys::describe(call, input);
+    "DisableKey" Writes |call, input| keys::set_enabled(call, input, false).await;
+    "DisableKeyRotation" Refused;
+    "DisconnectCustomKeyStore" Refused;
+    "EnableKey" Writes |call, input| keys::set_enabled(call, input, true).await;
+    "EnableKeyRotation" Refused;
+    "Encapsulate" Refused;
+    "Encrypt" Reads |call, input| crypto::encrypt(call, input);
+    "GenerateDataKey" Reads |call, input| crypto::generate_data_key(call, input, true);
+    "GenerateDataKeyPair" Refused;
+    "GenerateDataKeyPairWithoutPlaintext" Refused;
+    "GenerateDataKeyWithoutPlaintext" Reads |call, input| crypto::generate_data_key(call, input, false);
+    "GenerateMac" Refused;
+    "GenerateRandom" Reads |call, input| crypto::generate_random(call, input);
+    "GetKeyLastUsage" Refused;
+    "GetKeyPolicy" Reads |call, input| policies::get(call, input);
+    "GetKeyRotationStatus" Refused;
+    "GetParametersForImport" Refused;
+    "GetPublicKey" Refused;
+    "ImportKeyMaterial" Refused;
+    "ListAliases" Reads |call, input| aliases::list(call, input).await;
+    "ListGrants" Refused;
+    "ListKeyPolicies" Reads |call, input| policies::list(call, input);
+    "ListKeyRotations" Refused;
+    "ListKeys" Reads |call, input| keys::list(call, input).await;
+    "ListResourceTags" Refused;
+    "ListRetirableGrants" Refused;
+    "PutKeyPolicy" Writes |call, input| policies::put(call, input).await;
+    "ReEncrypt" Reads |call, input| crypto::re_encrypt(call, input);
+    "ReplicateKey" Refused;
+    "RetireGrant" Refused;
+    "RevokeGrant" Refused;
+    "RotateKeyOnDemand" Refused;
+    "ScheduleKeyDeletion" Writes |call, input| keys::schedule_deletion(call, input).await;
+    "Sign" Refused;
+    "TagResource" Refused;
+    "UntagResource" Refused;
+    "UpdateAlias" Writes |call, input| aliases::update(call, input).await;
+    "UpdateCustomKeyStore" Refused;
+    "UpdateKeyDescription" Writes |call, input| keys::update_description(call, input).await;
+    "UpdatePrimaryRegion" Refused;
+    "Verify" Refused;
+    "VerifyMac" Refused;
+}
+
+fn refuse(operation: &str) -> Result<Value, ApiError> {
+    Err(ApiError::new(
+        ErrorKind::UnsupportedOperation,
+        format!("{operation} is not supported by this version of Enclos KMS."),
+    ))
+}
+
+/// What an operation does; `None` if AWS KMS has none of that name.
+pub(crate) fn effect(operation: &str) -> Option<Effect> {
+    let at = OPERATIONS
+        .binary_search_by_key(&operation, |(name, _)| name)
+        .ok()?;
+    OPERATIONS.get(at).map(|(_, effect)| *effect)
 }
 
 /// `Limit` and `Marker` of a list, the marker decoded.
@@ -137,4 +142,16 @@ fn decode_marker(marker: &str) -> Result<String, ApiError> {
                 format!("Invalid marker '{marker}'"),
             )
         })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_list_is_sorted() {
+        assert!(OPERATIONS.is_sorted());
+        assert_eq!(effect("Encrypt"), Some(Effect::Reads));
+        assert_eq!(effect("Nonsense"), None);
+    }
 }
