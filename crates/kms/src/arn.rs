@@ -163,17 +163,21 @@ pub struct PrincipalArn {
     arn: Arc<str>,
     account: Arc<str>,
     kind: PrincipalKind,
+    /// The ARN of a session's role.
+    role: Option<Arc<str>>,
 }
 
-/// The kinds of principals that can hold access keys here.
+/// The kinds of principals that call here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PrincipalKind {
     /// The account itself: `arn:aws:iam::ACCOUNT:root`.
     Root,
     /// `arn:aws:iam::ACCOUNT:user/NAME`.
     User,
-    /// `arn:aws:iam::ACCOUNT:role/NAME`.
+    /// `arn:aws:iam::ACCOUNT:role/NAME`, by an access key of its own.
     Role,
+    /// `arn:aws:sts::ACCOUNT:assumed-role/NAME/SESSION`.
+    Session,
 }
 
 /// Why a text is not the ARN of a principal.
@@ -191,6 +195,24 @@ impl PrincipalArn {
             arn: format!("arn:aws:iam::{account}:root").into(),
             account: account.into(),
             kind: PrincipalKind::Root,
+            role: None,
+        }
+    }
+
+    /// A session of a role. As on AWS its ARN leaves out the role's path.
+    #[must_use]
+    pub fn session(role: &Self, name: &str) -> Self {
+        let partition = role.arn.split(':').nth(1).unwrap_or("aws");
+        let arn = format!(
+            "arn:{partition}:sts::{}:assumed-role/{}/{name}",
+            role.account,
+            role.name()
+        );
+        Self {
+            arn: arn.into(),
+            account: Arc::clone(&role.account),
+            kind: PrincipalKind::Session,
+            role: Some(Arc::clone(&role.arn)),
         }
     }
 
@@ -217,6 +239,7 @@ impl PrincipalArn {
             arn: text.into(),
             account: account.into(),
             kind,
+            role: None,
         })
     }
 
@@ -232,7 +255,13 @@ impl PrincipalArn {
         &self.account
     }
 
-    /// Root, user or role.
+    /// The ARN of a session's role.
+    #[must_use]
+    pub fn role(&self) -> Option<&str> {
+        self.role.as_deref()
+    }
+
+    /// Root, user, role or session.
     #[must_use]
     pub fn kind(&self) -> PrincipalKind {
         self.kind

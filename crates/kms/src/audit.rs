@@ -3,12 +3,16 @@
 //! A [`Draft`] collects what a handler learns: the key, the enclave's measurements, why access was denied.
 //! Only parameters on [`SHOWN`] reach the event; plaintexts, ciphertexts and documents never do.
 
+use std::sync::Arc;
+
 use serde_json::{Map, Value, json};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use crate::arn::{PrincipalArn, PrincipalKind};
+use crate::authz::Layer;
 use crate::error::{ApiError, ErrorKind};
+use crate::grants::{Grant, Refusal};
 use crate::ops;
 use crate::policy::{Effect, FailedCondition, Outcome, StatementReport};
 use crate::store::AuditRow;
@@ -25,17 +29,25 @@ const SHOWN: &[&str] = &[
     "DryRun",
     "EncryptionAlgorithm",
     "EncryptionContext",
+    "Constraints",
+    "GrantId",
+    "GranteePrincipal",
+    "GranteeServicePrincipal",
     "KeyId",
     "KeySpec",
     "KeyUsage",
     "Limit",
     "Marker",
     "MultiRegion",
+    "Name",
     "NumberOfBytes",
+    "Operations",
     "Origin",
     "PendingWindowInDays",
     "Policy",
     "PolicyName",
+    "RetiringPrincipal",
+    "RetiringServicePrincipal",
     "SourceEncryptionAlgorithm",
     "SourceEncryptionContext",
     "SourceKeyId",
@@ -117,6 +129,7 @@ impl Draft {
             PrincipalKind::Root => "Root",
             PrincipalKind::User => "IAMUser",
             PrincipalKind::Role => "Role",
+            PrincipalKind::Session => "AssumedRole",
         };
         json!({
             "type": kind,
@@ -170,13 +183,65 @@ pub(crate) fn shown_parameters(members: &Map<String, Value>) -> Value {
     }
 }
 
-/// What the statements of a key policy made of a denied call.
-pub(crate) fn denial(action: &str, reason: &str, reports: &[StatementReport]) -> Value {
-    json!({
+/// What the key policy's statements, the caller's own policies and grants made of a denied call.
+pub(crate) fn denial(
+    action: &str,
+    reason: &str,
+    reports: &[StatementReport],
+    own: &[(Layer, String, Vec<StatementReport>)],
+    grants: &[(Arc<Grant>, Refusal)],
+) -> Value {
+    let mut denial = json!({
         "action": action,
         "reason": reason,
         "statements": reports.iter().map(statement).collect::<Vec<_>>(),
-    })
+    });
+    let Some(members) = denial.as_object_mut() else {
+        return denial;
+    };
+    if !own.is_empty() {
+        let policies: Vec<Value> = own
+            .iter()
+            .map(|(layer, name, reports)| {
+                json!({
+                    "policy": name,
+                    "type": layer_name(*layer),
+                    "statements": reports.iter().map(statement).collect::<Vec<_>>(),
+                })
+            })
+            .collect();
+        members.insert("policies".to_owned(), policies.into());
+    }
+    if !grants.is_empty() {
+        let grants: Vec<Value> = grants
+            .iter()
+            .take(GRANTS_SHOWN)
+            .map(|(grant, refusal)| json!({ "grantId": grant.id, "outcome": refusal_text(*refusal) }))
+            .collect();
+        members.insert("grants".to_owned(), grants.into());
+    }
+    denial
+}
+
+/// Most grants that a denial explains.
+const GRANTS_SHOWN: usize = 20;
+
+fn layer_name(layer: Layer) -> &'static str {
+    match layer {
+        Layer::Resource => "resource",
+        Layer::Identity => "identity",
+        Layer::Boundary => "permissions boundary",
+        Layer::Session => "session",
+    }
+}
+
+fn refusal_text(refusal: Refusal) -> &'static str {
+    match refusal {
+        Refusal::Operation => "is about other operations",
+        Refusal::EncryptionContext => "its constraint wants another encryption context",
+        Refusal::SourceArn => "its SourceArn constraint is for requests of AWS services",
+        Refusal::WiderGrant => "the new grant would allow more than it does",
+    }
 }
 
 fn statement(report: &StatementReport) -> Value {

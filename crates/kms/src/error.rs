@@ -26,6 +26,8 @@ pub enum ErrorKind {
     InvalidArn,
     /// The ciphertext, or its encryption context, is not what was encrypted.
     InvalidCiphertext,
+    /// The grant id is none.
+    InvalidGrantId,
     /// The grant token is not ours.
     InvalidGrantToken,
     /// The key cannot be used in this way.
@@ -78,6 +80,7 @@ impl ErrorKind {
             Self::InvalidAliasName => "InvalidAliasNameException",
             Self::InvalidArn => "InvalidArnException",
             Self::InvalidCiphertext => "InvalidCiphertextException",
+            Self::InvalidGrantId => "InvalidGrantIdException",
             Self::InvalidGrantToken => "InvalidGrantTokenException",
             Self::InvalidKeyUsage => "InvalidKeyUsageException",
             Self::InvalidMarker => "InvalidMarkerException",

@@ -277,26 +277,48 @@ impl Input {
         );
     }
 
-    /// Grant tokens: none has been issued by this server, so all are checked for form only.
-    pub(crate) fn grant_tokens(&mut self) -> Result<Vec<String>, ApiError> {
-        let name = "GrantTokens";
-        let tokens = match self.member(name) {
-            None => return Ok(Vec::new()),
-            Some(Value::Array(list)) => list
-                .iter()
-                .map(|item| {
-                    item.as_str()
-                        .map(str::to_owned)
-                        .ok_or_else(|| cannot_convert(item, "a String"))
-                })
-                .collect::<Result<Vec<_>, _>>()?,
+    /// An optional list of strings.
+    pub(crate) fn strings(&self, name: &str) -> Result<Option<Vec<String>>, ApiError> {
+        let list = match self.member(name) {
+            None => return Ok(None),
+            Some(Value::Array(list)) => list,
             Some(other) => return Err(cannot_convert(other, "a List")),
         };
+        let text = |item: &Value| item.as_str().map(str::to_owned);
+        list.iter()
+            .map(|item| text(item).ok_or_else(|| cannot_convert(item, "a String")))
+            .collect::<Result<Vec<_>, _>>()
+            .map(Some)
+    }
+
+    /// A list of enumeration values that must be there.
+    pub(crate) fn required_choices(
+        &mut self,
+        name: &str,
+        values: &[&str],
+    ) -> Result<Vec<String>, ApiError> {
+        let list = self.strings(name)?;
+        let unknown = |item: &String| !values.contains(&item.as_str());
+        if let Some(items) = list.as_ref().filter(|items| items.iter().any(unknown)) {
+            let shown = format!("'[{}]'", items.join(", "));
+            let constraint = format!(
+                "satisfy constraint: [Member must satisfy enum value set: [{}]]",
+                values.join(", ")
+            );
+            self.violate(&shown, name, &constraint);
+        }
+        Ok(self.require(name, list))
+    }
+
+    /// Grant tokens, by number and form. Whether they are ours is asked when they count.
+    pub(crate) fn grant_tokens(&mut self) -> Result<(), ApiError> {
+        let name = "GrantTokens";
+        let tokens = self.strings(name)?.unwrap_or_default();
         if tokens.len() > GRANT_TOKENS_MAX {
             let shown = format!("'[{}]'", tokens.join(", "));
             self.check_length(name, &shown, tokens.len(), 0, GRANT_TOKENS_MAX);
         }
-        Ok(tokens)
+        Ok(())
     }
 
     /// Whether a member is there and not empty.

@@ -78,6 +78,9 @@ pub enum LoadError {
     /// The store.
     #[error("cannot read the keys")]
     Store(#[from] StoreError),
+    /// A grant.
+    #[error(transparent)]
+    Grant(#[from] crate::grants::GrantLoadError),
     /// A material does not open.
     #[error("cannot open the material of key {key}")]
     Unseal {

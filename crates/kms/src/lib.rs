@@ -11,7 +11,9 @@
 //! |---|---|
 //! | [`service`] | one request from bytes to answer |
 //! | [`sigv4`] | signatures |
-//! | [`policy`] | key policies |
+//! | [`policy`] | the policy language |
+//! | [`grants`] | grants |
+//! | [`authz`] | the decision over all policies and grants |
 //! | [`recipient`] | attestation documents and sealed answers |
 //! | [`crypto`] | sealing at rest, ciphertexts, CMS |
 //! | [`store`] | durability |
@@ -24,9 +26,11 @@
 
 pub mod arn;
 mod audit;
+pub mod authz;
 pub mod cli;
 pub mod crypto;
 pub mod error;
+pub mod grants;
 mod input;
 pub mod keyring;
 pub mod ops;

@@ -17,12 +17,14 @@ use time::OffsetDateTime;
 
 use crate::arn::{KeyRef, Place, PrincipalArn, PrincipalKind};
 use crate::audit::{self, Draft};
+use crate::authz::{self, Ask, Identity};
 use crate::crypto::seal::RootKey;
 use crate::error::{ApiError, Chain, ErrorKind};
+use crate::grants::{self, Grant, Grants, Reach, Terms, Use};
 use crate::input::Input;
 use crate::keyring::{Key, Keyring, LoadError};
 use crate::ops;
-use crate::policy::{Context, Question, Verdict};
+use crate::policy::{Context, Question};
 use crate::principals::Principals;
 use crate::recipient::{Attested, Trust};
 use crate::sigv4::{self, Authorization};
@@ -74,6 +76,7 @@ pub struct Answer {
 pub struct Service {
     pub(crate) store: Store,
     pub(crate) keys: Keyring,
+    pub(crate) grants: Grants,
     pub(crate) root: Arc<RootKey>,
     pub(crate) trust: Trust,
     principals: Principals,
@@ -88,11 +91,13 @@ impl Service {
     /// If a stored key cannot be used.
     pub async fn new(store: Store, root: RootKey, trust: Trust) -> Result<Self, LoadError> {
         let keys = Keyring::load(&store, &root).await?;
+        let grants = Grants::load(store.grants().await?)?;
         let root = Arc::new(root);
         let principals = Principals::new(store.clone(), Arc::clone(&root));
         Ok(Self {
             store,
             keys,
+            grants,
             root,
             trust,
             principals,
@@ -146,12 +151,15 @@ impl Service {
             denial: None,
         };
         let here = Place::new(Arc::clone(caller.account()), region);
+        let grant_tokens = grant_tokens(&input);
         let secure = request.channel == Channel::Tls;
         let mut call = Call {
             service: self,
             caller,
+            identity: Arc::default(),
             here,
             now,
+            grant_tokens,
             source: request.source,
             secure,
             draft,
@@ -215,6 +223,7 @@ impl Service {
                 .change(Change::DeleteKey(key.row.id.clone()), audit)
                 .await?;
             self.keys.remove(key);
+            self.grants.remove_key(&key.row.id);
             tracing::info!(key = %key.arn, "key deleted, its waiting period is over");
         }
         Ok(due.len())
@@ -229,6 +238,13 @@ fn operation(headers: &HeaderMap) -> Result<&str, ApiError> {
         .and_then(|target| target.strip_prefix("TrentService."))
         .filter(|operation| ops::effect(operation).is_some())
         .ok_or_else(|| ApiError::bare(ErrorKind::UnknownOperation))
+}
+
+/// Grant tokens that came along. Operations that take some have checked their form by the time they count.
+fn grant_tokens(input: &Input) -> Vec<String> {
+    let list = input.members.get("GrantTokens").and_then(Value::as_array);
+    let tokens = list.into_iter().flatten().filter_map(Value::as_str);
+    tokens.map(str::to_owned).collect()
 }
 
 fn header(headers: &HeaderMap, name: &str) -> String {
@@ -267,10 +283,13 @@ fn render(request_id: String, result: Result<Value, ApiError>) -> Answer {
 pub(crate) struct Call<'a> {
     pub(crate) service: &'a Service,
     pub(crate) caller: PrincipalArn,
+    /// The caller's own policies.
+    pub(crate) identity: Arc<Identity>,
     /// The caller's account and region.
     pub(crate) here: Place,
     pub(crate) now: OffsetDateTime,
     pub(crate) draft: Draft,
+    grant_tokens: Vec<String>,
     source: IpAddr,
     secure: bool,
     audited: bool,
@@ -288,8 +307,12 @@ pub(crate) struct Facts<'a> {
     pub(crate) attested: Option<&'a Attested>,
     /// The call encrypts or decrypts.
     pub(crate) uses_key: bool,
-    /// Further condition keys.
+    /// Further condition keys; one that occurs several times has several values.
     pub(crate) more: &'a [(&'a str, String)],
+    /// The grant that `CreateGrant` would make.
+    pub(crate) new_grant: Option<&'a Terms>,
+    /// The grant that `RetireGrant` would end.
+    pub(crate) retired: Option<&'a Arc<Grant>>,
 }
 
 impl Call<'_> {
@@ -326,45 +349,48 @@ impl Call<'_> {
         audit::unix_ms(self.now)
     }
 
-    /// Asks a key's policy.
+    /// Asks the key's policy, the caller's own policies and grants.
     pub(crate) fn authorize(
         &mut self,
         key: &Key,
         action: &str,
         facts: &Facts<'_>,
     ) -> Result<(), ApiError> {
-        let context = if key.policy.has_conditions() {
+        self.check_grant_tokens()?;
+        let context = if key.policy.has_conditions() || self.identity.has_conditions() {
             self.context(Some(key), facts)
         } else {
             Context::default()
         };
-        let question = Question {
-            principal: &self.caller,
-            action,
-            resource: &key.arn,
-            context: &context,
+        let ask = Ask {
+            question: &Question {
+                principal: &self.caller,
+                action,
+                resource: &key.arn,
+                context: &context,
+            },
+            policy: &key.policy,
+            identity: &self.identity,
+            same_account: key.place.account == *self.caller.account(),
         };
-        let verdict = key.policy.evaluate(&question);
-        let same_account = key.place.account == *self.caller.account();
-        // Without identity policies only an account's root user holds the permissions that they would give.
-        let identity_allows = self.caller.kind() == PrincipalKind::Root;
-        let reason = match verdict {
-            Verdict::Allow if same_account || identity_allows => {
-                warn_of_debug_document(key, action, facts);
-                return Ok(());
-            }
-            Verdict::ExplicitDeny => "with an explicit deny in a resource-based policy",
-            Verdict::ImplicitDeny => {
-                &format!("because no resource-based policy allows the {action} action")
-            }
-            Verdict::Delegated if key.policy.names(&question) => {
-                &format!("because no resource-based policy allows the {action} action")
-            }
-            Verdict::Allow | Verdict::Delegated => {
-                &format!("because no identity-based policy allows the {action} action")
-            }
+        let mut refusing = Vec::new();
+        let decision = ask.decide(|| {
+            let (admitting, others) = self.admitting_grants(key, action, facts);
+            refusing = others;
+            admitting
+        });
+        let Err(refused) = decision else {
+            warn_of_debug_document(key, action, facts);
+            return Ok(());
         };
-        let reports = key.policy.explain(&question);
+        let reason = refused.because(action);
+        let told = if ask.same_account {
+            reason.as_str()
+        } else {
+            FOREIGN_DENIAL
+        };
+        let error = access_denied(&self.caller, action, &key.arn, told);
+        let reports = key.policy.explain(ask.question);
         tracing::warn!(
             request_id = %self.draft.request_id,
             caller = %self.caller,
@@ -373,21 +399,86 @@ impl Call<'_> {
             why = %audit::denial_line(&reports),
             "access denied"
         );
-        self.draft.denial = Some(audit::denial(action, reason, &reports));
-        let told = if same_account { reason } else { FOREIGN_DENIAL };
-        Err(access_denied(&self.caller, action, &key.arn, told))
+        let own = self.identity.explain(ask.question);
+        self.draft.denial = Some(audit::denial(action, &reason, &reports, &own, &refusing));
+        Err(error)
     }
 
-    /// Admits calls that concern no key. Identity policies decide these on AWS; here the root user may do all
-    /// of them, and every principal may ask for random bytes.
+    /// Those of the caller's grants on a key that admit an action, and the others.
+    fn admitting_grants(
+        &self,
+        key: &Key,
+        action: &str,
+        facts: &Facts<'_>,
+    ) -> (Vec<Reach>, Vec<(Arc<Grant>, grants::Refusal)>) {
+        let asked = Use {
+            operation: action.strip_prefix("kms:").unwrap_or(action),
+            encryption_context: facts.encryption_context,
+            new_grant: facts.new_grant,
+        };
+        let Some(retired) = facts.retired else {
+            let grants = self.service.grants.of(&key.row.id, &self.caller);
+            return authz::sort_grants(grants, &asked);
+        };
+        let reach = retired.reaches(&self.caller);
+        let own = reach.map(|reach| (Arc::clone(retired), reach));
+        let (mut admitting, refusing) = authz::sort_grants(own.into_iter().collect(), &asked);
+        if retired.retired_by(&self.caller) {
+            admitting.push(Reach::Direct);
+        }
+        if retired.terms.issuing_account == **self.caller.account() {
+            admitting.push(Reach::Account);
+        }
+        (admitting, refusing)
+    }
+
+    /// Every grant token must be of this server. What it stands for is known without it.
+    fn check_grant_tokens(&self) -> Result<(), ApiError> {
+        let ours = |token: &String| grants::open_token(&self.service.root, token).is_some();
+        match self.grant_tokens.iter().all(ours) {
+            true => Ok(()),
+            false => Err(ApiError::new(
+                ErrorKind::InvalidGrantToken,
+                "Grant token is invalid.",
+            )),
+        }
+    }
+
+    /// Asks the caller's own policies about a call that concerns no key. Whoever has none may ask for random bytes.
     pub(crate) fn authorize_without_key(&mut self, action: &str) -> Result<(), ApiError> {
-        if self.caller.kind() == PrincipalKind::Root || action == "kms:GenerateRandom" {
+        self.authorize_on(action, "*", &Facts::default())
+    }
+
+    /// Asks the caller's own policies alone about a resource: an alias, or `*`.
+    pub(crate) fn authorize_on(
+        &mut self,
+        action: &str,
+        resource: &str,
+        facts: &Facts<'_>,
+    ) -> Result<(), ApiError> {
+        if action == "kms:GenerateRandom" && self.identity.is_bare() {
             return Ok(());
         }
-        let reason = format!("because no identity-based policy allows the {action} action");
-        tracing::warn!(request_id = %self.draft.request_id, caller = %self.caller, action, "access denied: only the account's root user may");
-        self.draft.denial = Some(audit::denial(action, &reason, &[]));
-        Err(access_denied(&self.caller, action, "*", &reason))
+        let context = if self.identity.has_conditions() {
+            self.context(None, facts)
+        } else {
+            Context::default()
+        };
+        let question = Question {
+            principal: &self.caller,
+            action,
+            resource,
+            context: &context,
+        };
+        let Err(refused) = self.identity.admits(&question) else {
+            return Ok(());
+        };
+        let reason = refused.because(action);
+        let error = access_denied(&self.caller, action, resource, &reason);
+        tracing::warn!(request_id = %self.draft.request_id, caller = %self.caller, action, resource, %reason, "access denied");
+        let own = self.identity.explain(&question);
+        self.draft.denial = Some(audit::denial(action, &reason, &[], &own, &[]));
+        Err(error)
     }
 
     /// Makes a change durable together with this call's audit row.
@@ -444,7 +535,7 @@ impl Call<'_> {
             attested.add_to(&mut context);
         }
         for (name, value) in facts.more {
-            context.set(name, value);
+            context.add(name, value);
         }
         context
     }
@@ -453,11 +544,13 @@ impl Call<'_> {
         let account = &**self.caller.account();
         context.set("kms:CallerAccount", account);
         context.set("aws:PrincipalAccount", account);
-        context.set("aws:PrincipalArn", self.caller.as_str());
+        // Of a session AWS shows the role.
+        let arn = self.caller.role().unwrap_or(self.caller.as_str());
+        context.set("aws:PrincipalArn", arn);
         let kind = match self.caller.kind() {
             PrincipalKind::Root => "Account",
             PrincipalKind::User => "User",
-            PrincipalKind::Role => "AssumedRole",
+            PrincipalKind::Role | PrincipalKind::Session => "AssumedRole",
         };
         context.set("aws:PrincipalType", kind);
         if self.caller.kind() == PrincipalKind::User {

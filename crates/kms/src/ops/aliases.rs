@@ -1,14 +1,14 @@
 //! Aliases: names that point at keys of their place.
 //!
 //! As on AWS, creating, moving and deleting an alias needs permission on the alias, which only identity
-//! policies give and so only the root user has here, and on every key concerned.
+//! policies give, and on every key concerned.
 
 use std::sync::Arc;
 
 use serde_json::{Value, json};
 
 use super::{decode_marker, encode_marker, page};
-use crate::arn::{KeyRef, PrincipalKind};
+use crate::arn::KeyRef;
 use crate::error::{ApiError, ErrorKind};
 use crate::input::Input;
 use crate::keyring::{Key, alias_missing, seconds};
@@ -23,7 +23,7 @@ pub(crate) async fn create(call: &mut Call<'_>, mut input: Input) -> Result<Valu
     let (name, target) = parameters(&mut input)?;
     let _management = call.service.management.lock().await;
     let key = target_key(call, &target)?;
-    authorize(call, &key, "kms:CreateAlias")?;
+    authorize(call, &name, &key, "kms:CreateAlias")?;
     let arn = call.here.alias_arn(&name);
     if call.service.keys.alias(&call.here, &name).is_some() {
         return Err(ApiError::new(
@@ -52,8 +52,8 @@ pub(crate) async fn update(call: &mut Call<'_>, mut input: Input) -> Result<Valu
     let _management = call.service.management.lock().await;
     let key = target_key(call, &target)?;
     let (alias, old_key) = existing(call, &name)?;
-    authorize(call, &old_key, "kms:UpdateAlias")?;
-    authorize(call, &key, "kms:UpdateAlias")?;
+    authorize(call, &name, &old_key, "kms:UpdateAlias")?;
+    authorize(call, &name, &key, "kms:UpdateAlias")?;
     key.not_pending_deletion()?;
     let alias = AliasRow {
         key_id: key.row.id.clone(),
@@ -73,7 +73,7 @@ pub(crate) async fn delete(call: &mut Call<'_>, mut input: Input) -> Result<Valu
     check_name(&name)?;
     let _management = call.service.management.lock().await;
     let (_, key) = existing(call, &name)?;
-    authorize(call, &key, "kms:DeleteAlias")?;
+    authorize(call, &name, &key, "kms:DeleteAlias")?;
     call.draft
         .resources
         .extend([call.here.alias_arn(&name), key.arn.to_string()]);
@@ -176,9 +176,9 @@ fn existing(call: &Call<'_>, name: &str) -> Result<(Arc<AliasRow>, Arc<Key>), Ap
     Ok((alias, key))
 }
 
-fn authorize(call: &mut Call<'_>, key: &Key, action: &str) -> Result<(), ApiError> {
-    if call.caller.kind() != PrincipalKind::Root {
-        return call.authorize_without_key(action);
-    }
+/// On the alias by the caller's own policies, on the key by its policy too.
+fn authorize(call: &mut Call<'_>, name: &str, key: &Key, action: &str) -> Result<(), ApiError> {
+    let arn = call.here.alias_arn(name);
+    call.authorize_on(action, &arn, &Facts::default())?;
     call.authorize(key, action, &Facts::default())
 }

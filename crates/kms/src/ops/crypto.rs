@@ -318,6 +318,7 @@ fn authorize_use(
         attested,
         uses_key: true,
         more: &more,
+        ..Facts::default()
     };
     call.authorize(key, action, &facts)
 }
@@ -335,6 +336,7 @@ fn authorize_re_encrypt(
         attested: None,
         uses_key: true,
         more: &more,
+        ..Facts::default()
     };
     call.authorize(key, action, &facts)
 }
@@ -361,7 +363,7 @@ fn check_algorithm(key: &Key, algorithm: Option<&str>) -> Result<(), ApiError> {
     }
 }
 
-fn check_dry_run(dry_run: bool) -> Result<(), ApiError> {
+pub(crate) fn check_dry_run(dry_run: bool) -> Result<(), ApiError> {
     if dry_run {
         return Err(ApiError::new(
             ErrorKind::DryRunOperation,

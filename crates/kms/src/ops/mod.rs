@@ -2,6 +2,7 @@
 
 pub(crate) mod aliases;
 pub(crate) mod crypto;
+pub(crate) mod grants;
 pub(crate) mod keys;
 pub(crate) mod policies;
 
@@ -51,7 +52,7 @@ operations! {
     "ConnectCustomKeyStore" Refused;
     "CreateAlias" Writes |call, input| aliases::create(call, input).await;
     "CreateCustomKeyStore" Refused;
-    "CreateGrant" Refused;
+    "CreateGrant" Writes |call, input| grants::create(call, input).await;
     "CreateKey" Writes |call, input| keys::create(call, input).await;
     "Decapsulate" Refused;
     "Decrypt" Reads |call, input| crypto::decrypt(call, input);
@@ -81,17 +82,17 @@ operations! {
     "GetPublicKey" Refused;
     "ImportKeyMaterial" Refused;
     "ListAliases" Reads |call, input| aliases::list(call, input).await;
-    "ListGrants" Refused;
+    "ListGrants" Reads |call, input| grants::list(call, input);
     "ListKeyPolicies" Reads |call, input| policies::list(call, input);
     "ListKeyRotations" Refused;
     "ListKeys" Reads |call, input| keys::list(call, input).await;
     "ListResourceTags" Refused;
-    "ListRetirableGrants" Refused;
+    "ListRetirableGrants" Reads |call, input| grants::list_retirable(call, input);
     "PutKeyPolicy" Writes |call, input| policies::put(call, input).await;
     "ReEncrypt" Reads |call, input| crypto::re_encrypt(call, input);
     "ReplicateKey" Refused;
-    "RetireGrant" Refused;
-    "RevokeGrant" Refused;
+    "RetireGrant" Writes |call, input| grants::retire(call, input).await;
+    "RevokeGrant" Writes |call, input| grants::revoke(call, input).await;
     "RotateKeyOnDemand" Refused;
     "ScheduleKeyDeletion" Writes |call, input| keys::schedule_deletion(call, input).await;
     "Sign" Refused;

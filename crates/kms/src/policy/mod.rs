@@ -119,6 +119,9 @@ pub enum Outcome {
 /// How a statement's principals relate to the one who asks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Relation {
+    /// By the ARN of the user, session or root user itself.
+    ByName,
+    /// By its role, or as anyone.
     Named,
     AccountNamed,
     Other,
@@ -141,7 +144,7 @@ impl Policy {
             match (statement.effect, statement.applies(question)) {
                 (_, Relation::Other) => {}
                 (Effect::Deny, _) => return Verdict::ExplicitDeny,
-                (Effect::Allow, Relation::Named) => verdict = Verdict::Allow,
+                (Effect::Allow, Relation::ByName | Relation::Named) => verdict = Verdict::Allow,
                 (Effect::Allow, Relation::AccountNamed) if verdict != Verdict::Allow => {
                     verdict = Verdict::Delegated;
                 }
@@ -149,6 +152,15 @@ impl Policy {
             }
         }
         verdict
+    }
+
+    /// Whether an Allow that applies names the user, session or root user itself. Session policies and
+    /// permissions boundaries do not limit what such a statement gives.
+    #[must_use]
+    pub fn admits_by_name(&self, question: &Question<'_>) -> bool {
+        self.statements.iter().any(|statement| {
+            statement.effect == Effect::Allow && statement.applies(question) == Relation::ByName
+        })
     }
 
     /// What each statement made of a question.
@@ -172,10 +184,12 @@ impl Policy {
         self.statements.iter().any(|statement| {
             statement.effect == Effect::Allow
                 && statement.actions.selects_action(question.action)
-                && statement
-                    .principals
-                    .relation(question.principal, Effect::Allow)
-                    == Relation::Named
+                && matches!(
+                    statement
+                        .principals
+                        .relation(question.principal, Effect::Allow),
+                    Relation::ByName | Relation::Named
+                )
         })
     }
 
@@ -241,22 +255,28 @@ impl Statement {
 
 impl Principals {
     fn relation(&self, principal: &PrincipalArn, effect: Effect) -> Relation {
-        let named = self.anyone || self.arns.iter().any(|arn| arn == principal.as_str());
+        let itself = self.arns.iter().any(|arn| arn == principal.as_str());
         let account = self
             .accounts
             .iter()
             .any(|account| **account == **principal.account());
-        let whole_account = effect == Effect::Deny || principal.kind() == PrincipalKind::Root;
+        let root = principal.kind() == PrincipalKind::Root;
         if self.negated {
-            // Only ever a Deny: it spares those it names. An account named here spares its root user alone.
-            let spared = named || (account && principal.kind() == PrincipalKind::Root);
-            return if spared {
+            // Only ever a Deny: it spares those it names. An account named here spares its root user alone, and a
+            // role named here does not spare its sessions.
+            return if self.anyone || itself || (account && root) {
                 Relation::Other
             } else {
                 Relation::Named
             };
         }
-        if named || (account && whole_account) {
+        let role = principal
+            .role()
+            .is_some_and(|role| self.arns.iter().any(|arn| arn == role));
+        let by_name = (itself && principal.kind() != PrincipalKind::Role) || (account && root);
+        if by_name {
+            Relation::ByName
+        } else if itself || role || self.anyone || (account && effect == Effect::Deny) {
             Relation::Named
         } else if account {
             Relation::AccountNamed

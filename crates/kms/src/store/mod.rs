@@ -14,6 +14,7 @@
 //! Everything that requests need is also in memory ([`crate::keyring`]); the file is read when the
 //! process starts and for lists.
 
+mod grants;
 mod schema;
 
 use std::path::{Path, PathBuf};
@@ -29,6 +30,8 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 use crate::error::Chain;
+
+pub use grants::GrantRow;
 
 /// How long audit rows may wait for company before they are committed.
 const GATHER: Duration = Duration::from_millis(10);
@@ -174,6 +177,10 @@ pub enum Change {
     UpdateAlias(AliasRow),
     /// An alias that goes: account, region, name.
     DeleteAlias(String, String, String),
+    /// A new grant.
+    InsertGrant(GrantRow),
+    /// A grant that is retired or revoked.
+    DeleteGrant(String),
 }
 
 enum Message {
@@ -756,6 +763,8 @@ async fn apply(connection: &mut SqliteConnection, change: &Change) -> Result<(),
                     .bind(name);
             one_row(query.execute(connection).await)
         }
+        Change::InsertGrant(grant) => grants::insert(connection, grant).await,
+        Change::DeleteGrant(id) => grants::delete(connection, id).await,
     }
 }
 

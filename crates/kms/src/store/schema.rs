@@ -5,9 +5,21 @@ use sqlx::{Connection as _, Executor as _, Row as _, SqliteConnection};
 use super::StoreError;
 
 /// Each step: what it is for, and its statements. Never edit one that was released; add another.
-const MIGRATIONS: &[(&str, &str)] = &[(
-    "keys, aliases, principals, audit",
-    "CREATE TABLE keys (
+const MIGRATIONS: &[(&str, &str)] = &[
+    ("keys, aliases, principals, audit", FIRST),
+    (
+        "grants",
+        "CREATE TABLE grants (
+            id TEXT NOT NULL PRIMARY KEY,
+            key_id TEXT NOT NULL REFERENCES keys (id) ON DELETE CASCADE,
+            created_ms INTEGER NOT NULL,
+            terms TEXT NOT NULL
+         ) STRICT;
+         CREATE INDEX grants_by_key ON grants (key_id);",
+    ),
+];
+
+const FIRST: &str = "CREATE TABLE keys (
         id TEXT NOT NULL PRIMARY KEY,
         account TEXT NOT NULL,
         region TEXT NOT NULL,
@@ -48,8 +60,7 @@ const MIGRATIONS: &[(&str, &str)] = &[(
         operation TEXT NOT NULL,
         error_code TEXT,
         event TEXT NOT NULL
-     ) STRICT;",
-)];
+     ) STRICT;";
 
 /// Brings a database to this program's schema.
 pub(super) async fn migrate(connection: &mut SqliteConnection) -> Result<(), StoreError> {
