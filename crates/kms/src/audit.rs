@@ -51,6 +51,8 @@ const SHOWN: &[&str] = &[
     "SourceEncryptionAlgorithm",
     "SourceEncryptionContext",
     "SourceKeyId",
+    "TagKeys",
+    "Tags",
     "TargetKeyId",
 ];
 

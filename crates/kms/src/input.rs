@@ -266,6 +266,25 @@ impl Input {
         }
     }
 
+    /// An optional list of structures.
+    pub(crate) fn structures(&self, name: &str) -> Result<Option<Vec<Input>>, ApiError> {
+        let list = match self.member(name) {
+            None => return Ok(None),
+            Some(Value::Array(list)) => list,
+            Some(other) => return Err(cannot_convert(other, "a List")),
+        };
+        list.iter()
+            .map(|item| match item {
+                Value::Object(members) => Ok(Input {
+                    members: members.clone(),
+                    violations: Vec::new(),
+                }),
+                other => Err(cannot_convert(other, "a structure")),
+            })
+            .collect::<Result<Vec<_>, _>>()
+            .map(Some)
+    }
+
     /// Takes over a nested structure's violations, named under their parent.
     pub(crate) fn adopt(&mut self, parent: &str, nested: Input) {
         let at = format!("at '{}.", lower_first(parent));

@@ -41,4 +41,5 @@ pub mod server;
 pub mod service;
 pub mod sigv4;
 pub mod store;
+pub mod tags;
 pub mod tls;

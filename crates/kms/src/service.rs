@@ -29,6 +29,7 @@ use crate::principals::Principals;
 use crate::recipient::{Attested, Trust};
 use crate::sigv4::{self, Authorization};
 use crate::store::{Change, Store, StoreError};
+use crate::tags::{TagStore, Tags};
 
 /// Where a request came in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,6 +78,7 @@ pub struct Service {
     pub(crate) store: Store,
     pub(crate) keys: Keyring,
     pub(crate) grants: Grants,
+    pub(crate) tags: TagStore,
     pub(crate) root: Arc<RootKey>,
     pub(crate) trust: Trust,
     principals: Principals,
@@ -92,12 +94,14 @@ impl Service {
     pub async fn new(store: Store, root: RootKey, trust: Trust) -> Result<Self, LoadError> {
         let keys = Keyring::load(&store, &root).await?;
         let grants = Grants::load(store.grants().await?)?;
+        let tags = TagStore::load(store.tags().await?);
         let root = Arc::new(root);
         let principals = Principals::new(store.clone(), Arc::clone(&root));
         Ok(Self {
             store,
             keys,
             grants,
+            tags,
             root,
             trust,
             principals,
@@ -224,6 +228,7 @@ impl Service {
                 .await?;
             self.keys.remove(key);
             self.grants.remove_key(&key.row.id);
+            self.tags.put(&key.row.id, Tags::new());
             tracing::info!(key = %key.arn, "key deleted, its waiting period is over");
         }
         Ok(due.len())
@@ -309,6 +314,8 @@ pub(crate) struct Facts<'a> {
     pub(crate) uses_key: bool,
     /// Further condition keys; one that occurs several times has several values.
     pub(crate) more: &'a [(&'a str, String)],
+    /// Tags that the request sets, or names alone if it removes them.
+    pub(crate) request_tags: &'a [(String, Option<String>)],
     /// The grant that `CreateGrant` would make.
     pub(crate) new_grant: Option<&'a Terms>,
     /// The grant that `RetireGrant` would end.
@@ -342,6 +349,21 @@ impl Call<'_> {
             KeyRef::Key(..) => self.find(key_id),
             KeyRef::Alias(..) => Err(ApiError::not_found(format!("Invalid keyId '{key_id}'"))),
         }
+    }
+
+    /// Finds a key for an operation that AWS has for keys of one's own account only.
+    pub(crate) fn find_own_key(&mut self, key_id: &str) -> Result<Arc<Key>, ApiError> {
+        let key = self.find_by_key_id(key_id)?;
+        if key.place.account == *self.caller.account() {
+            return Ok(key);
+        }
+        let action = format!("kms:{}", self.draft.operation);
+        Err(access_denied(
+            &self.caller,
+            &action,
+            &key.arn,
+            FOREIGN_DENIAL,
+        ))
     }
 
     /// Milliseconds since 1970.
@@ -519,6 +541,9 @@ impl Call<'_> {
             context.set("kms:KeyOrigin", "AWS_KMS");
             context.set("kms:MultiRegion", "false");
             context.set("aws:ResourceAccount", &*key.place.account);
+            for (name, value) in &*self.service.tags.of(&key.row.id) {
+                context.add(&format!("aws:ResourceTag/{name}"), value);
+            }
             context.set_list(
                 "kms:ResourceAliases",
                 self.service.keys.alias_names(&key.row.id),
@@ -533,6 +558,12 @@ impl Call<'_> {
         }
         if let Some(attested) = facts.attested {
             attested.add_to(&mut context);
+        }
+        for (name, value) in facts.request_tags {
+            context.add("aws:TagKeys", name);
+            if let Some(value) = value {
+                context.add(&format!("aws:RequestTag/{name}"), value);
+            }
         }
         for (name, value) in facts.more {
             context.add(name, value);

@@ -555,7 +555,6 @@ fn what_this_server_cannot_do_it_refuses() {
         json!({ "KeySpec": "RSA_2048", "KeyUsage": "ENCRYPT_DECRYPT" }),
         json!({ "MultiRegion": true }),
         json!({ "Origin": "EXTERNAL" }),
-        json!({ "Tags": [{ "TagKey": "a", "TagValue": "b" }] }),
     ] {
         assert_eq!(
             client.call("CreateKey", input).error_type(),

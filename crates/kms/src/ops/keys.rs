@@ -15,6 +15,7 @@ use crate::keyring::{Key, KeyState, Material, seconds};
 use crate::policy::{self, Policy};
 use crate::service::{Call, Facts};
 use crate::store::{AuditRow, Change, KeyRow, MaterialRow};
+use crate::tags::{self, Tags};
 
 const KEY_SPECS: &[&str] = &[
     "RSA_2048",
@@ -76,6 +77,7 @@ pub(crate) async fn create(call: &mut Call<'_>, mut input: Input) -> Result<Valu
     let old_spec = input.choice("CustomerMasterKeySpec", OLD_KEY_SPECS)?;
     let usage = input.choice("KeyUsage", KEY_USAGES)?;
     let origin = input.choice("Origin", ORIGINS)?;
+    let tags = tags::parameter(&mut input)?.unwrap_or_default();
     input.finish()?;
     if spec.is_some() && old_spec.is_some() {
         return Err(ApiError::validation(
@@ -88,7 +90,8 @@ pub(crate) async fn create(call: &mut Call<'_>, mut input: Input) -> Result<Valu
         origin.as_deref().unwrap_or("AWS_KMS"),
         &input,
     )?;
-    call.authorize_without_key("kms:CreateKey")?;
+    authorize_create(call, &tags, bypass)?;
+    let tags = tags::merge(&Tags::new(), &tags)?;
     let policy = match policy {
         Some(text) => {
             let parsed = Policy::parse(&text).map_err(super::policies::malformed)?;
@@ -97,13 +100,41 @@ pub(crate) async fn create(call: &mut Call<'_>, mut input: Input) -> Result<Valu
         }
         None => policy::default_policy(&call.here.account),
     };
-    let (key, change) = new_key(call, description, policy)?;
+    let (key, mut change) = new_key(call, description, policy)?;
+    if !tags.is_empty() {
+        let set = Change::SetTags(key.row.id.clone(), tags.clone());
+        change = Change::All(vec![change, set]);
+    }
     let output = json!({ "KeyMetadata": key.metadata() });
     call.draft.resources.push(key.arn.to_string());
     call.draft.response = json!({ "keyMetadata": key.metadata() });
     call.change(change).await?;
+    call.service.tags.put(&key.row.id, tags);
     call.service.keys.put(key);
     Ok(output)
+}
+
+/// Tags need a permission of their own, as on AWS.
+fn authorize_create(
+    call: &mut Call<'_>,
+    tags: &[(String, String)],
+    bypass: bool,
+) -> Result<(), ApiError> {
+    let request_tags: Vec<_> = tags
+        .iter()
+        .map(|(name, value)| (name.clone(), Some(value.clone())))
+        .collect();
+    let more = [("kms:BypassPolicyLockoutSafetyCheck", bypass.to_string())];
+    let facts = Facts {
+        more: &more,
+        request_tags: &request_tags,
+        ..Facts::default()
+    };
+    call.authorize_on("kms:CreateKey", "*", &facts)?;
+    if tags.is_empty() {
+        return Ok(());
+    }
+    call.authorize_on("kms:TagResource", "*", &facts)
 }
 
 fn check_supported(spec: &str, usage: &str, origin: &str, input: &Input) -> Result<(), ApiError> {
@@ -124,7 +155,7 @@ fn check_supported(spec: &str, usage: &str, origin: &str, input: &Input) -> Resu
     if origin != "AWS_KMS" {
         return unsupported(format!("Origin {origin}"));
     }
-    let members = ["CustomKeyStoreId", "XksKeyId", "Tags", "MultiRegion"];
+    let members = ["CustomKeyStoreId", "XksKeyId", "MultiRegion"];
     match members.into_iter().find(|name| input.is_given(name)) {
         Some(name) => unsupported(name.to_owned()),
         None => Ok(()),

@@ -5,6 +5,7 @@ pub(crate) mod crypto;
 pub(crate) mod grants;
 pub(crate) mod keys;
 pub(crate) mod policies;
+pub(crate) mod tags;
 
 use serde_json::Value;
 
@@ -86,7 +87,7 @@ operations! {
     "ListKeyPolicies" Reads |call, input| policies::list(call, input);
     "ListKeyRotations" Refused;
     "ListKeys" Reads |call, input| keys::list(call, input).await;
-    "ListResourceTags" Refused;
+    "ListResourceTags" Reads |call, input| tags::list(call, input);
     "ListRetirableGrants" Reads |call, input| grants::list_retirable(call, input);
     "PutKeyPolicy" Writes |call, input| policies::put(call, input).await;
     "ReEncrypt" Reads |call, input| crypto::re_encrypt(call, input);
@@ -96,8 +97,8 @@ operations! {
     "RotateKeyOnDemand" Refused;
     "ScheduleKeyDeletion" Writes |call, input| keys::schedule_deletion(call, input).await;
     "Sign" Refused;
-    "TagResource" Refused;
-    "UntagResource" Refused;
+    "TagResource" Writes |call, input| tags::tag(call, input).await;
+    "UntagResource" Writes |call, input| tags::untag(call, input).await;
     "UpdateAlias" Writes |call, input| aliases::update(call, input).await;
     "UpdateCustomKeyStore" Refused;
     "UpdateKeyDescription" Writes |call, input| keys::update_description(call, input).await;

@@ -16,6 +16,7 @@
 
 mod grants;
 mod schema;
+mod tags;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -30,6 +31,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 use crate::error::Chain;
+use crate::tags::Tags;
 
 pub use grants::GrantRow;
 
@@ -181,6 +183,10 @@ pub enum Change {
     InsertGrant(GrantRow),
     /// A grant that is retired or revoked.
     DeleteGrant(String),
+    /// All tags of a key.
+    SetTags(String, Tags),
+    /// Several changes, of which all happen or none.
+    All(Vec<Change>),
 }
 
 enum Message {
@@ -765,6 +771,13 @@ async fn apply(connection: &mut SqliteConnection, change: &Change) -> Result<(),
         }
         Change::InsertGrant(grant) => grants::insert(connection, grant).await,
         Change::DeleteGrant(id) => grants::delete(connection, id).await,
+        Change::SetTags(key_id, tags) => tags::set(connection, key_id, tags).await,
+        Change::All(changes) => {
+            for change in changes {
+                Box::pin(apply(connection, change)).await?;
+            }
+            Ok(())
+        }
     }
 }
 

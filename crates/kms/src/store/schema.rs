@@ -17,6 +17,13 @@ const MIGRATIONS: &[(&str, &str)] = &[
          ) STRICT;
          CREATE INDEX grants_by_key ON grants (key_id);",
     ),
+    (
+        "tags",
+        "CREATE TABLE tags (
+            key_id TEXT NOT NULL PRIMARY KEY REFERENCES keys (id) ON DELETE CASCADE,
+            tags TEXT NOT NULL
+         ) STRICT;",
+    ),
 ];
 
 const FIRST: &str = "CREATE TABLE keys (
