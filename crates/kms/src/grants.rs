@@ -538,7 +538,13 @@ mod tests {
     #[test]
     fn constraints_look_at_the_encryption_context() {
         let ab = [("a", "1"), ("b", "2")];
-        let rows: &[(Constraints, &str, &[(&str, &str)], Result<(), Refusal>)] = &[
+        type Row<'a> = (
+            Constraints,
+            &'a str,
+            &'a [(&'a str, &'a str)],
+            Result<(), Refusal>,
+        );
+        let rows: &[Row<'_>] = &[
             (Constraints::default(), "Decrypt", &[], Ok(())),
             (
                 Constraints::default(),

@@ -1,6 +1,6 @@
 //! Grants as callers see them: what they admit, what limits them, how they end.
 
-#![expect(clippy::unwrap_used, reason = "a test may panic")]
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test may panic")]
 
 mod common;
 

@@ -1,6 +1,6 @@
 //! Tags as callers see them, and the conditions that look at them.
 
-#![expect(clippy::unwrap_used, reason = "a test may panic")]
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test may panic")]
 
 mod common;
 
