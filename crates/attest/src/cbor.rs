@@ -3,6 +3,7 @@
 //! The writer emits definite lengths and shortest integers. The readers accept definite and indefinite
 //! lengths, as AWS's documents come in both, and refuse a map that names a key twice.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 
 use minicbor::data::Type;
@@ -32,6 +33,11 @@ pub(crate) struct Writer(Vec<u8>);
 impl Writer {
     pub(crate) fn new() -> Self {
         Self::default()
+    }
+
+    /// With room for `bytes`, so that a long item does not grow by steps.
+    pub(crate) fn with_capacity(bytes: usize) -> Self {
+        Self(Vec::with_capacity(bytes))
     }
 
     pub(crate) fn finish(self) -> Vec<u8> {
@@ -148,22 +154,28 @@ fn more(decoder: &mut Decoder<'_>, left: &mut Option<u64>) -> Result<bool, CborE
     }
 }
 
-/// Reads a byte string, in one piece or in chunks.
-pub(crate) fn bytes(decoder: &mut Decoder<'_>) -> Result<Vec<u8>, CborError> {
+/// Reads a byte string: borrowed in one piece, copied in chunks.
+pub(crate) fn bytes<'b>(decoder: &mut Decoder<'b>) -> Result<Cow<'b, [u8]>, CborError> {
+    if decoder.datatype()? == Type::Bytes {
+        return Ok(Cow::Borrowed(decoder.bytes()?));
+    }
     let mut bytes = Vec::new();
     for chunk in decoder.bytes_iter()? {
         bytes.extend_from_slice(chunk?);
     }
-    Ok(bytes)
+    Ok(Cow::Owned(bytes))
 }
 
-/// Reads a text string, in one piece or in chunks.
-pub(crate) fn text(decoder: &mut Decoder<'_>) -> Result<String, CborError> {
+/// Reads a text string: borrowed in one piece, copied in chunks.
+pub(crate) fn text<'b>(decoder: &mut Decoder<'b>) -> Result<Cow<'b, str>, CborError> {
+    if decoder.datatype()? == Type::String {
+        return Ok(Cow::Borrowed(decoder.str()?));
+    }
     let mut text = String::new();
     for chunk in decoder.str_iter()? {
         text.push_str(chunk?);
     }
-    Ok(text)
+    Ok(Cow::Owned(text))
 }
 
 /// Reads `null` or `undefined` as `None`, anything else with `some`.
@@ -240,7 +252,7 @@ mod tests {
     #[test]
     fn strings_may_come_in_chunks() {
         let bytes_in = hex::decode("5f420102410aff").unwrap();
-        assert_eq!(bytes(&mut Decoder::new(&bytes_in)).unwrap(), [1, 2, 10]);
+        assert_eq!(*bytes(&mut Decoder::new(&bytes_in)).unwrap(), [1, 2, 10]);
         let text_in = hex::decode("7f61616162ff").unwrap();
         assert_eq!(text(&mut Decoder::new(&text_in)).unwrap(), "ab");
     }

@@ -3,21 +3,27 @@
 //! Everything that this module does not understand is refused, not skipped: other signature algorithms, other
 //! curves, compressed points, critical extensions beyond basicConstraints and keyUsage. Names are compared
 //! byte for byte. Signatures are checked over the bytes as received.
+//!
+//! A [`Certificate`] is its DER and the places in it that matter: reading one allocates three times, whatever
+//! the DER says.
+
+mod der_reader;
+
+use std::ops::Range;
+use std::sync::Arc;
 
 use aws_lc_rs::signature::{ECDSA_P384_SHA384_ASN1, ParsedPublicKey};
-use der::{Decode, Encode, Header, Reader, SliceReader};
-use x509_cert::TbsCertificate;
-use x509_cert::certificate::Version;
+use der::asn1::UintRef;
+use der::oid::{AssociatedOid, ObjectIdentifier};
+use der::{Decode, Encode, Sequence};
 use x509_cert::der;
-use x509_cert::der::oid::{AssociatedOid, ObjectIdentifier};
-use x509_cert::ext::Extension;
 use x509_cert::ext::pkix::{
     AuthorityKeyIdentifier, BasicConstraints, KeyUsage, SubjectKeyIdentifier,
 };
 use x509_cert::name::Name;
-use x509_cert::spki::AlgorithmIdentifierOwned;
 
 use crate::time::UnixMillis;
+use der_reader::{Algorithm, Extension, Fields};
 
 /// ecdsa-with-SHA384 (RFC 5758).
 pub(crate) const ECDSA_WITH_SHA384: ObjectIdentifier =
@@ -135,52 +141,57 @@ pub enum CertificateError {
     LeafIsCa,
 }
 
+/// An uncompressed P-384 point: 0x04, x, y.
+pub(crate) type Point = [u8; POINT_LEN];
+
 /// A certificate whose every field that matters here has been read.
 #[derive(Debug, Clone)]
 pub(crate) struct Certificate {
-    der: Vec<u8>,
-    tbs: Vec<u8>,
-    signature: Vec<u8>,
-    issuer: Name,
-    subject: Name,
+    der: Box<[u8]>,
+    tbs: Place,
+    signature: Place,
+    issuer: Place,
+    subject: Place,
     not_before: u64,
     not_after: u64,
-    point: Vec<u8>,
+    point: Place,
+    key: ParsedPublicKey,
     extensions: Extensions,
 }
+
+/// Where in the DER something is.
+type Place = Range<usize>;
 
 #[derive(Debug, Clone, Default)]
 struct Extensions {
     basic: Option<BasicConstraints>,
     usage: Option<KeyUsage>,
-    subject_key: Option<Vec<u8>>,
-    authority_key: Option<Vec<u8>>,
+    subject_key: Option<Place>,
+    authority_key: Option<Place>,
 }
 
 impl Certificate {
     /// Reads a certificate and refuses whatever no certificate of a chain may have.
     pub(crate) fn parse(bytes: &[u8]) -> Result<Self, CertificateError> {
-        let parsed = x509_cert::Certificate::from_der(bytes).map_err(CertificateError::Encoding)?;
-        let tbs = parsed.tbs_certificate();
-        if tbs.version() != Version::V3 {
-            return Err(CertificateError::Version {
-                found: version(tbs),
-            });
+        let fields = Fields::read(bytes).map_err(CertificateError::Encoding)?;
+        if fields.version != 3 {
+            let found = fields.version;
+            return Err(CertificateError::Version { found });
         }
-        check_algorithm(tbs.signature())?;
-        check_algorithm(parsed.signature_algorithm())?;
+        check_algorithm(fields.tbs_algorithm)?;
+        check_algorithm(fields.algorithm)?;
+        let point = spki_point(fields.spki)?;
         Ok(Self {
-            der: bytes.to_vec(),
-            tbs: tbs_bytes(bytes)
-                .map_err(CertificateError::Encoding)?
-                .to_vec(),
-            signature: parsed.signature().raw_bytes().to_vec(),
-            issuer: tbs.issuer().clone(),
-            subject: tbs.subject().clone(),
-            not_before: tbs.validity().not_before.to_unix_duration().as_secs(),
-            not_after: tbs.validity().not_after.to_unix_duration().as_secs(),
-            point: point(tbs)?,
-            extensions: Extensions::parse(tbs.extensions().map_or(&[], Vec::as_slice))?,
+            tbs: place(bytes, fields.tbs),
+            signature: place(bytes, fields.signature),
+            issuer: place(bytes, fields.issuer),
+            subject: place(bytes, fields.subject),
+            not_before: fields.not_before,
+            not_after: fields.not_after,
+            point: place(bytes, point),
+            key: public_key(point)?,
+            extensions: Extensions::parse(bytes, &fields)?,
+            der: bytes.into(),
         })
     }
 
@@ -188,17 +199,28 @@ impl Certificate {
         &self.der
     }
 
-    pub(crate) fn subject(&self) -> &Name {
-        &self.subject
+    /// The subject's name, decoded.
+    pub(crate) fn subject(&self) -> Result<Name, CertificateError> {
+        Name::from_der(self.at(&self.subject)).map_err(CertificateError::Encoding)
     }
 
     /// The key as an uncompressed point.
     pub(crate) fn point(&self) -> &[u8] {
-        &self.point
+        self.at(&self.point)
     }
 
     pub(crate) fn subject_key(&self) -> Option<&[u8]> {
-        self.extensions.subject_key.as_deref()
+        let place = self.extensions.subject_key.as_ref();
+        place.map(|place| self.at(place))
+    }
+
+    fn authority_key(&self) -> Option<&[u8]> {
+        let place = self.extensions.authority_key.as_ref();
+        place.map(|place| self.at(place))
+    }
+
+    fn at(&self, place: &Place) -> &[u8] {
+        &self.der[place.clone()]
     }
 
     pub(crate) fn not_before(&self) -> UnixMillis {
@@ -229,22 +251,41 @@ impl Certificate {
 
     /// Name chaining, key identifiers where both sides have one, signature.
     pub(crate) fn check_issued_by(&self, issuer: &Self) -> Result<(), CertificateError> {
-        if self.issuer != issuer.subject {
+        self.check_names(issuer)?;
+        self.check_signature(issuer)
+    }
+
+    /// Name chaining, and key identifiers where both sides have one.
+    fn check_names(&self, issuer: &Self) -> Result<(), CertificateError> {
+        let (found, expected) = (self.at(&self.issuer), issuer.at(&issuer.subject));
+        if found != expected {
+            let text =
+                |name| Name::from_der(name).map_or_else(|e| e.to_string(), |n| n.to_string());
             return Err(CertificateError::Issuer {
-                expected: issuer.subject.to_string(),
-                found: self.issuer.to_string(),
+                expected: text(expected),
+                found: text(found),
             });
         }
-        if let (Some(found), Some(expected)) =
-            (&self.extensions.authority_key, issuer.subject_key())
+        if let (Some(found), Some(expected)) = (self.authority_key(), issuer.subject_key())
             && found != expected
         {
             let (expected, found) = (hex::encode(expected), hex::encode(found));
             return Err(CertificateError::KeyIdentifier { expected, found });
         }
-        let key = public_key(&issuer.point)?;
-        key.verify_sig(&self.tbs, &self.signature)
-            .map_err(|_| CertificateError::Signature)
+        Ok(())
+    }
+
+    fn check_signature(&self, issuer: &Self) -> Result<(), CertificateError> {
+        let (tbs, signature) = (self.at(&self.tbs), self.at(&self.signature));
+        let checked = issuer.key.verify_sig(tbs, signature);
+        checked.map_err(|_| CertificateError::Signature)
+    }
+
+    /// Whether this certificate's key made an ES384 signature: r and s, 48 bytes each.
+    pub(crate) fn signed(&self, message: &[u8], signature: &[u8]) -> bool {
+        let mut buffer = [0; SIGNATURE_DER_MAX];
+        let signature = signature_der(signature, &mut buffer);
+        signature.is_some_and(|signature| self.key.verify_sig(message, signature).is_ok())
     }
 
     /// Whether it may issue a chain with `below` further CA certificates.
@@ -291,36 +332,69 @@ impl Certificate {
 }
 
 impl Extensions {
-    fn parse(list: &[Extension]) -> Result<Self, CertificateError> {
+    fn parse(bytes: &[u8], fields: &Fields<'_>) -> Result<Self, CertificateError> {
         let mut found = Self::default();
-        for (position, extension) in list.iter().enumerate() {
-            let oid = extension.extn_id;
-            if list[..position]
-                .iter()
-                .any(|earlier| earlier.extn_id == oid)
-            {
+        for (position, extension) in fields.extensions().enumerate() {
+            let extension = extension.map_err(CertificateError::Encoding)?;
+            let oid = extension.oid;
+            let mut earlier = fields.extensions().take(position).flatten();
+            if earlier.any(|earlier| earlier.oid == oid) {
                 return Err(CertificateError::RepeatedExtension { oid });
             }
-            found.read(extension)?;
+            found
+                .read(bytes, &extension)
+                .map_err(|source| match source {
+                    Some(source) => CertificateError::Extension { oid, source },
+                    None => CertificateError::CriticalExtension { oid },
+                })?;
         }
         Ok(found)
     }
 
-    fn read(&mut self, extension: &Extension) -> Result<(), CertificateError> {
-        match extension.extn_id {
-            BasicConstraints::OID => self.basic = Some(value(extension)?),
-            KeyUsage::OID => self.usage = Some(value(extension)?),
-            oid if extension.critical => return Err(CertificateError::CriticalExtension { oid }),
+    /// The error is the decoder's, or `None` for a critical extension that is not understood.
+    fn read(&mut self, bytes: &[u8], extension: &Extension<'_>) -> Result<(), Option<der::Error>> {
+        let value = extension.value;
+        match extension.oid {
+            BasicConstraints::OID => self.basic = Some(BasicConstraints::from_der(value)?),
+            KeyUsage::OID => self.usage = Some(KeyUsage::from_der(value)?),
+            _ if extension.critical => return Err(None),
             SubjectKeyIdentifier::OID => {
-                let identifier: SubjectKeyIdentifier = value(extension)?;
-                self.subject_key = Some(identifier.0.as_bytes().to_vec());
+                let identifier = der_reader::subject_key(value)?;
+                self.subject_key = Some(place(bytes, identifier));
             }
             AuthorityKeyIdentifier::OID => {
-                let identifier: AuthorityKeyIdentifier = value(extension)?;
-                self.authority_key = identifier.key_identifier.map(|id| id.as_bytes().to_vec());
+                let identifier = der_reader::authority_key(value)?;
+                self.authority_key = identifier.map(|identifier| place(bytes, identifier));
             }
             _ => {}
         }
+        Ok(())
+    }
+}
+
+/// A certificate of a chain, and the key that is known to have signed it.
+#[derive(Debug, Clone)]
+pub(crate) struct Link {
+    pub(crate) certificate: Arc<Certificate>,
+    /// Only [`check_chain`] finds out; whoever keeps it keeps it with the certificate's exact bytes.
+    pub(crate) signer: Option<Point>,
+}
+
+impl Link {
+    pub(crate) fn parse(bytes: &[u8]) -> Result<Self, CertificateError> {
+        Certificate::parse(bytes).map(|certificate| Self {
+            certificate: Arc::new(certificate),
+            signer: None,
+        })
+    }
+
+    /// The signature by `issuer`'s key, unless it is known already.
+    fn check_signature(&mut self, issuer: &Certificate) -> Result<(), CertificateError> {
+        if self.signer.as_ref().map(Point::as_slice) == Some(issuer.point()) {
+            return Ok(());
+        }
+        self.certificate.check_signature(issuer)?;
+        self.signer = Point::try_from(issuer.point()).ok();
         Ok(())
     }
 }
@@ -331,27 +405,30 @@ impl Extensions {
 /// # Errors
 /// Position in `chain` and the rule that it breaks.
 pub(crate) fn check_chain(
-    chain: &[Certificate],
+    chain: &mut [Link],
     at: UnixMillis,
 ) -> Result<(), (usize, CertificateError)> {
-    let mut issuer = None;
-    for (position, certificate) in chain.iter().enumerate() {
-        let below = chain.len() - position - 1;
-        check_link(certificate, issuer, below, at).map_err(|error| (position, error))?;
-        issuer = Some(certificate);
+    let len = chain.len();
+    let mut issuer: Option<Arc<Certificate>> = None;
+    for (position, link) in chain.iter_mut().enumerate() {
+        let below = len - position - 1;
+        check_link(link, issuer.as_deref(), below, at).map_err(|error| (position, error))?;
+        issuer = Some(Arc::clone(&link.certificate));
     }
     Ok(())
 }
 
 fn check_link(
-    certificate: &Certificate,
+    link: &mut Link,
     issuer: Option<&Certificate>,
     below: usize,
     at: UnixMillis,
 ) -> Result<(), CertificateError> {
     if let Some(issuer) = issuer {
-        certificate.check_issued_by(issuer)?;
+        link.certificate.check_names(issuer)?;
+        link.check_signature(issuer)?;
     }
+    let certificate = &link.certificate;
     certificate.check_time(at)?;
     match below.checked_sub(1) {
         Some(cas) => certificate.check_ca(cas),
@@ -380,42 +457,37 @@ pub(crate) fn point_spki(point: &[u8]) -> Vec<u8> {
     [&SPKI_PREFIX, point].concat()
 }
 
-fn point(tbs: &TbsCertificate) -> Result<Vec<u8>, CertificateError> {
-    let spki = tbs
-        .subject_public_key_info()
-        .to_der()
-        .map_err(CertificateError::Encoding)?;
-    spki_point(&spki).map(<[u8]>::to_vec)
+/// Longest DER of an ECDSA signature on P-384: two integers of at most 49 bytes.
+const SIGNATURE_DER_MAX: usize = 2 + 2 * (2 + 49);
+
+/// Ecdsa-Sig-Value (RFC 3279 section 2.2.3), which is what the keys here verify.
+#[derive(Sequence)]
+struct SignatureValue<'a> {
+    r: UintRef<'a>,
+    s: UintRef<'a>,
 }
 
-fn value<'a, T: Decode<'a, Error = der::Error>>(
-    extension: &'a Extension,
-) -> Result<T, CertificateError> {
-    let oid = extension.extn_id;
-    T::from_der(extension.extn_value.as_bytes())
-        .map_err(|source| CertificateError::Extension { oid, source })
+/// The DER of r ‖ s.
+fn signature_der<'a>(fixed: &[u8], buffer: &'a mut [u8; SIGNATURE_DER_MAX]) -> Option<&'a [u8]> {
+    let (r, s) = fixed.split_at_checked(fixed.len() / 2)?;
+    let value = SignatureValue {
+        r: UintRef::new(r).ok()?,
+        s: UintRef::new(s).ok()?,
+    };
+    value.encode_to_slice(buffer).ok()
 }
 
-fn check_algorithm(algorithm: &AlgorithmIdentifierOwned) -> Result<(), CertificateError> {
+/// Where `part`, a slice of `whole`, is in it.
+fn place(whole: &[u8], part: &[u8]) -> Place {
+    let start = part.as_ptr().addr() - whole.as_ptr().addr();
+    start..start + part.len()
+}
+
+fn check_algorithm(algorithm: Algorithm<'_>) -> Result<(), CertificateError> {
     if algorithm.oid != ECDSA_WITH_SHA384 || algorithm.parameters.is_some() {
         return Err(CertificateError::Algorithm {
             found: algorithm.oid,
         });
     }
     Ok(())
-}
-
-fn version(tbs: &TbsCertificate) -> u8 {
-    match tbs.version() {
-        Version::V1 => 1,
-        Version::V2 => 2,
-        Version::V3 => 3,
-    }
-}
-
-/// The signed part, as received: decoding and encoding again would check a signature over other bytes.
-fn tbs_bytes(certificate: &[u8]) -> der::Result<&[u8]> {
-    let mut reader = SliceReader::new(certificate)?;
-    Header::decode(&mut reader)?;
-    reader.tlv_bytes()
 }

@@ -10,18 +10,21 @@
 //! wants and what a client must not do; [`Verifier::is_pinned`] tells.
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use enclos_attest::document::{
-    DocumentError, TrustAnchors, UnverifiedDocument, VerifiedDocument, VerifyError, VerifyOptions,
+    ChainCache, DocumentError, TrustAnchors, UnverifiedDocument, VerifiedDocument, VerifyError,
+    VerifyOptions,
 };
 use enclos_attest::policy::{Expectation, Mismatch};
 use enclos_attest::{PcrIndex, PcrValue, UnixMillis};
 
-/// Decides about documents.
+/// Decides about documents. It remembers chains that it has proven, and so do its clones with it: keep one.
 #[derive(Debug, Clone)]
 pub struct Verifier {
     anchors: TrustAnchors,
+    chains: Arc<ChainCache>,
     options: VerifyOptions,
     expectation: Expectation,
 }
@@ -59,6 +62,7 @@ impl Verifier {
     pub fn new(anchors: TrustAnchors) -> Self {
         Self {
             anchors,
+            chains: Arc::default(),
             options: VerifyOptions::default(),
             expectation: Expectation::default(),
         }
@@ -123,8 +127,9 @@ impl Verifier {
         nonce: Option<&[u8]>,
         now: UnixMillis,
     ) -> Result<VerifiedDocument, Refusal> {
+        let document = UnverifiedDocument::parse(document)?;
         let verified =
-            UnverifiedDocument::parse(document)?.verify(&self.anchors, now, &self.options)?;
+            document.verify_with_cache(&self.anchors, now, &self.options, &self.chains)?;
         let mut expectation = self.expectation.clone();
         expectation.nonce = nonce.map(<[u8]>::to_vec);
         expectation.check(&verified).map_err(Refusal::Unexpected)?;

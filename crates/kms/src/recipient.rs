@@ -7,7 +7,9 @@
 use std::time::Duration;
 
 use enclos_attest::UnixMillis;
-use enclos_attest::document::{TrustAnchors, UnverifiedDocument, VerifiedDocument, VerifyOptions};
+use enclos_attest::document::{
+    ChainCache, TrustAnchors, UnverifiedDocument, VerifiedDocument, VerifyOptions,
+};
 use serde_json::{Map, Value};
 use time::OffsetDateTime;
 use zeroize::Zeroizing;
@@ -43,6 +45,8 @@ const MAX_FUTURE_SKEW: Duration = Duration::from_secs(300);
 #[derive(Debug, Default)]
 pub struct Trust {
     anchors: TrustAnchors,
+    /// An enclave asks often, and its certificates change every few hours.
+    chains: ChainCache,
 }
 
 /// A verified document and the key that its enclave holds.
@@ -56,7 +60,10 @@ impl Trust {
     /// Trust in a set of roots.
     #[must_use]
     pub fn new(anchors: TrustAnchors) -> Self {
-        Self { anchors }
+        Self {
+            anchors,
+            chains: ChainCache::default(),
+        }
     }
 
     /// Verifies a document.
@@ -74,7 +81,7 @@ impl Trust {
             allow_debug: true,
         };
         let document = document
-            .verify(&self.anchors, now, &options)
+            .verify_with_cache(&self.anchors, now, &options, &self.chains)
             .map_err(|error| refused(&error))?;
         let key = document.public_key().ok_or_else(|| {
             ApiError::validation(

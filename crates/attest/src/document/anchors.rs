@@ -1,5 +1,7 @@
 //! Trust anchors: the root certificates that a verifier was told to trust.
 
+use std::sync::Arc;
+
 use crate::x509::{Certificate, CertificateError};
 
 /// AWS Nitro Enclaves root G1, DER. Its SHA-256 is [`AWS_ROOT_SHA256`].
@@ -49,9 +51,9 @@ pub struct TrustAnchors {
 }
 
 #[derive(Debug, Clone)]
-struct Anchor {
-    name: String,
-    der: Vec<u8>,
+pub(super) struct Anchor {
+    pub(super) name: Arc<str>,
+    pub(super) certificate: Arc<Certificate>,
 }
 
 impl TrustAnchors {
@@ -64,12 +66,13 @@ impl TrustAnchors {
     /// Adds the root of AWS Nitro Enclaves (G1), under the name [`AWS_ANCHOR`].
     #[must_use]
     pub fn with_aws(mut self) -> Self {
-        if self.name_of(AWS_ROOT).is_none() {
-            self.anchors.push(Anchor {
-                name: AWS_ANCHOR.to_owned(),
-                der: AWS_ROOT.to_vec(),
-            });
-        }
+        // That the embedded root can be read is what the test below is for.
+        let root = Certificate::parse(AWS_ROOT).ok();
+        let root = root.filter(|_| self.find(AWS_ROOT).is_none());
+        self.anchors.extend(root.map(|root| Anchor {
+            name: AWS_ANCHOR.into(),
+            certificate: Arc::new(root),
+        }));
         self
     }
 
@@ -78,18 +81,24 @@ impl TrustAnchors {
     /// # Errors
     /// [`AnchorError`] when it cannot be a root.
     pub fn with_root(mut self, name: &str, der_or_pem: &[u8]) -> Result<Self, AnchorError> {
-        let name = name.to_owned();
         let Some(der) = to_der(der_or_pem) else {
+            let name = name.to_owned();
             return Err(AnchorError::Pem { name });
         };
-        if let Err(source) = check_root(&der) {
-            return Err(AnchorError::Certificate { name, source });
+        let root = root(&der).map_err(|source| AnchorError::Certificate {
+            name: name.to_owned(),
+            source,
+        })?;
+        if let Some(earlier) = self.find(&der) {
+            return Err(AnchorError::Repeated {
+                name: name.to_owned(),
+                earlier: earlier.name.to_string(),
+            });
         }
-        if let Some(earlier) = self.name_of(&der) {
-            let earlier = earlier.to_owned();
-            return Err(AnchorError::Repeated { name, earlier });
-        }
-        self.anchors.push(Anchor { name, der });
+        self.anchors.push(Anchor {
+            name: name.into(),
+            certificate: Arc::new(root),
+        });
         Ok(self)
     }
 
@@ -103,14 +112,13 @@ impl TrustAnchors {
     pub fn iter(&self) -> impl Iterator<Item = (&str, &[u8])> {
         self.anchors
             .iter()
-            .map(|anchor| (anchor.name.as_str(), anchor.der.as_slice()))
+            .map(|anchor| (&*anchor.name, anchor.certificate.der()))
     }
 
-    /// The name under which exactly this certificate is trusted.
-    pub(super) fn name_of(&self, der: &[u8]) -> Option<&str> {
-        self.iter()
-            .find(|(_, trusted)| *trusted == der)
-            .map(|(name, _)| name)
+    /// The anchor that is exactly this certificate.
+    pub(super) fn find(&self, der: &[u8]) -> Option<&Anchor> {
+        let mut anchors = self.anchors.iter();
+        anchors.find(|anchor| anchor.certificate.der() == der)
     }
 }
 
@@ -128,10 +136,11 @@ fn to_der(bytes: &[u8]) -> Option<Vec<u8>> {
     (label == "CERTIFICATE").then_some(der)
 }
 
-fn check_root(der: &[u8]) -> Result<(), CertificateError> {
+fn root(der: &[u8]) -> Result<Certificate, CertificateError> {
     let root = Certificate::parse(der)?;
     root.check_issued_by(&root)?;
-    root.check_ca(0)
+    root.check_ca(0)?;
+    Ok(root)
 }
 
 #[cfg(test)]
@@ -142,6 +151,7 @@ mod tests {
     fn the_embedded_root_is_the_pinned_one() {
         use aws_lc_rs::digest::{SHA256, digest};
         assert_eq!(hex::encode(digest(&SHA256, AWS_ROOT)), AWS_ROOT_SHA256);
-        check_root(AWS_ROOT).unwrap();
+        root(AWS_ROOT).unwrap();
+        assert_eq!(TrustAnchors::new().with_aws().iter().count(), 1);
     }
 }

@@ -18,19 +18,25 @@
 //! 5. **Debug.** PCR0, PCR1 and PCR2 are present, and none is zero, unless [`VerifyOptions::allow_debug`].
 //!
 //! What the registers, the nonce or the key should be is for [`crate::policy`].
+//!
+//! [`UnverifiedDocument::verify_with_cache`] does the same; of a chain that a [`ChainCache`] has seen before it
+//! does not check the signatures again.
 
 mod anchors;
+mod cache;
 mod payload;
 #[cfg(test)]
 mod tests;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use aws_lc_rs::digest::{SHA256, digest};
-use aws_lc_rs::signature::{ECDSA_P384_SHA384_FIXED, UnparsedPublicKey};
 
+use anchors::Anchor;
 pub use anchors::{AWS_ANCHOR, AWS_ROOT_SHA256, AnchorError, TrustAnchors};
+pub use cache::{CacheUse, ChainCache};
 pub use payload::{CABUNDLE_MAX, CERTIFICATE_MAX, DOCUMENT_MAX, FIELD_MAX};
 pub(crate) use payload::{encode_envelope, encode_payload, sig_structure};
 
@@ -38,7 +44,7 @@ pub use crate::cbor::CborError;
 use crate::pcr::{PcrIndex, PcrValue};
 use crate::time::UnixMillis;
 pub use crate::x509::CertificateError;
-use crate::x509::{self, Certificate};
+use crate::x509::{self, Certificate, Link};
 
 /// The registers that identify an image.
 const IMAGE: [PcrIndex; 3] = [PcrIndex::IMAGE, PcrIndex::BOOT, PcrIndex::APPLICATION];
@@ -270,8 +276,10 @@ impl Default for VerifyOptions {
 /// A well-formed document that nobody has checked.
 #[derive(Debug, Clone)]
 pub struct UnverifiedDocument {
-    envelope: payload::Envelope,
     payload: payload::Payload,
+    /// What the signature is over: the payload as received, in its Sig_structure.
+    signed: Vec<u8>,
+    signature: Vec<u8>,
 }
 
 impl UnverifiedDocument {
@@ -281,8 +289,11 @@ impl UnverifiedDocument {
     /// [`DocumentError`] names the rule that the bytes break.
     pub fn parse(bytes: &[u8]) -> Result<Self, DocumentError> {
         let envelope = payload::Envelope::decode(bytes)?;
-        let payload = payload::Payload::decode(&envelope.payload)?;
-        Ok(Self { envelope, payload })
+        Ok(Self {
+            payload: payload::Payload::decode(&envelope.payload)?,
+            signed: sig_structure(&envelope.payload),
+            signature: envelope.signature.into_owned(),
+        })
     }
 
     /// What the document says, unchecked: for display and diagnosis only.
@@ -313,30 +324,63 @@ impl UnverifiedDocument {
         now: UnixMillis,
         options: &VerifyOptions,
     ) -> Result<VerifiedDocument, VerifyError> {
+        self.check(anchors, now, options, None)
+    }
+
+    /// As [`Self::verify`], with the same verdict, but signatures of certificates that `cache` knows are not
+    /// checked again; what this document proves is added to it.
+    ///
+    /// # Errors
+    /// As [`Self::verify`].
+    pub fn verify_with_cache(
+        self,
+        anchors: &TrustAnchors,
+        now: UnixMillis,
+        options: &VerifyOptions,
+        cache: &ChainCache,
+    ) -> Result<VerifiedDocument, VerifyError> {
+        self.check(anchors, now, options, Some(cache))
+    }
+
+    fn check(
+        self,
+        anchors: &TrustAnchors,
+        now: UnixMillis,
+        options: &VerifyOptions,
+        cache: Option<&ChainCache>,
+    ) -> Result<VerifiedDocument, VerifyError> {
         let timestamp = self.payload.claims.timestamp;
         check_freshness(timestamp, now, options)?;
-        let anchor = self.anchor(anchors)?.to_owned();
-        let leaf = self.check_chain(if options.archival { timestamp } else { now })?;
-        self.check_signature(&leaf)?;
+        let anchor = self.anchor(anchors)?;
+        let mut chain = self.chain(anchor, cache)?;
+        let at = if options.archival { timestamp } else { now };
+        x509::check_chain(&mut chain, at).map_err(|broken| self.refuse(broken))?;
+        let leaf = chain.last().map(|link| &link.certificate);
+        if !leaf.is_some_and(|leaf| leaf.signed(&self.signed, &self.signature)) {
+            return Err(VerifyError::Signature);
+        }
+        if let Some(cache) = cache {
+            cache.keep(&chain);
+        }
         check_image(&self.payload.claims, options)?;
         Ok(VerifiedDocument {
             claims: self.payload.claims,
-            anchor,
+            anchor: Arc::clone(&anchor.name),
         })
     }
 
-    fn anchor<'a>(&self, anchors: &'a TrustAnchors) -> Result<&'a str, VerifyError> {
+    fn anchor<'a>(&self, anchors: &'a TrustAnchors) -> Result<&'a Anchor, VerifyError> {
         // Parsing has refused an empty bundle.
         let root = self.payload.cabundle.first().map_or(&[][..], Vec::as_slice);
-        anchors.name_of(root).ok_or_else(|| {
+        anchors.find(root).ok_or_else(|| {
             let names = anchors
                 .iter()
                 .map(|(name, der)| format!("{name} ({})", fingerprint(der)));
             let names: Vec<_> = names.collect();
-            let subject = Certificate::parse(root).map(|root| root.subject().to_string());
+            let subject = Certificate::parse(root).and_then(|root| root.subject());
             VerifyError::UntrustedRoot {
                 found: fingerprint(root),
-                subject: subject.unwrap_or_else(|_| "unreadable".to_owned()),
+                subject: subject.map_or_else(|_| "unreadable".to_owned(), |name| name.to_string()),
                 trusted: if names.is_empty() {
                     "none".to_owned()
                 } else {
@@ -346,30 +390,34 @@ impl UnverifiedDocument {
         })
     }
 
-    /// Validates the path and returns its leaf.
-    fn check_chain(&self, at: UnixMillis) -> Result<Certificate, VerifyError> {
-        let bundle = &self.payload.cabundle;
-        let refuse = |(position, source)| {
-            let which = match position {
-                leaf if leaf == bundle.len() => "the signing certificate".to_owned(),
-                issuer => format!("cabundle[{issuer}]"),
-            };
-            VerifyError::Certificate { which, source }
-        };
-        let all = bundle.iter().chain([&self.payload.certificate]).enumerate();
-        let chain: Result<Vec<_>, _> = all
-            .map(|(position, der)| Certificate::parse(der).map_err(|error| (position, error)))
-            .collect();
-        let mut chain = chain.map_err(refuse)?;
-        x509::check_chain(&chain, at).map_err(refuse)?;
-        chain.pop().ok_or(VerifyError::Signature)
+    /// The certificates, anchor first and leaf last; what the cache knows is not read again.
+    fn chain(&self, anchor: &Anchor, cache: Option<&ChainCache>) -> Result<Vec<Link>, VerifyError> {
+        let below = self.payload.cabundle.iter().skip(1);
+        let below = || below.clone().chain([&self.payload.certificate]);
+        let known = cache.map(|cache| cache.find(below().map(Vec::as_slice)));
+        let mut known = known.into_iter().flatten();
+        let mut chain = Vec::with_capacity(self.payload.cabundle.len() + 1);
+        chain.push(Link {
+            certificate: Arc::clone(&anchor.certificate),
+            signer: None,
+        });
+        for der in below() {
+            let position = chain.len();
+            let link = known.next().flatten();
+            let link = link.map_or_else(|| Link::parse(der), Ok);
+            chain.push(link.map_err(|error| self.refuse((position, error)))?);
+        }
+        Ok(chain)
     }
 
-    fn check_signature(&self, leaf: &Certificate) -> Result<(), VerifyError> {
-        let key = UnparsedPublicKey::new(&ECDSA_P384_SHA384_FIXED, leaf.point());
-        let message = sig_structure(&self.envelope.payload);
-        key.verify(&message, &self.envelope.signature)
-            .map_err(|_| VerifyError::Signature)
+    fn refuse(&self, (position, source): (usize, CertificateError)) -> VerifyError {
+        let leaf = self.payload.cabundle.len();
+        let which = if position == leaf {
+            "the signing certificate".to_owned()
+        } else {
+            format!("cabundle[{position}]")
+        };
+        VerifyError::Certificate { which, source }
     }
 }
 
@@ -423,7 +471,7 @@ fn seconds(duration: &Duration) -> String {
 #[derive(Debug, Clone)]
 pub struct VerifiedDocument {
     claims: Claims,
-    anchor: String,
+    anchor: Arc<str>,
 }
 
 impl VerifiedDocument {

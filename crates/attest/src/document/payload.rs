@@ -9,6 +9,7 @@
 //!    h'…96' ]                           signature, r ‖ s
 //! ```
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use minicbor::data::Type;
@@ -43,9 +44,9 @@ const COSE_SIGN1_TAG: u64 = 18;
 
 /// The envelope's parts, as received.
 #[derive(Debug, Clone)]
-pub(super) struct Envelope {
-    pub(super) payload: Vec<u8>,
-    pub(super) signature: Vec<u8>,
+pub(super) struct Envelope<'b> {
+    pub(super) payload: Cow<'b, [u8]>,
+    pub(super) signature: Cow<'b, [u8]>,
 }
 
 /// The payload's parts, each within its limits.
@@ -58,7 +59,8 @@ pub(super) struct Payload {
 
 /// The payload in the order of AWS's documents, optional values as null.
 pub(crate) fn encode_payload(claims: &Claims, certificate: &[u8], cabundle: &[Vec<u8>]) -> Vec<u8> {
-    let w = Writer::new().map(9);
+    let certificates: usize = cabundle.iter().map(Vec::len).sum();
+    let w = Writer::with_capacity(2048 + FIELD_MAX + certificates).map(9);
     let w = w
         .text("module_id")
         .text(&claims.module_id)
@@ -88,7 +90,7 @@ pub(crate) fn encode_payload(claims: &Claims, certificate: &[u8], cabundle: &[Ve
 
 /// What is signed (RFC 9052 section 4.4).
 pub(crate) fn sig_structure(payload: &[u8]) -> Vec<u8> {
-    Writer::new()
+    Writer::with_capacity(payload.len() + 32)
         .array(4)
         .text("Signature1")
         .bytes(&PROTECTED)
@@ -99,7 +101,7 @@ pub(crate) fn sig_structure(payload: &[u8]) -> Vec<u8> {
 
 /// The document, untagged as AWS's are.
 pub(crate) fn encode_envelope(payload: &[u8], signature: &[u8]) -> Vec<u8> {
-    Writer::new()
+    Writer::with_capacity(payload.len() + signature.len() + 32)
         .array(4)
         .bytes(&PROTECTED)
         .map(0)
@@ -108,8 +110,8 @@ pub(crate) fn encode_envelope(payload: &[u8], signature: &[u8]) -> Vec<u8> {
         .finish()
 }
 
-impl Envelope {
-    pub(super) fn decode(bytes: &[u8]) -> Result<Self, DocumentError> {
+impl<'b> Envelope<'b> {
+    pub(super) fn decode(bytes: &'b [u8]) -> Result<Self, DocumentError> {
         if bytes.len() > DOCUMENT_MAX {
             return Err(DocumentError::TooLong { found: bytes.len() });
         }
@@ -118,7 +120,7 @@ impl Envelope {
                 part: "COSE_Sign1 envelope",
                 source,
             })?;
-        if protected != PROTECTED {
+        if *protected != PROTECTED {
             return Err(DocumentError::Algorithm {
                 found: hex::encode(protected),
             });
@@ -136,7 +138,7 @@ impl Envelope {
 }
 
 /// Protected header, number of entries of the unprotected one, and the rest.
-fn envelope(bytes: &[u8]) -> Result<(Vec<u8>, usize, Envelope), CborError> {
+fn envelope(bytes: &[u8]) -> Result<(Cow<'_, [u8]>, usize, Envelope<'_>), CborError> {
     let mut d = Decoder::new(bytes);
     if d.datatype()? == Type::Tag && d.tag()?.as_u64() != COSE_SIGN1_TAG {
         return Err(CborError::message("the CBOR tag is not COSE_Sign1's, 18"));
@@ -163,25 +165,28 @@ fn envelope(bytes: &[u8]) -> Result<(Vec<u8>, usize, Envelope), CborError> {
     Ok((protected, unprotected, envelope))
 }
 
-fn label(d: &mut Decoder<'_>) -> Result<Vec<u8>, CborError> {
+fn label<'b>(d: &mut Decoder<'b>) -> Result<&'b [u8], CborError> {
     let start = d.position();
     d.skip()?;
-    Ok(d.input()[start..d.position()].to_vec())
+    Ok(&d.input()[start..d.position()])
 }
+
+/// Registers as they are written, before any was judged.
+type RawPcrs<'b> = Vec<(u64, Cow<'b, [u8]>)>;
 
 /// The payload's values by key, before any of them was judged.
 #[derive(Debug, Default)]
-struct Raw {
-    module_id: Option<String>,
-    digest: Option<String>,
+struct Raw<'b> {
+    module_id: Option<Cow<'b, str>>,
+    digest: Option<Cow<'b, str>>,
     timestamp: Option<u64>,
-    pcrs: Option<BTreeMap<u64, Vec<u8>>>,
+    pcrs: Option<RawPcrs<'b>>,
     nitrotpm_pcrs: bool,
-    certificate: Option<Vec<u8>>,
-    cabundle: Option<Vec<Vec<u8>>>,
-    public_key: Option<Vec<u8>>,
-    user_data: Option<Vec<u8>>,
-    nonce: Option<Vec<u8>>,
+    certificate: Option<Cow<'b, [u8]>>,
+    cabundle: Option<Vec<Cow<'b, [u8]>>>,
+    public_key: Option<Cow<'b, [u8]>>,
+    user_data: Option<Cow<'b, [u8]>>,
+    nonce: Option<Cow<'b, [u8]>>,
 }
 
 impl Payload {
@@ -195,10 +200,11 @@ impl Payload {
         }
         let digest = required("digest", raw.digest)?;
         if digest != "SHA384" {
-            return Err(DocumentError::Digest { found: digest });
+            let found = digest.into_owned();
+            return Err(DocumentError::Digest { found });
         }
         let claims = Claims {
-            module_id: required("module_id", raw.module_id)?,
+            module_id: required("module_id", raw.module_id)?.into_owned(),
             timestamp: UnixMillis(required("timestamp", raw.timestamp)?),
             pcrs: pcrs(&required("pcrs", raw.pcrs)?)?,
             public_key: sized("public_key", 1, FIELD_MAX, raw.public_key)?,
@@ -215,13 +221,13 @@ impl Payload {
         Ok(Self {
             claims,
             certificate: required("certificate", certificate)?,
-            cabundle,
+            cabundle: cabundle.into_iter().map(Cow::into_owned).collect(),
         })
     }
 }
 
-impl Raw {
-    fn decode(bytes: &[u8]) -> Result<Self, CborError> {
+impl<'b> Raw<'b> {
+    fn decode(bytes: &'b [u8]) -> Result<Self, CborError> {
         let mut d = Decoder::new(bytes);
         let mut raw = Self::default();
         cbor::map(&mut d, cbor::text, |d, key| raw.read(d, &key))?;
@@ -229,7 +235,7 @@ impl Raw {
         Ok(raw)
     }
 
-    fn read(&mut self, d: &mut Decoder<'_>, key: &str) -> Result<(), CborError> {
+    fn read(&mut self, d: &mut Decoder<'b>, key: &str) -> Result<(), CborError> {
         match key {
             "module_id" => self.module_id = Some(cbor::text(d)?),
             "digest" => self.digest = Some(cbor::text(d)?),
@@ -249,20 +255,20 @@ impl Raw {
     }
 }
 
-fn raw_pcrs(d: &mut Decoder<'_>) -> Result<BTreeMap<u64, Vec<u8>>, CborError> {
-    let mut pcrs = BTreeMap::new();
+fn raw_pcrs<'b>(d: &mut Decoder<'b>) -> Result<RawPcrs<'b>, CborError> {
+    let mut pcrs = Vec::with_capacity(PCR_COUNT);
     cbor::map(
         d,
         |d| Ok(d.u64()?),
         |d, index| {
-            pcrs.insert(index, cbor::bytes(d)?);
+            pcrs.push((index, cbor::bytes(d)?));
             Ok(())
         },
     )?;
     Ok(pcrs)
 }
 
-fn pcrs(raw: &BTreeMap<u64, Vec<u8>>) -> Result<BTreeMap<PcrIndex, PcrValue>, DocumentError> {
+fn pcrs(raw: &[(u64, Cow<'_, [u8]>)]) -> Result<BTreeMap<PcrIndex, PcrValue>, DocumentError> {
     if raw.is_empty() || raw.len() > PCR_COUNT {
         return Err(DocumentError::PcrCount { found: raw.len() });
     }
@@ -273,18 +279,18 @@ fn pcrs(raw: &BTreeMap<u64, Vec<u8>>) -> Result<BTreeMap<PcrIndex, PcrValue>, Do
             index,
             found: value.len(),
         };
-        Ok((index, PcrValue::try_from(value.as_slice()).map_err(length)?))
+        Ok((index, PcrValue::try_from(&**value).map_err(length)?))
     });
     pcrs.collect()
 }
 
-fn check_bundle(cabundle: &[Vec<u8>]) -> Result<(), DocumentError> {
+fn check_bundle(cabundle: &[Cow<'_, [u8]>]) -> Result<(), DocumentError> {
     if cabundle.is_empty() || cabundle.len() > CABUNDLE_MAX {
         return Err(DocumentError::BundleCount {
             found: cabundle.len(),
         });
     }
-    let mut lengths = cabundle.iter().map(Vec::len);
+    let mut lengths = cabundle.iter().map(|certificate| certificate.len());
     lengths.try_for_each(|found| check_length("cabundle", found, 1, CERTIFICATE_MAX))
 }
 
@@ -292,12 +298,12 @@ fn sized(
     key: &'static str,
     min: usize,
     max: usize,
-    value: Option<Vec<u8>>,
+    value: Option<Cow<'_, [u8]>>,
 ) -> Result<Option<Vec<u8>>, DocumentError> {
     if let Some(value) = &value {
         check_length(key, value.len(), min, max)?;
     }
-    Ok(value)
+    Ok(value.map(Cow::into_owned))
 }
 
 fn check_length(

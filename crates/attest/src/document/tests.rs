@@ -516,14 +516,14 @@ fn a_signature_by_another_key_or_over_other_bytes_is_refused() {
     let error = leaf.verify(&other.sign(&payload)).unwrap_err();
     assert!(matches!(error, VerifyError::Signature), "{error}");
 
-    let mut envelope = UnverifiedDocument::parse(&leaf.sign(&payload))
+    let signature = UnverifiedDocument::parse(&leaf.sign(&payload))
         .unwrap()
-        .envelope;
+        .signature;
     let mut altered = claims();
     altered.nonce = Some(vec![1]);
-    envelope.payload = encode_payload(&altered, &leaf.issued.certificate, &leaf.issued.cabundle);
+    let altered = encode_payload(&altered, &leaf.issued.certificate, &leaf.issued.cabundle);
     let error = leaf
-        .verify(&encode_envelope(&envelope.payload, &envelope.signature))
+        .verify(&encode_envelope(&altered, &signature))
         .unwrap_err();
     assert!(matches!(error, VerifyError::Signature), "{error}");
     let error = leaf
@@ -624,4 +624,146 @@ fn anchors_are_roots_in_der_or_pem() {
         .unwrap_err();
     assert!(matches!(twice, AnchorError::Repeated { .. }));
     assert_eq!(TrustAnchors::new().with_aws().with_aws().iter().count(), 1);
+}
+
+/// Age does not matter.
+fn patient() -> VerifyOptions {
+    VerifyOptions {
+        max_age: Duration::MAX,
+        ..VerifyOptions::default()
+    }
+}
+
+/// A verifier that keeps its cache.
+fn cached(
+    leaf: &Leaf,
+    document: &[u8],
+    now: UnixMillis,
+    cache: &ChainCache,
+) -> Result<VerifiedDocument, VerifyError> {
+    let document = UnverifiedDocument::parse(document).unwrap();
+    document.verify_with_cache(&leaf.anchors, now, &patient(), cache)
+}
+
+#[test]
+fn a_known_chain_is_not_proven_again() {
+    let (leaf, cache) = (Leaf::new(), ChainCache::default());
+    let document = leaf.document(&claims());
+    let usage = |hits, misses, held| CacheUse { hits, misses, held };
+    let first = cached(&leaf, &document, NOW, &cache).unwrap();
+    assert_eq!(cache.usage(), usage(0, 4, 4));
+    let second = cached(&leaf, &document, NOW, &cache).unwrap();
+    assert_eq!(cache.usage(), usage(4, 4, 4));
+    assert_eq!(
+        (first.claims(), first.anchor()),
+        (second.claims(), second.anchor())
+    );
+}
+
+#[test]
+fn a_known_chain_is_judged_like_a_new_one() {
+    let (leaf, cache) = (Leaf::new(), ChainCache::default());
+    let document = leaf.document(&claims());
+    cached(&leaf, &document, NOW, &cache).unwrap();
+
+    let late = NOW.plus(LEAF_LIFETIME + Duration::from_secs(1));
+    let error = cached(&leaf, &document, late, &cache).unwrap_err();
+    let VerifyError::Certificate { source, .. } = error else {
+        panic!("{error}")
+    };
+    assert!(matches!(source, CertificateError::Expired { .. }));
+
+    // Its certificates, another root.
+    let other = Leaf::new();
+    let error = cached(&other, &document, NOW, &cache).unwrap_err();
+    assert!(
+        matches!(error, VerifyError::UntrustedRoot { .. }),
+        "{error}"
+    );
+
+    // Its certificates, somebody else's signature.
+    let payload = encode_payload(&claims(), &leaf.issued.certificate, &leaf.issued.cabundle);
+    let error = cached(&leaf, &other.sign(&payload), NOW, &cache).unwrap_err();
+    assert!(matches!(error, VerifyError::Signature), "{error}");
+
+    // Its certificates in another order, one of them left out.
+    for (from, to) in [(1, 2), (2, 3)] {
+        let mut swapped = leaf.issued.cabundle.clone();
+        swapped.swap(from, to);
+        let mut shorter = leaf.issued.cabundle.clone();
+        shorter.remove(from);
+        for cabundle in [swapped, shorter] {
+            let payload = encode_payload(&claims(), &leaf.issued.certificate, &cabundle);
+            let error = cached(&leaf, &leaf.sign(&payload), NOW, &cache).unwrap_err();
+            assert!(matches!(error, VerifyError::Certificate { .. }), "{error}");
+        }
+    }
+
+    // An issuer of the same name and another key: known is who signed, not that somebody did.
+    let mut link = cache.find([leaf.issued.certificate.as_slice()].into_iter());
+    let link = link.pop().flatten().unwrap();
+    assert_ne!(link.signer.unwrap(), [0; 97]);
+    let mut forged = cache.find(leaf.issued.cabundle[1..].iter().map(Vec::as_slice));
+    forged.push(Some(Link {
+        signer: Some([4; 97]),
+        ..link
+    }));
+    let mut chain: Vec<_> = forged.into_iter().flatten().collect();
+    x509::check_chain(&mut chain, NOW).unwrap();
+    assert_ne!(
+        chain[3].signer,
+        Some([4; 97]),
+        "it was checked, and corrected"
+    );
+}
+
+/// Any altered byte of a warm document has the verdict that a cold one has.
+#[test]
+fn warm_and_cold_agree_on_altered_documents() {
+    let (leaf, cache) = (Leaf::new(), ChainCache::default());
+    let document = leaf.document(&claims());
+    cached(&leaf, &document, NOW, &cache).unwrap();
+    let held = cache.usage().held;
+    for position in (0..document.len()).step_by(5) {
+        let mut altered = document.clone();
+        altered[position] ^= 1 << (position % 8);
+        let Ok(unverified) = UnverifiedDocument::parse(&altered) else {
+            continue;
+        };
+        let cold = unverified.verify(&leaf.anchors, NOW, &patient());
+        let warm = cached(&leaf, &altered, NOW, &cache);
+        assert_eq!(
+            warm.unwrap_err().to_string(),
+            cold.unwrap_err().to_string(),
+            "byte {position}"
+        );
+    }
+    assert_eq!(cache.usage().held, held, "nothing refused is kept");
+}
+
+#[test]
+fn a_full_cache_forgets_what_was_used_longest_ago() {
+    let capacity = std::num::NonZeroUsize::new(5).unwrap();
+    let cache = ChainCache::new(capacity);
+    let mut authority = Authority::create(NOW, "eu-west-1", "eu-west-1a", "i-1").unwrap();
+    let root = authority.root_certificate_der();
+    let anchors = TrustAnchors::new().with_root("test", root).unwrap();
+    for slot in 0..4 {
+        let key = EcdsaKeyPair::generate(&ECDSA_P384_SHA384_FIXED_SIGNING).unwrap();
+        let spki = point_spki(key.public_key().as_ref());
+        let leaf = Leaf {
+            issued: authority.issue_leaf(&spki, "i-1-enc1", slot, NOW).unwrap(),
+            key,
+            anchors: anchors.clone(),
+        };
+        cached(&leaf, &leaf.document(&claims()), NOW, &cache).unwrap();
+        assert!(cache.usage().held <= capacity.get());
+    }
+    // The three CAs were used each time: only leaves were forgotten.
+    let expected = CacheUse {
+        hits: 9,
+        misses: 7,
+        held: 5,
+    };
+    assert_eq!(cache.usage(), expected);
 }

@@ -4,6 +4,8 @@
 //! Byte data are byte strings. Decoders depend neither on the order of fields nor on definite lengths, and
 //! skip fields they do not know. They refuse a repeated key and bytes after the message.
 
+use std::borrow::Cow;
+
 use minicbor::data::Type;
 use minicbor::decode::Decoder;
 
@@ -198,7 +200,7 @@ impl Request {
     /// [`CborError`] when the bytes are not exactly one request.
     pub fn decode(bytes: &[u8]) -> Result<Self, CborError> {
         let (name, fields) = message(bytes)?;
-        match (name.as_str(), fields) {
+        match (&*name, fields) {
             ("DescribeNSM", None) => Ok(Self::DescribeNsm),
             ("GetRandom", None) => Ok(Self::GetRandom),
             ("DescribePCR", Some(f)) => Ok(Self::DescribePcr {
@@ -253,7 +255,7 @@ impl Response {
     /// [`CborError`] when the bytes are not exactly one response.
     pub fn decode(bytes: &[u8]) -> Result<Self, CborError> {
         let (name, fields) = message(bytes)?;
-        match (name.as_str(), fields) {
+        match (&*name, fields) {
             ("LockPCR", None) => Ok(Self::LockPcr),
             ("LockPCRs", None) => Ok(Self::LockPcrs),
             ("DescribeNSM", Some(f)) => Description::from_fields(f).map(Self::DescribeNsm),
@@ -335,16 +337,16 @@ impl Fields {
             "user_data" => self.user_data = cbor::nullable(d, blob)?,
             "nonce" => self.nonce = cbor::nullable(d, blob)?,
             "public_key" => self.public_key = cbor::nullable(d, blob)?,
-            "random" => self.random = Some(cbor::bytes(d)?),
-            "document" => self.document = Some(cbor::bytes(d)?),
+            "random" => self.random = Some(cbor::bytes(d)?.into_owned()),
+            "document" => self.document = Some(cbor::bytes(d)?.into_owned()),
             "lock" => self.lock = Some(d.bool()?),
             "version_major" => self.version[0] = Some(d.u16()?),
             "version_minor" => self.version[1] = Some(d.u16()?),
             "version_patch" => self.version[2] = Some(d.u16()?),
-            "module_id" => self.module_id = Some(cbor::text(d)?),
+            "module_id" => self.module_id = Some(cbor::text(d)?.into_owned()),
             "max_pcrs" => self.max_pcrs = Some(d.u16()?),
             "locked_pcrs" => self.locked_pcrs = Some(cbor::array(d, |d| Ok(d.u16()?))?),
-            "digest" => self.digest = Some(cbor::text(d)?),
+            "digest" => self.digest = Some(cbor::text(d)?.into_owned()),
             _ => d.skip()?,
         }
         Ok(())
@@ -352,7 +354,7 @@ impl Fields {
 }
 
 /// Reads a whole message: its name, and its fields if it has any.
-fn message(bytes: &[u8]) -> Result<(String, Option<Fields>), CborError> {
+fn message(bytes: &[u8]) -> Result<(Cow<'_, str>, Option<Fields>), CborError> {
     let mut d = Decoder::new(bytes);
     if matches!(d.datatype()?, Type::String | Type::StringIndef) {
         let name = cbor::text(&mut d)?;
@@ -376,7 +378,7 @@ fn message(bytes: &[u8]) -> Result<(String, Option<Fields>), CborError> {
 fn fields(d: &mut Decoder<'_>, operation: &str) -> Result<Fields, CborError> {
     let mut fields = Fields::default();
     if operation == "Error" {
-        fields.error = Some(cbor::text(d)?);
+        fields.error = Some(cbor::text(d)?.into_owned());
         return Ok(fields);
     }
     cbor::map(d, cbor::text, |d, key| fields.read(d, &key))?;
@@ -385,8 +387,8 @@ fn fields(d: &mut Decoder<'_>, operation: &str) -> Result<Fields, CborError> {
 
 fn blob(d: &mut Decoder<'_>) -> Result<Vec<u8>, CborError> {
     match d.datatype()? {
-        Type::String | Type::StringIndef => cbor::text(d).map(String::into_bytes),
-        _ => cbor::bytes(d),
+        Type::String | Type::StringIndef => Ok(cbor::text(d)?.into_owned().into_bytes()),
+        _ => Ok(cbor::bytes(d)?.into_owned()),
     }
 }
 

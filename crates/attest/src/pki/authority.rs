@@ -176,7 +176,7 @@ impl Authority {
             point: spki_point(spki_der).map_err(not_usable)?.to_vec(),
             extensions: vec![issue::leaf_constraints()?, issue::leaf_usage()?],
         };
-        let certificate = template.sign(self.instance.name(), &self.instance.key)?;
+        let certificate = template.sign(self.instance.name()?, &self.instance.key)?;
         Ok(IssuedLeaf {
             certificate,
             cabundle: self.cabundle(),
@@ -292,7 +292,7 @@ impl Level {
             extensions: self.extensions(issuer, &point)?,
             point,
         };
-        certified(key, template.sign(issuer.name(), &issuer.key)?)
+        certified(key, template.sign(issuer.name()?, &issuer.key)?)
     }
 
     fn subject(self, issuer: &Certificate, location: &Location) -> Result<RdnSequence, PkiError> {
@@ -446,7 +446,10 @@ fn text(link: &CertifiedKey, oid: ObjectIdentifier) -> Result<String, PkiError> 
 }
 
 fn common_name(certificate: &Certificate, oid: ObjectIdentifier) -> Result<String, PkiError> {
-    let part = certificate.subject().iter().find(|part| part.oid == oid);
+    let subject = certificate.subject().map_err(|_| PkiError::Stored {
+        problem: "a certificate's name cannot be read",
+    })?;
+    let part = subject.iter().find(|part| part.oid == oid);
     let part = part.ok_or(PkiError::Stored {
         problem: "a certificate's name lacks a part",
     })?;

@@ -110,8 +110,13 @@ impl Template {
 
 impl CertifiedKey {
     /// Name for the issuer field of what this key signs.
-    pub(super) fn name(&self) -> RdnSequence {
-        self.certificate.subject().clone().into()
+    pub(super) fn name(&self) -> Result<RdnSequence, PkiError> {
+        let subject = self.certificate.subject();
+        let unusable = |source| PkiError::Certificate {
+            which: "the issuer",
+            source,
+        };
+        Ok(subject.map_err(unusable)?.into())
     }
 
     pub(super) fn authority_key(&self) -> Result<Extension, PkiError> {
