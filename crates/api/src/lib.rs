@@ -7,6 +7,8 @@
 //! | [`guest`] | `enclos-init`, `enclos-agent` → host | vsock to CID 3, [`frame`]s of JSON |
 //! | [`config`] | `enclos build` → guest, measured; host configuration file | JSON in the image; TOML on the host |
 //!
+//! [`error`] is how every process prints an error with its causes.
+//!
 //! Nothing here does I/O beyond reading and writing one frame on a stream it is given. Wire types refuse
 //! unknown fields where the other side is trusted to be the same version, and every message that starts a
 //! conversation carries [`PROTOCOL_VERSION`].
@@ -16,6 +18,7 @@
 
 pub mod config;
 pub mod control;
+pub mod error;
 pub mod frame;
 pub mod gateway;
 pub mod guest;

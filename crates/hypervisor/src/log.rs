@@ -11,6 +11,8 @@
 use std::fmt;
 use std::io::Write;
 
+pub use enclos_api::error::chain;
+
 /// Writes a line at level `info`.
 pub fn info(message: impl fmt::Display) {
     line("info", &message);
@@ -32,18 +34,6 @@ fn line(level: &str, message: &dyn fmt::Display) {
     let _ = std::io::stderr().write_all(text.as_bytes());
 }
 
-/// An error and its causes, joined by `: `.
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
-}
-
 /// At most `limit` characters of `text`, control characters replaced by spaces.
 pub fn printable(text: &str, limit: usize) -> String {
     text.chars()
@@ -60,12 +50,5 @@ mod tests {
     fn text_from_a_guest_cannot_forge_lines() {
         assert_eq!(printable("a\nerror: b\u{1b}[2J", 40), "a error: b [2J");
         assert_eq!(printable("abcdef", 3), "abc");
-    }
-
-    #[test]
-    fn causes_are_joined() {
-        let inner = std::io::Error::other("inner");
-        let outer = enclos_api::frame::FrameError::Io(inner);
-        assert_eq!(chain(&outer), "cannot read or write the stream: inner");
     }
 }

@@ -3,6 +3,8 @@
 use std::fs::File;
 use std::io::BufReader;
 
+use enclos_api::error::chain;
+
 use super::args::DescribeEif;
 use super::output::DescribedEif;
 use crate::codes::Code;
@@ -27,15 +29,4 @@ pub(super) fn run(args: &DescribeEif) -> Outcome {
         ));
     }
     term::json(&DescribedEif::from(report))
-}
-
-/// An error and its causes on one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text += &format!(": {cause}");
-        source = cause.source();
-    }
-    text
 }

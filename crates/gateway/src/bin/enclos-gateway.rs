@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use enclos_api::error::chain;
 use enclos_gateway::{config, server};
 use tracing_subscriber::EnvFilter;
 
@@ -63,16 +64,4 @@ fn default_run_dir() -> Option<PathBuf> {
         return Some(PathBuf::from("/run/enclos"));
     }
     std::env::var_os("XDG_RUNTIME_DIR").map(|dir| PathBuf::from(dir).join("enclos"))
-}
-
-/// Joins an error and its causes by `: `.
-fn chain(error: &(dyn Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }

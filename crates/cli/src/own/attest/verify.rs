@@ -1,11 +1,11 @@
 //! `enclos attest verify`.
 
-use std::error::Error;
 use std::time::SystemTime;
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use clap::Args;
+use enclos_api::error::causes;
 use enclos_attest::UnixMillis;
 use enclos_attest::document::VerifiedDocument;
 use enclos_client::Refusal;
@@ -166,21 +166,11 @@ impl Verdict {
             }
             Err(other) => Self {
                 accepted: false,
-                reasons: chain(other),
+                reasons: causes(other).map(ToString::to_string).collect(),
                 document: None,
             },
         }
     }
-}
-
-fn chain(error: &dyn Error) -> Vec<String> {
-    let mut texts = vec![error.to_string()];
-    let mut source = error.source();
-    while let Some(cause) = source {
-        texts.push(cause.to_string());
-        source = cause.source();
-    }
-    texts
 }
 
 impl Shown {
