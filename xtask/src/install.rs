@@ -9,6 +9,7 @@ use anyhow::{Context, Result};
 use crate::build;
 use crate::host;
 use crate::report::Report;
+use crate::shell::Shell;
 use crate::workspace::Workspace;
 
 const HOST_PROGRAMS: [&str; 5] = [
@@ -33,13 +34,40 @@ pub(crate) fn run(
         build::guest_programs(workspace)
     })?;
     report.stage("Kernel", || build::kernel(workspace))?;
-    let bin = prefix.map_or_else(home_prefix, Ok)?.join("bin");
+    let prefix = prefix.map_or_else(home_prefix, Ok)?;
+    let bin = prefix.join("bin");
     report.stage("Copy", || {
         copy_all(&workspace.host_bins(), &bin, &HOST_PROGRAMS)?;
         copy_all(&workspace.guest_bins(), &bin.join("guest"), &GUEST_PROGRAMS)?;
         link(Path::new("enclos"), &bin.join("nitro-cli"))
     })?;
+    report.stage("Manual pages, completions", || {
+        manual(&bin.join("enclos"), &prefix.join("share"))
+    })?;
     report.heading(&format!("Installed in {}", bin.display()));
+    Ok(())
+}
+
+/// Where each shell looks below a prefix's `share/`.
+const COMPLETIONS: [(&str, &str); 3] = [
+    ("bash", "bash-completion/completions/enclos"),
+    ("zsh", "zsh/site-functions/_enclos"),
+    ("fish", "fish/vendor_completions.d/enclos.fish"),
+];
+
+fn manual(enclos: &Path, share: &Path) -> Result<()> {
+    Shell::new(enclos)
+        .arg("man")
+        .arg(share.join("man/man1"))
+        .run()?;
+    for (shell, file) in COMPLETIONS {
+        let file = share.join(file);
+        let script = Shell::new(enclos).args(["completions", shell]).read()?;
+        let folder = file.parent().unwrap_or(share);
+        fs::create_dir_all(folder)
+            .and_then(|()| fs::write(&file, script))
+            .with_context(|| format!("cannot write {}", file.display()))?;
+    }
     Ok(())
 }
 

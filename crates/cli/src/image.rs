@@ -6,7 +6,7 @@ mod container;
 use std::path::{Path, PathBuf};
 
 use enclos_eif::image::{
-    BuildConfig, BuildSpec, Built, DEFAULT_CMDLINE, GuestBinaries, assemble, assemble_signed,
+    BuildConfig, BuildSpec, Built, DEFAULT_CMDLINE, GuestBinaries, ImageError, assemble, plan,
     source_date_epoch,
 };
 use serde_json::Value;
@@ -32,13 +32,24 @@ pub(crate) struct Wanted {
     pub(crate) name: Option<String>,
     pub(crate) version: Option<String>,
     pub(crate) metadata: Option<PathBuf>,
-    pub(crate) signing: Signing,
-    pub(crate) output: PathBuf,
 }
 
-/// Builds the image. Failures carry nitro-cli's codes; `enclos build` drops them.
-pub(crate) fn build(wanted: &Wanted) -> Outcome<Built> {
-    let signer = wanted.signing.signer()?;
+/// Builds the image. Failures carry nitro-cli's codes; Enclos's own commands drop them.
+pub(crate) fn build(wanted: &Wanted, signing: &Signing, output: &Path) -> Outcome<Built> {
+    let signer = signing.signer()?;
+    with_spec(wanted, |spec| assemble(spec, signer.as_ref(), output))
+}
+
+/// What [`build`] would make of the same inputs.
+pub(crate) fn planned(wanted: &Wanted) -> Outcome<Built> {
+    with_spec(wanted, plan)
+}
+
+/// Finds everything that the image is made of, then does `make` with it.
+fn with_spec(
+    wanted: &Wanted,
+    make: impl FnOnce(&BuildSpec) -> Result<Built, ImageError>,
+) -> Outcome<Built> {
     let kernel = kernel(wanted.kernel.as_deref())?;
     let guest = guest()?;
     let config = wanted
@@ -67,13 +78,8 @@ pub(crate) fn build(wanted: &Wanted) -> Outcome<Built> {
         version: wanted.version.clone(),
         custom_metadata,
         epoch,
-        output: wanted.output.clone(),
     };
-    let built = match &signer {
-        Some(signer) => assemble_signed(&spec, signer),
-        None => assemble(&spec),
-    };
-    built.map_err(|error| Failure::aws(Code::EIF_BUILDING, error))
+    make(&spec).map_err(|error| Failure::aws(Code::EIF_BUILDING, error))
 }
 
 /// Where the application comes from.

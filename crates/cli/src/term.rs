@@ -25,6 +25,24 @@ pub(crate) fn json(value: &impl Serialize) -> Outcome {
     out(&format!("{text}\n"))
 }
 
+/// Text from a file, with everything escaped that would steer a terminal.
+pub(crate) fn printable(text: &str) -> String {
+    let escaped = |c: char| match c.is_control() {
+        true => c.escape_debug().to_string(),
+        false => c.to_string(),
+    };
+    text.chars().map(escaped).collect()
+}
+
+/// A length for display.
+#[expect(
+    clippy::cast_precision_loss,
+    reason = "a length with one decimal needs no more precision"
+)]
+pub(crate) fn mib(bytes: u64) -> f64 {
+    bytes as f64 / f64::from(1 << 20)
+}
+
 /// Writes a line to stderr; a closed stderr loses it.
 pub(crate) fn note(text: impl std::fmt::Display) {
     let _ = writeln!(io::stderr(), "{text}");

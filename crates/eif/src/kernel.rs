@@ -160,6 +160,9 @@ pub fn check_length(head: &[u8], found: u64) -> Result<(), KernelError> {
     Ok(())
 }
 
+/// The version line is within this many bytes of a kernel, because its offset has 16 bits.
+pub(crate) const VERSION_WITHIN: u64 = 0x200 + 0x1_0000 + 128;
+
 /// The version line that the kernel carries, up to the first blank: `6.12.117+deb12-cloud-amd64`.
 pub fn version(bzimage: &[u8]) -> Option<String> {
     let at = usize::from(u16::from_le_bytes(field(bzimage, KERNEL_VERSION)?)) + 0x200;

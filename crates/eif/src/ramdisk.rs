@@ -14,16 +14,16 @@ pub use crate::packing::Packing;
 pub const MAGIC_LEN: u64 = 6;
 
 /// Length of a newc entry's header.
-const ENTRY_HEADER: usize = 110;
+pub(crate) const ENTRY_HEADER: usize = 110;
 
 /// Longest path in an archive, `PATH_MAX` of Linux with its NUL.
-const MAX_PATH: u64 = 4096;
+pub(crate) const MAX_PATH: u64 = 4096;
 
 /// What is gathered before it is written (bytes): headers and names are short and many.
 const BUFFER: usize = 64 << 10;
 
 /// Name of the entry that ends an archive.
-const TRAILER: &[u8] = b"TRAILER!!!\0";
+pub(crate) const TRAILER: &[u8] = b"TRAILER!!!\0";
 
 /// Why a ramdisk was refused.
 #[derive(Debug, thiserror::Error)]
@@ -218,7 +218,7 @@ fn read_exactly<R: BufRead>(reader: &mut R, len: u64) -> Result<Vec<u8>, Ramdisk
 }
 
 /// Skips the zeros between members; false at the end of the data.
-fn skip_zeros<R: BufRead>(reader: &mut R) -> Result<bool, RamdiskError> {
+pub(crate) fn skip_zeros<R: BufRead>(reader: &mut R) -> Result<bool, RamdiskError> {
     loop {
         let buffer = reader.fill_buf().map_err(RamdiskError::Io)?;
         if buffer.is_empty() {
@@ -234,7 +234,7 @@ fn skip_zeros<R: BufRead>(reader: &mut R) -> Result<bool, RamdiskError> {
 }
 
 /// Eight hexadecimal digits, as Linux reads them.
-fn hex_field(digits: &[u8]) -> Option<u64> {
+pub(crate) fn hex_field(digits: &[u8]) -> Option<u64> {
     let text = std::str::from_utf8(digits).ok()?;
     let plain = text.bytes().all(|b| b.is_ascii_hexdigit());
     plain.then(|| u64::from_str_radix(text, 16).ok()).flatten()

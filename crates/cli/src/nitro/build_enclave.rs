@@ -10,17 +10,16 @@ use crate::term;
 
 pub(super) fn run(args: BuildEnclave) -> Outcome {
     term::note("Start building the Enclave Image...");
-    let built = image::build(&Wanted {
+    let wanted = Wanted {
         source: args.docker_uri,
         dockerfile: args.docker_dir,
         config: args.enclos_config,
-        signing: args.signing,
         name: args.name,
         version: args.version,
         metadata: args.metadata,
-        output: args.output_file,
         ..Wanted::default()
-    })?;
+    };
+    let built = image::build(&wanted, &args.signing, &args.output_file)?;
     for warning in &built.warnings {
         term::note(format_args!("warning: {warning}"));
     }

@@ -17,6 +17,7 @@ mod terminate_enclave;
 pub(crate) use args::{Command, Which};
 pub(crate) use describe_enclaves::enclaves;
 pub(crate) use output::Measured;
+pub(crate) use pcr::of_certificate as pcr_of_certificate;
 
 use crate::failure::Outcome;
 

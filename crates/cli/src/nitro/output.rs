@@ -56,6 +56,15 @@ impl From<&enclos_eif::Measurements> for Measured {
 }
 
 impl Measured {
+    /// Numbers and values of the registers that an image has.
+    pub(crate) fn registers(&self) -> Vec<(u8, &str)> {
+        let pcrs = [(0, &self.pcr0), (1, &self.pcr1), (2, &self.pcr2)].into_iter();
+        let pcr8 = self.pcr8.iter().map(|pcr8| (8, pcr8));
+        pcrs.chain(pcr8)
+            .map(|(index, value)| (index, value.as_str()))
+            .collect()
+    }
+
     /// What a running enclave attests: zeros in debug mode, whatever its image measures.
     fn attested(enclave: &Enclave) -> Self {
         if !enclave.debug {

@@ -48,7 +48,7 @@ impl io::Write for HashWriter {
     }
 }
 
-fn of_certificate(path: &Path) -> Outcome<PcrValue> {
+pub(crate) fn of_certificate(path: &Path) -> Outcome<PcrValue> {
     let pem = std::fs::read(path)
         .map_err(|error| Failure::file(Some(Code::FILE_OPERATION), "read", path, error))?;
     match pem_rfc7468::decode_vec(&pem) {

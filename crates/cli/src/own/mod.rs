@@ -3,8 +3,13 @@
 mod attest;
 mod build;
 mod call;
+mod condition;
+mod diff;
 mod doctor;
+mod inputs;
 mod kernel;
+mod manual;
+mod plan;
 mod services;
 mod trust;
 mod wait;
@@ -23,6 +28,10 @@ pub(crate) enum Command {
     Attest(attest::Attest),
     /// Build an EIF from an image, an archive or a root file system
     Build(build::Build),
+    /// Measure what `build` would make of the same inputs, without writing it
+    Plan(plan::Plan),
+    /// Show what makes two images differ, and which PCR that moved
+    Diff(diff::Diff),
     /// Verify an enclave, then send it what only it may read
     Call(Box<call::Call>),
     /// Check this machine and say what to do about what is missing
@@ -38,6 +47,10 @@ pub(crate) enum Command {
     Status,
     /// Wait for an enclave to end and print how it did
     Wait(wait::Wait),
+    /// Print a shell's completions
+    Completions(manual::Completions),
+    /// Write manual pages
+    Man(manual::Man),
 }
 
 /// Runs one of Enclos's own commands.
@@ -46,12 +59,16 @@ pub(crate) fn run(command: Command) -> Outcome {
         Command::Attest(command) => attest::run(&command),
         Command::Call(args) => call::run(&args),
         Command::Build(args) => build::run(args),
+        Command::Plan(args) => plan::run(args),
+        Command::Diff(args) => diff::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Kernel(args) => kernel::run(&args),
         Command::Up(args) => services::up(&args),
         Command::Down(args) => services::down(&args),
         Command::Status => services::status(),
         Command::Wait(args) => wait::run(args),
+        Command::Completions(args) => manual::completions(&args),
+        Command::Man(args) => manual::man(&args),
     };
     outcome.map_err(Failure::without_code)
 }

@@ -21,7 +21,7 @@ mod tree;
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::io::{self, Write};
+use std::io::{self, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -96,8 +96,6 @@ pub struct BuildSpec {
     pub custom_metadata: Value,
     /// Time of the build and of all files, in seconds since 1970: [`source_date_epoch`].
     pub epoch: u32,
-    /// The file to write. It appears whole or not at all.
-    pub output: PathBuf,
 }
 
 /// What was built.
@@ -132,28 +130,42 @@ pub fn source_date_epoch() -> Result<u32, ImageError> {
     })
 }
 
-/// Builds an image.
+/// Builds an image into `output`, signed if there is a signer. The file appears whole or not at all.
 ///
 /// # Errors
 /// [`ImageError`]; the output file is then as it was before.
-pub fn assemble(spec: &BuildSpec) -> Result<Built, ImageError> {
-    assemble_with(spec, None)
-}
-
-/// Builds an image and signs it.
-///
-/// # Errors
-/// As [`assemble`].
-pub fn assemble_signed(spec: &BuildSpec, signer: &Signer) -> Result<Built, ImageError> {
-    assemble_with(spec, Some(signer))
-}
-
-fn assemble_with(spec: &BuildSpec, signer: Option<&Signer>) -> Result<Built, ImageError> {
-    let folder = match spec.output.parent() {
+pub fn assemble(
+    spec: &BuildSpec,
+    signer: Option<&Signer>,
+    output: &Path,
+) -> Result<Built, ImageError> {
+    let folder = match output.parent() {
         Some(folder) if folder != Path::new("") => folder,
         _ => Path::new("."),
     };
-    let written = ImageError::file("write", &spec.output);
+    let written = ImageError::file("write", output);
+    let mut file = tempfile::NamedTempFile::new_in(folder).map_err(&written)?;
+    let built = build(spec, signer, folder, &mut file)?;
+    publish(file, output).map_err(&written)?;
+    Ok(built)
+}
+
+/// What [`assemble`] would build from the same inputs, measurements above all, without writing an image.
+///
+/// # Errors
+/// As [`assemble`].
+pub fn plan(spec: &BuildSpec) -> Result<Built, ImageError> {
+    build(spec, None, &std::env::temp_dir(), &mut Nowhere::default())
+}
+
+/// `folder` is for temporary files without a name.
+fn build<W: Write + Seek>(
+    spec: &BuildSpec,
+    signer: Option<&Signer>,
+    folder: &Path,
+    out: &mut W,
+) -> Result<Built, ImageError> {
+    let written = ImageError::file("write temporary files in", folder);
     let mut spool = Spool::new(tempfile::tempfile_in(folder).map_err(&written)?);
     let mut app = load(spec, folder, &mut spool)?;
     let mut warnings = app.warnings(spec);
@@ -165,7 +177,6 @@ fn assemble_with(spec: &BuildSpec, signer: Option<&Signer>) -> Result<Built, Ima
     let metadata = app.metadata(spec, version);
     let json = serde_json::to_vec(&config).map_err(ImageError::Encode)?;
     let empty = Spool::new(tempfile::tempfile_in(folder).map_err(&written)?);
-    let mut output = tempfile::NamedTempFile::new_in(folder).map_err(&written)?;
     let builder = Builder::new()
         .kernel(kernel)
         .cmdline(spec.cmdline.trim())
@@ -176,9 +187,8 @@ fn assemble_with(spec: &BuildSpec, signer: Option<&Signer>) -> Result<Built, Ima
         Some(signer) => builder.sign(signer),
         None => builder,
     };
-    let measurements = builder.write(&mut output)?;
-    let len = output.as_file().metadata().map_err(&written)?.len();
-    publish(output, &spec.output).map_err(&written)?;
+    let measurements = builder.write(out)?;
+    let len = out.seek(SeekFrom::End(0)).map_err(&written)?;
     Ok(Built {
         measurements,
         metadata,
@@ -186,6 +196,37 @@ fn assemble_with(spec: &BuildSpec, signer: Option<&Signer>) -> Result<Built, Ima
         len,
         warnings,
     })
+}
+
+/// A file that keeps its length and nothing else.
+#[derive(Debug, Default)]
+struct Nowhere {
+    position: u64,
+    len: u64,
+}
+
+impl Write for Nowhere {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.position += u64::try_from(bytes.len()).unwrap_or(u64::MAX);
+        self.len = self.len.max(self.position);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Seek for Nowhere {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        let position = match to {
+            SeekFrom::Start(position) => Some(position),
+            SeekFrom::End(offset) => self.len.checked_add_signed(offset),
+            SeekFrom::Current(offset) => self.position.checked_add_signed(offset),
+        };
+        self.position = position.ok_or(io::ErrorKind::InvalidInput)?;
+        Ok(self.position)
+    }
 }
 
 /// Gives the finished file its name and the permissions of any new file.

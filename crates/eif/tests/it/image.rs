@@ -8,8 +8,8 @@ use std::path::PathBuf;
 
 use enclos_api::config::EnclaveConfig;
 use enclos_eif::image::{
-    App, BuildConfig, BuildSpec, Built, DEFAULT_CMDLINE, GuestBinaries, ImageError, assemble,
-    assemble_signed, retarget_nsm,
+    App, BuildConfig, BuildSpec, Built, DEFAULT_CMDLINE, GuestBinaries, ImageError, assemble, plan,
+    retarget_nsm,
 };
 use enclos_eif::{Eif, Measurements, Signer, inspect, measure};
 use serde_json::{Value, json};
@@ -52,6 +52,10 @@ impl Bench {
         self.folder.path().join(name)
     }
 
+    fn output(&self) -> PathBuf {
+        self.path("out.eif")
+    }
+
     fn spec(&self, source: &str) -> BuildSpec {
         BuildSpec {
             source: self.path(source),
@@ -68,7 +72,6 @@ impl Bench {
             version: None,
             custom_metadata: Value::Null,
             epoch: 0,
-            output: self.path("out.eif"),
         }
     }
 
@@ -79,8 +82,8 @@ impl Bench {
     }
 
     fn build(&self, spec: &BuildSpec) -> Result<Output, ImageError> {
-        let built = assemble(spec)?;
-        let bytes = fs::read(&spec.output).unwrap();
+        let built = assemble(spec, None, &self.output())?;
+        let bytes = fs::read(self.output()).unwrap();
         let mut file = Cursor::new(&bytes);
         let eif = Eif::parse(&mut file).unwrap();
         assert_eq!(measure(&mut file, &eif).unwrap(), built.measurements);
@@ -322,13 +325,16 @@ fn a_signed_build_differs_in_its_signature_only() {
     fs::create_dir(bench.path("root")).unwrap();
     let mut spec = bench.spec("root");
     spec.config.app.command = Some(vec!["/a".into()]);
-    let unsigned = assemble(&spec).unwrap().measurements;
+    let output = bench.output();
+    let unsigned = assemble(&spec, None, &output).unwrap().measurements;
     let key = rcgen::KeyPair::generate().unwrap();
     let certificate = rcgen::CertificateParams::default()
         .self_signed(&key)
         .unwrap();
     let signer = Signer::from_pem(&key.serialize_pem(), &certificate.pem()).unwrap();
-    let signed = assemble_signed(&spec, &signer).unwrap().measurements;
+    let signed = assemble(&spec, Some(&signer), &output)
+        .unwrap()
+        .measurements;
     assert_eq!(
         signed,
         Measurements {
@@ -336,9 +342,9 @@ fn a_signed_build_differs_in_its_signature_only() {
             ..unsigned
         }
     );
-    let first = fs::read(&spec.output).unwrap();
-    assemble_signed(&spec, &signer).unwrap();
-    assert!(first == fs::read(&spec.output).unwrap());
+    let first = fs::read(&output).unwrap();
+    assemble(&spec, Some(&signer), &output).unwrap();
+    assert!(first == fs::read(&output).unwrap());
 }
 
 #[test]
@@ -944,16 +950,34 @@ fn missing_and_foreign_modules_are_named() {
 }
 
 #[test]
+fn a_plan_is_what_is_built_and_writes_nothing() {
+    let bench = Bench::new();
+    fs::create_dir(bench.path("root")).unwrap();
+    fs::write(bench.path("root/app"), "the application").unwrap();
+    let mut spec = bench.spec("root");
+    spec.config.app.command = Some(vec!["/app".into()]);
+    let before = fs::read_dir(bench.folder.path()).unwrap().count();
+    let planned = plan(&spec).unwrap();
+    assert_eq!(fs::read_dir(bench.folder.path()).unwrap().count(), before);
+    let built = assemble(&spec, None, &bench.output()).unwrap();
+    assert_eq!(planned.measurements, built.measurements);
+    assert_eq!(planned.metadata, built.metadata);
+    assert_eq!(planned.config, built.config);
+    assert_eq!(planned.len, fs::metadata(bench.output()).unwrap().len());
+    assert_eq!(planned.len, built.len);
+}
+
+#[test]
 fn a_failed_build_leaves_the_old_image() {
     let bench = Bench::new();
     fs::create_dir(bench.path("root")).unwrap();
     let mut spec = bench.spec("root");
     spec.config.app.command = Some(vec!["/a".into()]);
-    fs::write(&spec.output, "old").unwrap();
+    fs::write(bench.output(), "old").unwrap();
     fs::write(&spec.kernel, "no kernel").unwrap();
     let error = bench.build(&spec).err().unwrap();
     assert!(chain(&error).contains("not a bzImage"), "{}", chain(&error));
-    assert_eq!(fs::read(&spec.output).unwrap(), b"old");
+    assert_eq!(fs::read(bench.output()).unwrap(), b"old");
     let left = fs::read_dir(bench.folder.path()).unwrap().count();
     assert_eq!(left, 6, "temporary files are gone");
 }

@@ -8,6 +8,8 @@ mod common;
 #[cfg(test)]
 mod cpio;
 #[cfg(test)]
+mod diff;
+#[cfg(test)]
 #[cfg(feature = "build")]
 mod image;
 #[cfg(test)]

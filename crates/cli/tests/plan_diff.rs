@@ -1,0 +1,184 @@
+//! `plan` and `diff` on images with a small kernel and an application of two files.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod daemon;
+
+use daemon::{Daemon, Done, run_with};
+use rcgen::{CertificateParams, KeyPair};
+use serde_json::Value;
+
+/// Kernel, guest programs and an application.
+struct Desk(Daemon);
+
+impl Desk {
+    fn new() -> Self {
+        let daemon = Daemon::none();
+        for folder in ["cache/kernel/6.12.0-test/modules", "guest", "root/bin"] {
+            std::fs::create_dir_all(daemon.path(folder)).unwrap();
+        }
+        let built_in =
+            "kernel/virtio_mmio.ko\nkernel/vmw_vsock_virtio_transport.ko\nkernel/nsm.ko\n";
+        daemon.file(
+            "cache/kernel/6.12.0-test/modules/modules.builtin",
+            built_in.as_bytes(),
+        );
+        daemon.file("cache/kernel/6.12.0-test/vmlinuz", &kernel());
+        daemon.file("guest/enclos-init", b"init");
+        daemon.file("guest/enclos-agent", b"agent");
+        daemon.file("root/bin/app", b"the application");
+        daemon.file(
+            "enclos.toml",
+            b"[app]\ncommand = [\"/bin/app\"]\n[ingress]\nports = [5000]\n",
+        );
+        Self(daemon)
+    }
+
+    fn run(&self, args: &[&str]) -> Done {
+        let (cache, guest) = (self.0.path("cache"), self.0.path("guest"));
+        let done = run_with(
+            &self.0,
+            args,
+            &[("ENCLOS_CACHE_DIR", &cache), ("ENCLOS_GUEST_DIR", &guest)],
+        );
+        assert_eq!(done.status, 0, "{}", done.stderr);
+        done
+    }
+
+    fn with_inputs(&self, command: &str, more: &[&str]) -> Done {
+        let (root, config) = (self.0.path("root"), self.0.path("enclos.toml"));
+        self.run(&[&[command, root.as_str(), "--config", &config], more].concat())
+    }
+
+    fn build(&self, name: &str) -> String {
+        let output = self.0.path(name);
+        self.with_inputs("build", &["--output", &output]);
+        output
+    }
+}
+
+/// A bzImage as far as a loader looks.
+fn kernel() -> Vec<u8> {
+    let mut kernel = vec![0; 1024 + 16];
+    kernel[0x1f1] = 1; // one setup sector
+    kernel[0x1f4] = 1; // one paragraph of code
+    kernel[0x1fe..0x200].copy_from_slice(&[0x55, 0xaa]);
+    kernel[0x202..0x208].copy_from_slice(b"HdrS\x0f\x02");
+    kernel[0x20e..0x210].copy_from_slice(&0x180_u16.to_le_bytes());
+    kernel[0x380..0x38b].copy_from_slice(b"6.12.0-test");
+    kernel
+}
+
+#[test]
+fn a_plan_says_what_the_build_will_say() {
+    let desk = Desk::new();
+    let planned = desk.with_inputs("plan", &["--json"]).json();
+    let output = desk.0.path("app.eif");
+    let built = desk.with_inputs("build", &["--output", &output]);
+    assert_eq!(planned["Measurements"], built.json()["Measurements"]);
+    assert_eq!(planned["Bytes"], std::fs::metadata(&output).unwrap().len());
+    assert_eq!(
+        planned["Configuration"]["ingress"],
+        serde_json::json!([5000])
+    );
+    let condition = &planned["Condition"]["StringEqualsIgnoreCase"];
+    for pcr in ["PCR0", "PCR1", "PCR2"] {
+        let key = format!("kms:RecipientAttestation:{pcr}");
+        assert_eq!(condition[key.as_str()], planned["Measurements"][pcr]);
+        // What `build` says on stderr can be pasted as well.
+        assert!(
+            built.stderr.contains(&format!("\"{key}\"")),
+            "{}",
+            built.stderr
+        );
+    }
+    assert_eq!(condition.as_object().unwrap().len(), 3);
+}
+
+#[test]
+fn a_plan_for_people_ends_with_the_condition_to_paste() {
+    let desk = Desk::new();
+    let key = KeyPair::generate().unwrap();
+    let certificate = CertificateParams::default().self_signed(&key).unwrap();
+    let pem = desk.0.file("certificate.pem", certificate.pem().as_bytes());
+    let text = desk
+        .with_inputs("plan", &["--signing-certificate", &pem])
+        .stdout;
+    let pcr8 = desk.run(&["pcr", "--signing-certificate", &pem]).json()["PCR8"].clone();
+    let (registers, condition) = text.split_once("Condition for a KMS key policy").unwrap();
+    assert!(
+        registers.contains(&format!("PCR8  {}\n", pcr8.as_str().unwrap())),
+        "{registers}"
+    );
+    let json: Value = serde_json::from_str(&condition[condition.find('{').unwrap()..]).unwrap();
+    assert_eq!(
+        json["StringEqualsIgnoreCase"]["kms:RecipientAttestation:PCR8"],
+        pcr8
+    );
+    assert!(!std::path::Path::new(&desk.0.path("out.eif")).exists());
+}
+
+#[test]
+fn a_difference_names_inputs_and_registers() {
+    let desk = Desk::new();
+    let first = desk.build("first.eif");
+    desk.0.file("root/bin/app", b"the Application");
+    desk.0.file(
+        "enclos.toml",
+        b"[app]\ncommand = [\"/bin/app\", \"-v\"]\n[ingress]\nports = [5000]\n",
+    );
+    let second = desk.build("second.eif");
+    let text = desk.run(&["diff", &first, &second]).stdout;
+    let shown = text.split_once("\nconfiguration").unwrap().1;
+    insta::assert_snapshot!(shown.split_once("\nFor the second").unwrap().0, @r#"
+     (moves PCR0, PCR2)
+      + /process/argv/1
+          + "-v"
+
+    application (moves PCR0, PCR2)
+      ~ /rootfs/bin/app
+          - 15 bytes, SHA-256 59b33147eed775afbd220ad5c1d10dfd17c401cb664c3c05a2e877c208d45bfb, mode 0644, owner 0:0, time 0
+          + 15 bytes, SHA-256 5979eeac22e302916480f73ec5e4beafdc4ae9a5db4c01d4c40157bc4e36615d, mode 0644, owner 0:0, time 0
+    "#);
+    let json = desk.run(&["diff", &first, &second, "--json"]).json();
+    let moved = json["registers"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|r| r["moved"] == true);
+    assert_eq!(
+        moved
+            .map(|r| r["register"].as_str().unwrap())
+            .collect::<Vec<_>>(),
+        ["PCR0", "PCR2"]
+    );
+    assert_eq!(json["changes"][0]["input"], "configuration");
+    assert_eq!(json["changes"][1]["name"], "/rootfs/bin/app");
+    let condition = &json["condition_for_second"]["StringEqualsIgnoreCase"];
+    assert_eq!(
+        condition["kms:RecipientAttestation:PCR0"],
+        json["registers"][0]["second"]
+    );
+}
+
+#[test]
+fn equal_images_are_said_to_be_equal() {
+    let desk = Desk::new();
+    let (first, second) = (desk.build("first.eif"), desk.build("second.eif"));
+    let text = desk.run(&["diff", &first, &second]).stdout;
+    assert!(text.contains("made of the same inputs"), "{text}");
+}
+
+#[test]
+fn what_is_no_image_is_not_compared() {
+    let desk = Desk::new();
+    let first = desk.build("first.eif");
+    let other = desk.0.path("root/bin/app");
+    let done = run_with(&desk.0, &["diff", &first, &other], &[]);
+    assert_eq!((done.status, done.stdout.as_str()), (1, ""));
+    assert!(
+        done.stderr.contains("the second image cannot be read"),
+        "{}",
+        done.stderr
+    );
+}
