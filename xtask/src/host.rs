@@ -20,7 +20,7 @@ struct Need {
     purpose: &'static str,
 }
 
-const NEEDS: [Need; 7] = [
+const NEEDS: [Need; 9] = [
     Need {
         present: || {
             in_path("qemu-system-x86_64") && Path::new("/usr/share/qemu/qboot.rom").exists()
@@ -56,6 +56,16 @@ const NEEDS: [Need; 7] = [
         present: || in_path("cmake"),
         package: "cmake",
         purpose: "compile C that some crates carry",
+    },
+    Need {
+        present: || in_path("pkg-config"),
+        package: "pkg-config",
+        purpose: "build AWS's own tools, which images are compared with",
+    },
+    Need {
+        present: || Path::new("/usr/include/openssl/ssl.h").exists(),
+        package: "libssl-dev",
+        purpose: "build AWS's own tools, which images are compared with",
     },
     Need {
         present: || in_path("openssl"),

@@ -1,4 +1,4 @@
-//! The project's own commands: `cargo xtask demo`, `test`, `prepush`, `setup`, `install`, `bench-boot`.
+//! The project's own commands: `cargo xtask demo`, `test`, `differential`, `prepush`, `setup`, `install`, `bench-boot`.
 //!
 //! Every command does all of its own set-up. This program stays small and compiles in seconds, because it must run
 //! before anything else can: it installs packages, builds the rest and hands over. What needs Enclos's own code
@@ -10,6 +10,7 @@ mod build;
 mod direction;
 mod host;
 mod install;
+mod peers;
 mod prepush;
 mod report;
 mod rootfs;
@@ -43,11 +44,13 @@ enum Task {
         #[arg(long)]
         keep: bool,
     },
-    /// Unit tests, then end-to-end tests in real virtual machines.
+    /// Unit tests, images against AWS's own code, then end-to-end tests in real virtual machines.
     Test {
-        /// Only end-to-end tests whose name contains this.
+        /// Only end-to-end tests whose name contains this; the differential tests are left out then.
         filter: Option<String>,
     },
+    /// Two hundred images, written, measured and described by AWS's own tools and by ours.
+    Differential,
     /// What to run before a change is sent: format, lints, dependencies, style, docs, unit tests.
     Prepush {
         /// Leave the unit tests out.
@@ -58,7 +61,7 @@ enum Task {
     Setup,
     /// Builds, and installs programs and kernel for one's own use.
     Install {
-        /// Programs go to `bin/` in there; `~/.local` unless told otherwise.
+        /// Programs go to `bin/` in there, manual pages and completions to `share/`; `~/.local` unless told otherwise.
         #[arg(long)]
         prefix: Option<std::path::PathBuf>,
     },
@@ -96,7 +99,15 @@ fn run(task: Task) -> Result<()> {
         Task::Test { filter } => {
             prepush::unit_tests(&workspace, &mut report)?;
             let built = set_up(&workspace, &mut report)?;
+            if filter.is_none() {
+                peers::differential(&workspace, &mut report)?;
+            }
             end_to_end(&workspace, &built, &mut report, filter)
+        }
+        Task::Differential => {
+            report.stage("Debian packages", host::install_missing)?;
+            report.stage("Host programs", || build::host_programs(&workspace))?;
+            peers::differential(&workspace, &mut report)
         }
         Task::BenchBoot { runs } => {
             let built = set_up(&workspace, &mut report)?;

@@ -1,0 +1,1 @@
+//! Nothing: the tests in `tests/it` are what this package is for. `cargo xtask test` runs them.
