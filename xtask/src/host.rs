@@ -20,7 +20,7 @@ struct Need {
     purpose: &'static str,
 }
 
-const NEEDS: [Need; 9] = [
+const NEEDS: [Need; 10] = [
     Need {
         present: || {
             in_path("qemu-system-x86_64") && Path::new("/usr/share/qemu/qboot.rom").exists()
@@ -66,6 +66,11 @@ const NEEDS: [Need; 9] = [
         present: || Path::new("/usr/include/openssl/ssl.h").exists(),
         package: "libssl-dev",
         purpose: "build AWS's own tools, which images are compared with",
+    },
+    Need {
+        present: || in_path("softhsm2-util"),
+        package: "softhsm2",
+        purpose: "test signing with a key in a PKCS#11 token",
     },
     Need {
         present: || in_path("openssl"),

@@ -5,7 +5,7 @@ use anyhow::Result;
 use crate::report::Report;
 use crate::shell::Shell;
 use crate::workspace::Workspace;
-use crate::{direction, style};
+use crate::{direction, host, style};
 
 /// Runs every check, cheapest first.
 pub(crate) fn run(workspace: &Workspace, report: &mut Report, tests: bool) -> Result<()> {
@@ -21,8 +21,10 @@ pub(crate) fn run(workspace: &Workspace, report: &mut Report, tests: bool) -> Re
     Ok(())
 }
 
-/// Runs the unit tests of the workspace. The end-to-end tests stay out: they need the crate feature `vm`.
+/// Runs the unit tests of the workspace, some of which need programs of the host. The end-to-end tests stay out: they need
+/// the crate feature `vm`.
 pub(crate) fn unit_tests(workspace: &Workspace, report: &mut Report) -> Result<()> {
+    report.stage("Debian packages", host::install_missing)?;
     report.heading("Unit tests");
     Shell::cargo(workspace)
         .args(["test", "--workspace", "--no-fail-fast"])

@@ -162,7 +162,7 @@ static TABLE: [Entry; 61] = [
     e("HasherError", "A file could not be hashed.", "It cannot be opened or read to its end.", "Correct the path or the permission."),
     e("EnclaveNamingError", "The name is not usable.", "No enclave has this name, or it holds characters that a name cannot have.", "See which there are: `enclos describe-enclaves`."),
     e("EIFSignatureCheckerError", "The image's signature does not hold.", "The signing certificate has expired, or the signature belongs to other content.", "Sign the image again: `enclos sign-eif`."),
-    e("EIFSigningError", "The image could not be signed.", "Certificate or key are missing, not PEM, of an unsupported curve, or do not belong together.", "Give a PEM certificate and the PEM private key that belongs to it."),
+    e("EIFSigningError", "The image could not be signed.", "Certificate or key are missing, not PEM, of an unsupported curve, or do not belong together; or the KMS or token that has the key does not sign.", "Give a PEM certificate and the private key that belongs to it: a PEM file, a KMS key's ARN with credentials, or a pkcs11: URI with its PIN."),
 ];
 
 #[cfg(test)]

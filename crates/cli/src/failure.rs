@@ -101,6 +101,11 @@ impl Failure {
         self
     }
 
+    /// What failed, without code and hint, for where it becomes another error's cause.
+    pub(crate) fn into_error(self) -> anyhow::Error {
+        self.error
+    }
+
     /// Exit status of the process.
     pub(crate) fn exit_status(&self) -> u8 {
         self.code.map_or(1, Code::exit_status)

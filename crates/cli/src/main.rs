@@ -5,8 +5,8 @@
 //! main ── nitro/   AWS's commands: flags, JSON and codes as scripts expect them
 //!      └─ own/     Enclos's commands
 //!            both use: daemon (control sockets), dirs (where things are), failure (what is said and
-//!            which status is left with), image (building one), codes (AWS's error table), term (stdout
-//! and stderr)
+//!            which status is left with), image (building one), signing (whose key vouches for it), kms (a
+//!            key in a KMS), codes (AWS's error table), term (stdout and stderr)
 //! ```
 
 #![forbid(unsafe_code)]
@@ -16,6 +16,7 @@ mod daemon;
 mod dirs;
 mod failure;
 mod image;
+mod kms;
 mod nitro;
 mod own;
 mod signing;
@@ -40,7 +41,7 @@ use clap::{Parser, Subcommand};
                         enclos run-enclave --cpu-count 2 --memory 512 --eif-path app.eif --publish 8080:5000\n\n\
                         Called as nitro-cli it takes nitro-cli's commands and prints its JSON."
 )]
-struct Enclos {
+pub(crate) struct Enclos {
     #[command(subcommand)]
     command: EnclosCommand,
 }

@@ -257,7 +257,7 @@ fn a_file_of_which_the_parts_do_not_belong_together_is_e60() {
     assert_eq!(sign(&one.certificate, "/no/such.key").status, 60);
     let in_kms = sign(&one.certificate, "arn:aws:kms:us-east-1:000000000000:key/x");
     assert!(
-        in_kms.status == 60 && in_kms.stderr.contains("hint: give the path of a PEM"),
+        in_kms.status == 60 && in_kms.stderr.contains("hint: set AWS_ACCESS_KEY_ID"),
         "{}",
         in_kms.stderr
     );

@@ -21,9 +21,8 @@ use crate::measure::{FirstRegisters, Measurements};
 use crate::metadata::Metadata;
 use crate::ramdisk::{MAGIC_LEN, Packing};
 use crate::reader::check_cmdline;
-use crate::signature::SignatureError;
 #[cfg(feature = "build")]
-use crate::signer::Signer;
+use crate::signer::{Signer, SigningError};
 
 /// Why an image was not built.
 #[derive(Debug, thiserror::Error)]
@@ -70,9 +69,10 @@ pub enum BuildError {
     /// A section would make an image that no host runs.
     #[error("the image would be refused by every host")]
     Refused(#[source] EifError),
-    /// The signature does not hold.
+    /// There is no signature, or none that holds.
+    #[cfg(feature = "build")]
     #[error("cannot sign the image")]
-    Sign(#[source] SignatureError),
+    Sign(#[source] SigningError),
     /// The metadata cannot be written.
     #[error("cannot encode the metadata")]
     Metadata(#[source] serde_json::Error),

@@ -50,4 +50,6 @@ pub use measure::{Measurements, measure};
 pub use metadata::{BuildMetadata, Metadata};
 pub use reader::Eif;
 #[cfg(feature = "build")]
-pub use signer::{SignError, Signer, SignerError, sign_image};
+pub use signer::{
+    SignError, Signer, SignerError, SigningError, SigningKey, ToBeSigned, sign_image,
+};

@@ -10,6 +10,7 @@
 //! The payload is never believed: it is rebuilt from the PCR0 that was measured, and the signature is
 //! verified over that. The certificate's chain says nothing here; its digest is PCR8.
 
+use std::fmt;
 use std::time::SystemTime;
 
 use aws_lc_rs::signature::{
@@ -89,12 +90,25 @@ pub enum SignatureError {
     },
 }
 
-/// A curve with its COSE algorithm.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Curve {
+/// A curve, which decides on hash and COSE algorithm.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Curve {
+    /// NIST P-256 with SHA-256: ES256.
     P256,
+    /// NIST P-384 with SHA-384: ES384.
     P384,
+    /// NIST P-521 with SHA-512: ES512.
     P521,
+}
+
+impl fmt::Display for Curve {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::P256 => "P-256",
+            Self::P384 => "P-384",
+            Self::P521 => "P-521",
+        })
+    }
 }
 
 impl Curve {
@@ -115,6 +129,16 @@ impl Curve {
             Self::P384 => "1.3.132.0.34",
             Self::P521 => "1.3.132.0.35",
         })
+    }
+
+    /// The hash that a signature on this curve is over.
+    #[cfg(feature = "build")]
+    pub(crate) fn hash(self) -> &'static aws_lc_rs::digest::Algorithm {
+        match self {
+            Self::P256 => &aws_lc_rs::digest::SHA256,
+            Self::P384 => &aws_lc_rs::digest::SHA384,
+            Self::P521 => &aws_lc_rs::digest::SHA512,
+        }
     }
 
     fn verifier(self) -> &'static dyn VerificationAlgorithm {

@@ -1,6 +1,6 @@
-//! Signing images with a key from a file (feature `build`).
+//! Signing images with a key from a file, from elsewhere, or with a signature made elsewhere (feature `build`).
 //!
-//! ECDSA signatures here are deterministic (RFC 6979): signing the same image twice gives the same bytes, so
+//! ECDSA signatures by keys from files are deterministic (RFC 6979): signing the same image twice gives the same bytes, so
 //! that a signed image can be reproduced by whoever has the key and checked by whoever has not.
 
 use std::fmt;
@@ -34,7 +34,7 @@ pub enum SignerError {
     )]
     Key {
         /// The certificate's curve.
-        curve: &'static str,
+        curve: Curve,
     },
     /// The certificate is another key's.
     #[error(
@@ -55,9 +55,85 @@ pub enum SignError {
     Write(#[from] BuildError),
 }
 
+/// Why there is no signature.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SigningError {
+    /// The key did not sign.
+    #[error("the signing key does not sign")]
+    Key(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The key's signature has no form of a signature on this curve.
+    #[error(
+        "the signature is neither DER nor r and s of {curve} one after the other; sign the bytes that \
+         `enclos eif measure` wrote, with the certificate's key"
+    )]
+    Encoding {
+        /// The certificate's curve.
+        curve: Curve,
+    },
+    /// The signature does not hold.
+    #[error("the signature that was made does not hold")]
+    Signature(#[from] SignatureError),
+}
+
+/// The bytes that a signature of an image is over (RFC 9052, section 4.4), and how they are hashed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ToBeSigned {
+    /// The certificate's curve.
+    pub curve: Curve,
+    /// The bytes. They depend on PCR0 alone.
+    pub bytes: Vec<u8>,
+}
+
+impl ToBeSigned {
+    /// What a certificate's key has to sign for an image with this PCR0.
+    ///
+    /// # Errors
+    /// [`SignatureError`] when the certificate is none, or its key signs no images.
+    pub fn new(certificate_pem: &str, pcr0: &PcrValue) -> Result<Self, SignatureError> {
+        let (_, certificate) = parse_certificate(certificate_pem.as_bytes())?;
+        let curve = Curve::of(&certificate).ok_or(SignatureError::Key)?;
+        Ok(Self::on(curve, pcr0))
+    }
+
+    fn on(curve: Curve, pcr0: &PcrValue) -> Self {
+        let bytes = to_be_signed(&encode_protected(curve), &encode_payload(pcr0));
+        Self { curve, bytes }
+    }
+
+    /// The bytes' digest by the curve's hash, which is what a key signs.
+    pub fn digest(&self) -> Vec<u8> {
+        aws_lc_rs::digest::digest(self.curve.hash(), &self.bytes)
+            .as_ref()
+            .to_vec()
+    }
+}
+
+/// A private key, wherever it is kept: in memory, in a token, in a KMS, or with someone who has signed already.
+pub trait SigningKey {
+    /// An ECDSA signature, as DER or as r and s one after the other.
+    ///
+    /// # Errors
+    /// Whatever kept the key from signing.
+    fn sign(
+        &self,
+        message: &ToBeSigned,
+    ) -> Result<Vec<u8>, Box<dyn std::error::Error + Send + Sync>>;
+}
+
+/// A signature that was made before, elsewhere.
+struct Made(Vec<u8>);
+
+impl SigningKey for Made {
+    fn sign(&self, _: &ToBeSigned) -> Result<Vec<u8>, Box<dyn std::error::Error + Send + Sync>> {
+        Ok(self.0.clone())
+    }
+}
+
 /// A key with its certificate.
 pub struct Signer {
-    key: Key,
+    key: Box<dyn SigningKey>,
+    curve: Curve,
     certificate_pem: Vec<u8>,
     certificate_der: Vec<u8>,
 }
@@ -83,24 +159,35 @@ impl Signer {
     /// # Errors
     /// [`SignerError`].
     pub fn from_pem(key_pem: &str, certificate_pem: &str) -> Result<Self, SignerError> {
-        let parsed = parse_certificate(certificate_pem.as_bytes());
-        let (certificate_der, certificate) = parsed.map_err(SignerError::Certificate)?;
-        let curve = Curve::of(&certificate).ok_or(SignerError::Certificate(SignatureError::Key))?;
-        let key = Key::from_pem(curve, private_key(key_pem)).ok_or(SignerError::Key {
-            curve: match curve {
-                Curve::P256 => "P-256",
-                Curve::P384 => "P-384",
-                Curve::P521 => "P-521",
-            },
-        })?;
+        let (certificate, curve, _) = read_certificate(certificate_pem)?;
+        let key = Key::from_pem(curve, private_key(key_pem)).ok_or(SignerError::Key { curve })?;
         if key.public() != public_key(&certificate) {
             return Err(SignerError::OtherKey);
         }
+        Self::new(certificate_pem, Box::new(key))
+    }
+
+    /// Takes a key that is kept elsewhere. Whether it is the certificate's shows when it signs: what does not verify is
+    /// never written.
+    ///
+    /// # Errors
+    /// [`SignerError::Certificate`].
+    pub fn new(certificate_pem: &str, key: Box<dyn SigningKey>) -> Result<Self, SignerError> {
+        let (_, curve, certificate_der) = read_certificate(certificate_pem)?;
         Ok(Self {
             key,
+            curve,
             certificate_pem: certificate_pem.as_bytes().to_vec(),
             certificate_der,
         })
+    }
+
+    /// Takes a signature of [`ToBeSigned`] that was made elsewhere; it fits one image only.
+    ///
+    /// # Errors
+    /// [`SignerError::Certificate`].
+    pub fn detached(certificate_pem: &str, signature: &[u8]) -> Result<Self, SignerError> {
+        Self::new(certificate_pem, Box::new(Made(signature.to_vec())))
     }
 
     /// PCR8 of the images it signs.
@@ -109,15 +196,48 @@ impl Signer {
     }
 
     /// A signature section for an image with this PCR0, verified.
-    pub(crate) fn sign(&self, pcr0: &PcrValue) -> Result<Vec<u8>, SignatureError> {
-        let protected = encode_protected(self.key.curve());
-        let payload = encode_payload(pcr0);
-        let signature = self.key.sign(&to_be_signed(&protected, &payload));
-        let cose = encode_cose(&protected, &payload, &signature);
+    pub(crate) fn sign(&self, pcr0: &PcrValue) -> Result<Vec<u8>, SigningError> {
+        let curve = self.curve;
+        let message = ToBeSigned::on(curve, pcr0);
+        let signature = self.key.sign(&message).map_err(SigningError::Key)?;
+        let signature = fixed(curve, &signature).ok_or(SigningError::Encoding { curve })?;
+        let cose = encode_cose(&encode_protected(curve), &encode_payload(pcr0), &signature);
         let section = encode_section(&self.certificate_pem, &cose);
         ImageSignature::parse(&section)?.verify(pcr0)?;
         Ok(section)
     }
+}
+
+fn read_certificate(pem: &str) -> Result<(Certificate, Curve, Vec<u8>), SignerError> {
+    let (der, certificate) = parse_certificate(pem.as_bytes()).map_err(SignerError::Certificate)?;
+    let curve = Curve::of(&certificate).ok_or(SignerError::Certificate(SignatureError::Key))?;
+    Ok((certificate, curve, der))
+}
+
+/// r and s one after the other, from there or from DER.
+fn fixed(curve: Curve, signature: &[u8]) -> Option<Vec<u8>> {
+    let len = match curve {
+        Curve::P256 => 64,
+        Curve::P384 => 96,
+        Curve::P521 => 132,
+    };
+    if signature.len() == len {
+        return Some(signature.to_vec());
+    }
+    Some(match curve {
+        Curve::P256 => p256::ecdsa::Signature::from_der(signature)
+            .ok()?
+            .to_bytes()
+            .to_vec(),
+        Curve::P384 => p384::ecdsa::Signature::from_der(signature)
+            .ok()?
+            .to_bytes()
+            .to_vec(),
+        Curve::P521 => p521::ecdsa::Signature::from_der(signature)
+            .ok()?
+            .to_bytes()
+            .to_vec(),
+    })
 }
 
 /// Copies an image with this signature in place of any that it has.
@@ -165,14 +285,6 @@ impl Key {
         })
     }
 
-    fn curve(&self) -> Curve {
-        match self {
-            Self::P256(_) => Curve::P256,
-            Self::P384(_) => Curve::P384,
-            Self::P521(_) => Curve::P521,
-        }
-    }
-
     /// The public key as an uncompressed point.
     fn public(&self) -> Vec<u8> {
         match self {
@@ -181,9 +293,15 @@ impl Key {
             Self::P521(key) => key.verifying_key().to_sec1_point(false).as_bytes().to_vec(),
         }
     }
+}
 
-    fn sign(&self, message: &[u8]) -> Vec<u8> {
-        match self {
+impl SigningKey for Key {
+    fn sign(
+        &self,
+        message: &ToBeSigned,
+    ) -> Result<Vec<u8>, Box<dyn std::error::Error + Send + Sync>> {
+        let message = message.bytes.as_slice();
+        Ok(match self {
             Self::P256(key) => {
                 let signature: p256::ecdsa::Signature = key.sign(message);
                 signature.to_bytes().to_vec()
@@ -196,7 +314,7 @@ impl Key {
                 let signature: p521::ecdsa::Signature = key.sign(message);
                 signature.to_bytes().to_vec()
             }
-        }
+        })
     }
 }
 

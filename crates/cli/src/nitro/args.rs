@@ -187,9 +187,9 @@ pub(crate) struct SignEif {
     /// Certificate, PEM; its key then shows in PCR8
     #[arg(long, value_name = "FILE")]
     pub(crate) signing_certificate: PathBuf,
-    /// Private key that belongs to the certificate, PEM
-    #[arg(long, value_name = "FILE")]
-    pub(crate) private_key: PathBuf,
+    /// Private key that belongs to the certificate: a PEM file, a KMS key's ARN, or a pkcs11: URI
+    #[arg(long, value_name = "KEY")]
+    pub(crate) private_key: String,
 }
 
 /// Options of `explain`.

@@ -18,6 +18,7 @@ pub(crate) use args::{Command, Which};
 pub(crate) use describe_enclaves::enclaves;
 pub(crate) use output::Measured;
 pub(crate) use pcr::of_certificate as pcr_of_certificate;
+pub(crate) use sign_eif::sign_in_place;
 
 use crate::failure::Outcome;
 

@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::io::{BufReader, BufWriter};
 use std::path::Path;
 
-use enclos_eif::sign_image;
+use enclos_eif::{Measurements, Signer, sign_image};
 use serde_json::json;
 
 use super::args::SignEif;
@@ -15,8 +15,14 @@ use crate::signing::signer;
 use crate::term;
 
 pub(super) fn run(args: &SignEif) -> Outcome {
-    let path = &args.eif_path;
     let signer = signer(&args.signing_certificate, &args.private_key)?;
+    let measured = sign_in_place(&args.eif_path, &signer)?;
+    term::note("Enclave Image successfully signed.");
+    term::json(&json!({ "Measurements": Measured::from(&measured) }))
+}
+
+/// Signs an image whose file is replaced when everything went well, and not before.
+pub(crate) fn sign_in_place(path: &Path, signer: &Signer) -> Outcome<Measurements> {
     let failed = |doing: &'static str| {
         move |error| Failure::file(Some(Code::FILE_OPERATION), doing, path, error)
     };
@@ -28,7 +34,7 @@ pub(super) fn run(args: &SignEif) -> Outcome {
         .unwrap_or_else(|| Path::new("."));
     let mut signed = tempfile::NamedTempFile::new_in(folder).map_err(failed("write beside"))?;
     let mut out = BufWriter::new(signed.as_file_mut());
-    let measured = sign_image(&mut BufReader::new(image), &signer, &mut out).map_err(|error| {
+    let measured = sign_image(&mut BufReader::new(image), signer, &mut out).map_err(|error| {
         Failure::aws(
             Code::SIGNING,
             anyhow::Error::new(error).context(format!("cannot sign {}", path.display())),
@@ -42,6 +48,5 @@ pub(super) fn run(args: &SignEif) -> Outcome {
     signed
         .persist(path)
         .map_err(|error| failed("replace")(error.error))?;
-    term::note("Enclave Image successfully signed.");
-    term::json(&json!({ "Measurements": Measured::from(&measured) }))
+    Ok(measured)
 }

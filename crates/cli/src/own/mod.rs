@@ -6,6 +6,7 @@ mod call;
 mod condition;
 mod diff;
 mod doctor;
+mod eif;
 mod inputs;
 mod kernel;
 mod manual;
@@ -39,6 +40,9 @@ pub(crate) enum Command {
     /// Fetch or locate the kernel that images are built with
     #[command(subcommand)]
     Kernel(kernel::Kernel),
+    /// Sign an image with a key that is kept elsewhere
+    #[command(subcommand)]
+    Eif(eif::EifCommand),
     /// Start the hypervisor and the gateway (and a KMS) in the background
     Up(services::Up),
     /// Stop what `up` started
@@ -61,6 +65,7 @@ pub(crate) fn run(command: Command) -> Outcome {
         Command::Build(args) => build::run(args),
         Command::Plan(args) => plan::run(args),
         Command::Diff(args) => diff::run(&args),
+        Command::Eif(command) => eif::run(&command),
         Command::Doctor(args) => doctor::run(&args),
         Command::Kernel(args) => kernel::run(&args),
         Command::Up(args) => services::up(&args),

@@ -1,13 +1,25 @@
 //! Who vouches for an image: certificate and key for `build`, `build-enclave` and `sign-eif`.
+//!
+//! | `--private-key` | where the key is |
+//! |---|---|
+//! | a path | in that PEM file |
+//! | `arn:aws:kms:…` | in a KMS, Enclos's or AWS's |
+//! | `pkcs11:…` (RFC 7512) | in a token |
+//!
+//! A key that stays with someone else altogether signs what `enclos eif measure` writes; `enclos eif attach` adds it.
+
+mod pkcs11;
 
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use enclos_eif::Signer;
+use enclos_eif::signature::Curve;
+use enclos_eif::{Signer, SigningKey, ToBeSigned};
 use zeroize::Zeroizing;
 
 use crate::codes::Code;
 use crate::failure::{Failure, Outcome};
+use crate::kms;
 
 /// Options that sign an image while it is built.
 #[derive(Debug, Default, Args)]
@@ -15,9 +27,9 @@ pub(crate) struct Signing {
     /// Certificate to sign the image with, PEM; its key then shows in PCR8
     #[arg(long, value_name = "FILE", requires = "private_key")]
     signing_certificate: Option<PathBuf>,
-    /// Private key that belongs to the certificate, PEM
-    #[arg(long, value_name = "FILE", requires = "signing_certificate")]
-    private_key: Option<PathBuf>,
+    /// Private key that belongs to the certificate: a PEM file, a KMS key's ARN, or a pkcs11: URI
+    #[arg(long, value_name = "KEY", requires = "signing_certificate")]
+    private_key: Option<String>,
 }
 
 impl Signing {
@@ -30,18 +42,47 @@ impl Signing {
     }
 }
 
-/// Reads a certificate and its key.
-pub(crate) fn signer(certificate: &Path, key: &Path) -> Outcome<Signer> {
-    if key.to_string_lossy().starts_with("arn:") {
-        return Err(Failure::aws_text(Code::SIGNING, "a key in KMS cannot sign images here")
-            .hint("give the path of a PEM private key; where the key must stay in KMS, sign with AWS's nitro-cli"));
-    }
+/// Reads a certificate and finds its key.
+pub(crate) fn signer(certificate: &Path, key: &str) -> Outcome<Signer> {
     let certificate = read(certificate)?;
-    let key = Zeroizing::new(read(key)?);
-    Signer::from_pem(&key, &certificate).map_err(|error| Failure::aws(Code::SIGNING, error))
+    let signer = if key.starts_with("arn:") {
+        let key =
+            kms::Key::new(key, None, None).map_err(|failure| failure.with_code(Code::SIGNING))?;
+        Signer::new(&certificate, Box::new(KmsKey(key)))
+    } else if key.starts_with("pkcs11:") {
+        let key = pkcs11::TokenKey::open(key).map_err(|error| {
+            Failure::aws(
+                Code::SIGNING,
+                anyhow::Error::new(error).context("cannot use the token's key"),
+            )
+        })?;
+        Signer::new(&certificate, Box::new(key))
+    } else {
+        let key = Zeroizing::new(read(Path::new(key))?);
+        Signer::from_pem(&key, &certificate)
+    };
+    signer.map_err(|error| Failure::aws(Code::SIGNING, error))
 }
 
-fn read(path: &Path) -> Outcome<String> {
+/// Reads a file that signing needs.
+pub(crate) fn read(path: &Path) -> Outcome<String> {
     std::fs::read_to_string(path)
         .map_err(|error| Failure::file(Some(Code::SIGNING), "read", path, error))
+}
+
+struct KmsKey(kms::Key);
+
+impl SigningKey for KmsKey {
+    fn sign(
+        &self,
+        message: &ToBeSigned,
+    ) -> Result<Vec<u8>, Box<dyn std::error::Error + Send + Sync>> {
+        let algorithm = match message.curve {
+            Curve::P256 => "ECDSA_SHA_256",
+            Curve::P384 => "ECDSA_SHA_384",
+            Curve::P521 => "ECDSA_SHA_512",
+        };
+        let signed = self.0.sign(&message.digest(), algorithm);
+        signed.map_err(|failure| failure.into_error().into())
+    }
 }

@@ -3,11 +3,13 @@
 use std::io::Cursor;
 use std::time::{Duration, SystemTime};
 
-use enclos_eif::signature::{ImageSignature, SignatureError};
+use enclos_attest::PcrValue;
+use enclos_eif::signature::{Curve, ImageSignature, SignatureError};
 use enclos_eif::{
-    Builder, Eif, EifError, Measurements, SectionKind, Signer, SignerError, inspect, measure,
-    sign_image,
+    Builder, Eif, EifError, Measurements, SectionKind, Signer, SignerError, ToBeSigned, inspect,
+    measure, sign_image,
 };
+use p384::ecdsa::signature::Signer as _;
 use p384::pkcs8::DecodePrivateKey;
 use rcgen::{CertificateParams, KeyPair, SignatureAlgorithm};
 
@@ -258,7 +260,7 @@ fn keys_and_certificates_that_do_not_fit_are_refused() {
     ));
     assert!(matches!(
         refusal(&small, &certificate),
-        SignerError::Key { curve: "P-384" }
+        SignerError::Key { curve: Curve::P384 }
     ));
     assert!(matches!(refusal("", &certificate), SignerError::Key { .. }));
     assert!(matches!(refusal(&key, &key), SignerError::Certificate(_)));
@@ -294,4 +296,80 @@ fn hostile_sections_are_refused_in_peace() {
     ]
     .concat();
     assert!(ImageSignature::parse(&huge).is_err());
+}
+
+/// What `enclos eif measure` and `attach` do: the key is somewhere else, and only its signature comes back.
+#[test]
+fn a_signature_made_elsewhere_is_attached() {
+    let (image, measurements) = image();
+    for curve in CURVES {
+        let (key, certificate) = pair(curve, "signer");
+        let message = ToBeSigned::new(&certificate, &measurements.pcr0).unwrap();
+        let bytes = message.bytes.as_slice();
+        let encodings = match message.curve {
+            Curve::P256 => {
+                let key = p256::SecretKey::from_pkcs8_pem(&key).unwrap();
+                let key = p256::ecdsa::SigningKey::from(key);
+                let made: p256::ecdsa::Signature = key.sign(bytes);
+                [made.to_der().as_bytes().to_vec(), made.to_bytes().to_vec()]
+            }
+            Curve::P384 => {
+                let key = p384::SecretKey::from_pkcs8_pem(&key).unwrap();
+                let key = p384::ecdsa::SigningKey::from(key);
+                let made: p384::ecdsa::Signature = key.sign(bytes);
+                [made.to_der().as_bytes().to_vec(), made.to_bytes().to_vec()]
+            }
+            Curve::P521 => {
+                let key = p521::SecretKey::from_pkcs8_pem(&key).unwrap();
+                let key = p521::ecdsa::SigningKey::from(key);
+                let made: p521::ecdsa::Signature = key.sign(bytes);
+                [made.to_der().as_bytes().to_vec(), made.to_bytes().to_vec()]
+            }
+        };
+        let attached = encodings.map(|signature| {
+            let signer = Signer::detached(&certificate, &signature).unwrap();
+            let mut out = Cursor::new(Vec::new());
+            sign_image(&mut Cursor::new(&image), &signer, &mut out).unwrap();
+            out.into_inner()
+        });
+        assert!(
+            attached[0] == attached[1],
+            "both encodings are one signature"
+        );
+        let (_, der) = p384::pkcs8::Document::from_pem(&certificate).unwrap();
+        let expected = PcrValue::of_certificate(der.as_bytes());
+        assert_eq!(accept(&attached[0]).unwrap().pcr8, Some(expected));
+    }
+}
+
+#[test]
+fn a_detached_signature_of_something_else_is_refused() {
+    let (image, measurements) = image();
+    let (key, certificate) = pair(&rcgen::PKCS_ECDSA_P384_SHA384, "signer");
+    let key = p384::ecdsa::SigningKey::from(p384::SecretKey::from_pkcs8_pem(&key).unwrap());
+    let attach = |signature: &[u8]| {
+        let signer = Signer::detached(&certificate, signature).unwrap();
+        let signed = sign_image(
+            &mut Cursor::new(&image),
+            &signer,
+            &mut Cursor::new(Vec::new()),
+        );
+        crate::common::chain(&signed.unwrap_err())
+    };
+    let other: p384::ecdsa::Signature = key.sign(b"something else");
+    assert!(
+        attach(&other.to_bytes()).contains("was not made by the key"),
+        "{}",
+        attach(&other.to_bytes())
+    );
+    for bad in [b"".as_slice(), b"x", &[0x30, 0x80], &[0; 95], &[0; 97]] {
+        assert!(
+            attach(bad).contains("neither DER nor r and s of P-384"),
+            "{}",
+            attach(bad)
+        );
+    }
+    let message = ToBeSigned::new(&certificate, &measurements.pcr0).unwrap();
+    let cut: p384::ecdsa::Signature = key.sign(&message.bytes[1..]);
+    assert!(attach(&cut.to_bytes()).contains("was not made by the key"));
 }
