@@ -179,6 +179,14 @@ impl PcrValue {
         Self::ZERO.extend(digest::digest(&digest::SHA384, der).as_ref())
     }
 
+    /// A user register of an image that extends it, from zero, with its version as eight bytes, most significant
+    /// first: H(0^48 ‖ version). The image extends and locks it before it does anything else; whoever trusts
+    /// the image's signer knows then that no older image is running.
+    #[must_use]
+    pub fn of_version(version: u64) -> Self {
+        Self::ZERO.extend(&version.to_be_bytes())
+    }
+
     /// Whether every byte is zero.
     #[must_use]
     pub fn is_zero(&self) -> bool {

@@ -175,6 +175,70 @@ fn a_flipped_bit_anywhere_is_refused() {
     }
 }
 
+/// A policy that accepts an image's registers 0, 1 and 2, with a nonce.
+fn policy(pcr2: u16) -> String {
+    format!(
+        r#"{{ "version": 1,
+             "measurements": {{ "app-7": {{ "pcrs": {{ "0": "{}", "1": "{}", "2": "{}" }} }} }},
+             "require": {{ "all": [ {{ "measurements": ["app-7"] }}, {{ "nonce": "required" }} ] }} }}"#,
+        pcr(0),
+        pcr(1),
+        pcr(pcr2)
+    )
+}
+
+#[test]
+fn a_policy_decides_with_every_reason() {
+    let desk = Desk::new();
+    let document = desk
+        .signer
+        .document(|claims| claims.nonce = Some(vec![0, 0xff]));
+    let file = |name: &str, pcr2| desk.daemon.file(name, policy(pcr2).as_bytes());
+    let (good, wrong) = (file("good.json", 2), file("wrong.json", 3));
+    let done = desk.verify(&document, &["--policy", &good, "--nonce", "00ff"]);
+    assert_eq!((done.status, done.stderr.as_str()), (0, ""));
+    desk.refused(
+        &document,
+        &["--policy", &good],
+        "because: nonce is 00ff, expected absent",
+    );
+    desk.refused(
+        &document,
+        &["--policy", &wrong, "--nonce", "00ff"],
+        &format!("because: not \"app-7\": PCR2 is {}", pcr(2)),
+    );
+    let broken = desk.daemon.file("broken.json", b"{}");
+    desk.refused(&document, &["--policy", &broken], "cannot use the policy");
+}
+
+#[test]
+fn a_policy_is_linted_and_rendered() {
+    let daemon = Daemon::none();
+    let lint = |text: &str| {
+        let file = daemon.file("policy.json", text.as_bytes());
+        run(&daemon, &["attest", "policy", "lint", &file])
+    };
+    let good = lint(&policy(2));
+    assert_eq!((good.status, good.stderr.as_str()), (0, ""));
+    let host = lint(r#"{"version":1,"require":{"role":"arn:aws:iam::123456789012:role/x"}}"#);
+    assert!(
+        host.status == 1
+            && host
+                .stderr
+                .contains("because: debug images are admitted by [PCR3]"),
+        "{}",
+        host.stderr
+    );
+    let file = daemon.file("policy.json", policy(2).as_bytes());
+    let rendered = run(&daemon, &["attest", "policy", "kms", &file]);
+    let key = "kms:RecipientAttestation:PCR2";
+    assert_eq!(
+        rendered.json()[0]["StringEqualsIgnoreCase"][key][0].as_str(),
+        Some(&*pcr(2).to_string())
+    );
+    assert!(rendered.stderr.contains("the nonce cannot be expressed"));
+}
+
 #[test]
 fn trust_is_never_assumed() {
     let desk = Desk::new();

@@ -17,7 +17,7 @@ use enclos_attest::document::{
     ChainCache, DocumentError, TrustAnchors, UnverifiedDocument, VerifiedDocument, VerifyError,
     VerifyOptions,
 };
-use enclos_attest::policy::{Expectation, Mismatch};
+use enclos_attest::policy::{Expectation, Mismatch, Policy, Reason, Warning};
 use enclos_attest::{PcrIndex, PcrValue, UnixMillis};
 
 /// Decides about documents. It remembers chains that it has proven, and so do its clones with it: keep one.
@@ -27,6 +27,7 @@ pub struct Verifier {
     chains: Arc<ChainCache>,
     options: VerifyOptions,
     expectation: Expectation,
+    policy: Option<Arc<Policy>>,
 }
 
 /// Why a document was refused.
@@ -42,11 +43,14 @@ pub enum Refusal {
     /// It is genuine, but says something else than was expected.
     #[error("the document is genuine but not the one expected: {}", Listed(.0))]
     Unexpected(Vec<Mismatch>),
+    /// It is genuine, but the policy does not accept it.
+    #[error("the document is genuine but the policy does not accept it: {}", Listed(.0))]
+    Policy(Vec<Reason>),
 }
 
-struct Listed<'a>(&'a [Mismatch]);
+struct Listed<'a, T>(&'a [T]);
 
-impl fmt::Display for Listed<'_> {
+impl<T: fmt::Display> fmt::Display for Listed<'_, T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (position, mismatch) in self.0.iter().enumerate() {
             let separator = if position == 0 { "" } else { "; " };
@@ -65,6 +69,7 @@ impl Verifier {
             chains: Arc::default(),
             options: VerifyOptions::default(),
             expectation: Expectation::default(),
+            policy: None,
         }
     }
 
@@ -72,6 +77,13 @@ impl Verifier {
     #[must_use]
     pub fn expect_pcr(mut self, index: PcrIndex, value: PcrValue) -> Self {
         self.expectation.pcrs.insert(index, value);
+        self
+    }
+
+    /// Demands that this policy accepts the document, besides everything else.
+    #[must_use]
+    pub fn policy(mut self, policy: Policy) -> Self {
+        self.policy = Some(Arc::new(policy));
         self
     }
 
@@ -96,13 +108,13 @@ impl Verifier {
         self
     }
 
-    /// Whether the image is pinned: at least PCR0, or PCR8 (the signer).
+    /// Whether the image is pinned: at least PCR0, or PCR8 (the signer), or by a policy in all its alternatives.
     #[must_use]
     pub fn is_pinned(&self) -> bool {
-        self.expectation
-            .pcrs
-            .keys()
-            .any(|index| matches!(index.get(), 0 | 8))
+        let mut pcrs = self.expectation.pcrs.keys();
+        let any_image = |warning: &Warning| matches!(warning, Warning::AnyImage { .. });
+        let pins = |policy: &Policy| !policy.lint(SystemTime::now().into()).iter().any(any_image);
+        pcrs.any(|index| matches!(index.get(), 0 | 8)) || self.policy.as_deref().is_some_and(pins)
     }
 
     /// Verifies a document now. `nonce` is what the document was asked for with, if it was.
@@ -133,6 +145,13 @@ impl Verifier {
         let mut expectation = self.expectation.clone();
         expectation.nonce = nonce.map(<[u8]>::to_vec);
         expectation.check(&verified).map_err(Refusal::Unexpected)?;
+        if let Some(policy) = &self.policy {
+            // A record is judged at its own time.
+            let archival = self.options.archival;
+            let at = if archival { verified.timestamp() } else { now };
+            let accepted = policy.check(&verified, at, nonce);
+            accepted.map_err(Refusal::Policy)?;
+        }
         Ok(verified)
     }
 }

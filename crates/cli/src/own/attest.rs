@@ -1,6 +1,7 @@
 //! `enclos attest`: documents judged and shown.
 
 mod inspect;
+mod policy;
 mod registers;
 mod verify;
 
@@ -23,12 +24,16 @@ pub(crate) enum Attest {
     Verify(verify::Verify),
     /// Show what a document says, without believing it
     Inspect(inspect::Inspect),
+    /// Check and convert measurement policies
+    #[command(subcommand)]
+    Policy(policy::Command),
 }
 
 pub(super) fn run(command: &Attest) -> Outcome {
     match command {
         Attest::Verify(args) => verify::run(args),
         Attest::Inspect(args) => inspect::run(args),
+        Attest::Policy(command) => policy::run(command),
     }
 }
 

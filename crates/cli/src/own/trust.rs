@@ -2,12 +2,13 @@
 //! `call`.
 
 use std::fs::File;
-use std::io::BufReader;
-use std::path::PathBuf;
+use std::io::{BufReader, Read as _};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Arg, ArgMatches, Args, Command, FromArgMatches};
 use enclos_attest::document::TrustAnchors;
+use enclos_attest::policy::{MAX_POLICY, Policy};
 use enclos_attest::{PCR_COUNT, PcrIndex, PcrValue};
 use enclos_client::Verifier;
 use enclos_eif::Eif;
@@ -28,6 +29,9 @@ pub(super) struct Trust {
     /// Expect the PCRs of this image
     #[arg(long, value_name = "FILE")]
     eif: Option<PathBuf>,
+    /// Accept only what this measurement policy accepts (docs/attestation-policy.md)
+    #[arg(long, value_name = "FILE")]
+    policy: Option<PathBuf>,
     /// Oldest document accepted, such as 300, 90s, 5m or 1h
     #[arg(long, value_name = "AGE", value_parser = parse_age, default_value = "5m")]
     max_age: Duration,
@@ -44,6 +48,9 @@ impl Trust {
         }
         for (index, value) in self.pcrs.0.iter().copied().chain(self.pcrs_of_eif()?) {
             verifier = verifier.expect_pcr(index, value);
+        }
+        if let Some(path) = &self.policy {
+            verifier = verifier.policy(read_policy(path)?);
         }
         Ok(verifier)
     }
@@ -90,6 +97,19 @@ impl Trust {
             .map(|(index, value)| Ok((PcrIndex::try_from(index)?, value)))
             .collect()
     }
+}
+
+/// Reads a measurement policy.
+pub(super) fn read_policy(path: &Path) -> Outcome<Policy> {
+    let limit = u64::try_from(MAX_POLICY)
+        .unwrap_or(u64::MAX)
+        .saturating_add(1);
+    let mut bytes = Vec::new();
+    let read = File::open(path).and_then(|file| file.take(limit).read_to_end(&mut bytes));
+    read.map_err(|error| Failure::file(None, "read", path, error))?;
+    Policy::from_json(&bytes).map_err(|error| {
+        Failure::from(error).context(format_args!("cannot use the policy {}", path.display()))
+    })
 }
 
 /// `--pcr N=HEX`, and `--pcr0 HEX` to `--pcr31 HEX`.

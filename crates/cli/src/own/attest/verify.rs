@@ -59,7 +59,7 @@ pub(super) fn run(args: &Verify) -> Outcome {
     let verified = verdict.map_err(refused)?;
     if !verifier.is_pinned() {
         term::note(
-            "warning: no image was expected: any image that this root vouches for is accepted (give --pcr0 or --eif)",
+            "warning: no image was expected: any image that this root vouches for is accepted (give --pcr0, --eif or --policy)",
         );
     }
     if nonce.is_none() && !args.archival {
@@ -77,15 +77,21 @@ pub(super) fn run(args: &Verify) -> Outcome {
 /// Each difference on a line of its own.
 pub(crate) fn refused(refusal: Refusal) -> Failure {
     match refusal {
-        Refusal::Unexpected(mismatches) => {
-            let lines = mismatches.iter().map(ToString::to_string);
-            lines.rev().fold(
-                Failure::text("the document is genuine but not the one expected"),
-                Failure::because,
-            )
-        }
+        Refusal::Unexpected(mismatches) => listed(
+            "the document is genuine but not the one expected",
+            &mismatches,
+        ),
+        Refusal::Policy(reasons) => listed(
+            "the document is genuine but the policy does not accept it",
+            &reasons,
+        ),
         other => other.into(),
     }
+}
+
+fn listed(text: &str, reasons: &[impl ToString]) -> Failure {
+    let lines = reasons.iter().map(ToString::to_string);
+    lines.rev().fold(Failure::text(text), Failure::because)
 }
 
 /// What people read.
@@ -156,17 +162,13 @@ impl Verdict {
                 reasons: Vec::new(),
                 document: Some(Shown::of(document)),
             },
-            Err(Refusal::Unexpected(mismatches)) => {
-                let reasons = mismatches.iter().map(ToString::to_string).collect();
-                Self {
-                    accepted: false,
-                    reasons,
-                    document: None,
-                }
-            }
-            Err(other) => Self {
+            Err(refusal) => Self {
                 accepted: false,
-                reasons: causes(other).map(ToString::to_string).collect(),
+                reasons: match refusal {
+                    Refusal::Unexpected(list) => list.iter().map(ToString::to_string).collect(),
+                    Refusal::Policy(list) => list.iter().map(ToString::to_string).collect(),
+                    other => causes(other).map(ToString::to_string).collect(),
+                },
                 document: None,
             },
         }

@@ -3,10 +3,29 @@
 //! Verification proves who signed; it does not prove that the enclave runs what you think. An [`Expectation`]
 //! holds the rest: registers, nonce, key. A register that is expected must be *present* and equal: a missing
 //! register is never read as zero.
+//!
+//! A [`Policy`] is the same as data, for a fleet: named sets of measurements that expire, signers with a minimum
+//! version, age, nonce, and combinations of them, in a file that the command line and the client read, that
+//! can be [linted](Policy::lint) and [rendered](Policy::kms_conditions) for a KMS key policy.
+
+mod file;
+mod judge;
+mod kms;
+mod lint;
+mod normal;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 
-use crate::document::VerifiedDocument;
+pub use file::{
+    Condition, MAX_POLICY, Measurement, Policy, PolicyError, SignedBy, Signer, VERSIONS_MAX, When,
+};
+pub use judge::{Accepted, Reason};
+pub use kms::{KmsConditions, KmsNote};
+pub use lint::Warning;
+
+use crate::document::{Claims, VerifiedDocument};
 use crate::pcr::{PcrIndex, PcrValue};
 
 /// What a document must say. The default expects nothing.
@@ -67,7 +86,7 @@ impl Expectation {
         let registers = self
             .pcrs
             .iter()
-            .filter_map(|(index, value)| pcr(document, *index, *value));
+            .filter_map(|(index, value)| pcr_of(document.claims(), *index, *value));
         let fields = [
             ("nonce", &self.nonce, document.nonce()),
             ("public_key", &self.public_key, document.public_key()),
@@ -87,8 +106,8 @@ impl Expectation {
     }
 }
 
-fn pcr(document: &VerifiedDocument, index: PcrIndex, expected: PcrValue) -> Option<Mismatch> {
-    match document.pcrs().get(&index) {
+fn pcr_of(claims: &Claims, index: PcrIndex, expected: PcrValue) -> Option<Mismatch> {
+    match claims.pcrs.get(&index) {
         Some(found) if *found == expected => None,
         Some(found) => Some(Mismatch::Pcr {
             index,
@@ -122,12 +141,12 @@ fn describe(bytes: Option<&[u8]>) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+mod expectation_tests {
     use super::*;
     use crate::UnixMillis;
     use crate::document::{TrustAnchors, UnverifiedDocument, VerifyOptions};
 
-    const AWS: &[u8] = include_bytes!("../tests/vectors/aws.bin");
+    const AWS: &[u8] = include_bytes!("../../tests/vectors/aws.bin");
 
     fn verified() -> VerifiedDocument {
         let options = VerifyOptions {
