@@ -16,10 +16,14 @@ pub enum ErrorKind {
     Disabled,
     /// `DryRun` was asked for and the call would have succeeded.
     DryRunOperation,
+    /// The import token is older than a day.
+    ExpiredImportToken,
     /// The authorization header lacks something.
     IncompleteSignature,
     /// The ciphertext belongs to another key than the one that was named.
     IncorrectKey,
+    /// The key material is not what this key can take.
+    IncorrectKeyMaterial,
     /// The alias name is malformed.
     InvalidAliasName,
     /// The ARN is malformed.
@@ -30,6 +34,8 @@ pub enum ErrorKind {
     InvalidGrantId,
     /// The grant token is not ours.
     InvalidGrantToken,
+    /// The import token is not one for this key.
+    InvalidImportToken,
     /// The key cannot be used in this way.
     InvalidKeyUsage,
     /// The pagination marker is not ours.
@@ -38,6 +44,10 @@ pub enum ErrorKind {
     InvalidSignature,
     /// Our fault or our machine's.
     KmsInternal,
+    /// The MAC is not one of this key over the message.
+    KmsInvalidMac,
+    /// The signature is not one of this key over the message.
+    KmsInvalidSignature,
     /// The key's state forbids it.
     KmsInvalidState,
     /// A quota.
@@ -75,17 +85,22 @@ impl ErrorKind {
             Self::AlreadyExists => "AlreadyExistsException",
             Self::Disabled => "DisabledException",
             Self::DryRunOperation => "DryRunOperationException",
+            Self::ExpiredImportToken => "ExpiredImportTokenException",
             Self::IncompleteSignature => "IncompleteSignatureException",
             Self::IncorrectKey => "IncorrectKeyException",
+            Self::IncorrectKeyMaterial => "IncorrectKeyMaterialException",
             Self::InvalidAliasName => "InvalidAliasNameException",
             Self::InvalidArn => "InvalidArnException",
             Self::InvalidCiphertext => "InvalidCiphertextException",
             Self::InvalidGrantId => "InvalidGrantIdException",
             Self::InvalidGrantToken => "InvalidGrantTokenException",
+            Self::InvalidImportToken => "InvalidImportTokenException",
             Self::InvalidKeyUsage => "InvalidKeyUsageException",
             Self::InvalidMarker => "InvalidMarkerException",
             Self::InvalidSignature => "InvalidSignatureException",
             Self::KmsInternal => "KMSInternalException",
+            Self::KmsInvalidMac => "KMSInvalidMacException",
+            Self::KmsInvalidSignature => "KMSInvalidSignatureException",
             Self::KmsInvalidState => "KMSInvalidStateException",
             Self::LimitExceeded => "LimitExceededException",
             Self::MalformedPolicyDocument => "MalformedPolicyDocumentException",

@@ -16,6 +16,9 @@ use crate::error::{ApiError, ErrorKind};
 /// Longest `KeyId`.
 const KEY_ID_MAX: usize = 2048;
 
+/// Members whose values AWS does not repeat in its errors.
+const SENSITIVE: &[&str] = &["Message", "Plaintext"];
+
 /// Most grant tokens in a request.
 const GRANT_TOKENS_MAX: usize = 10;
 
@@ -132,7 +135,11 @@ impl Input {
     /// Notes an absent member and goes on with an empty one.
     pub(crate) fn require<T: Default>(&mut self, name: &str, value: Option<T>) -> T {
         value.unwrap_or_else(|| {
-            let shown = if name == "Plaintext" { "" } else { "null" };
+            let shown = if SENSITIVE.contains(&name) {
+                ""
+            } else {
+                "null"
+            };
             self.violate(shown, name, "not be null");
             T::default()
         })
@@ -162,6 +169,70 @@ impl Input {
             self.violate(&format!("'{text}'"), name, &constraint);
         }
         Ok(text)
+    }
+
+    /// An optional enumeration as a value of its type.
+    pub(crate) fn one_of<T>(
+        &mut self,
+        name: &str,
+        values: &[&str],
+        from_name: impl FnOnce(&str) -> Option<T>,
+    ) -> Result<Option<T>, ApiError> {
+        let text = self.choice(name, values)?;
+        Ok(text.and_then(|text| from_name(&text)))
+    }
+
+    /// An enumeration that must be there. `None` is reported by [`Input::finish`].
+    pub(crate) fn required_one_of<T>(
+        &mut self,
+        name: &str,
+        values: &[&str],
+        from_name: impl FnOnce(&str) -> Option<T>,
+    ) -> Result<Option<T>, ApiError> {
+        if self.member(name).is_none() {
+            self.require::<String>(name, None);
+        }
+        self.one_of(name, values, from_name)
+    }
+
+    /// An optional time: seconds since 1970, given back in milliseconds.
+    pub(crate) fn time_ms(&self, name: &str) -> Result<Option<i64>, ApiError> {
+        let seconds = match self.member(name) {
+            None => return Ok(None),
+            Some(Value::Number(number)) => number.as_f64(),
+            Some(other) => return Err(cannot_convert(other, "a Timestamp")),
+        };
+        let out_of_range = || serialization("NUMBER_VALUE out of range for a Timestamp");
+        let seconds = seconds.ok_or_else(out_of_range)?;
+        let time = std::time::Duration::try_from_secs_f64(seconds).map_err(|_| out_of_range())?;
+        i64::try_from(time.as_millis())
+            .map(Some)
+            .map_err(|_| out_of_range())
+    }
+
+    /// An optional list of values of an enumeration.
+    pub(crate) fn choices(&mut self, name: &str, values: &[&str]) -> Result<Vec<String>, ApiError> {
+        let list = match self.member(name) {
+            None => return Ok(Vec::new()),
+            Some(Value::Array(list)) => list.clone(),
+            Some(other) => return Err(cannot_convert(other, "a List")),
+        };
+        let mut found = Vec::new();
+        for item in &list {
+            let text = item
+                .as_str()
+                .ok_or_else(|| cannot_convert(item, "a String"))?;
+            found.push(text.to_owned());
+        }
+        if found.iter().any(|text| !values.contains(&text.as_str())) {
+            let shown = format!("'[{}]'", found.join(", "));
+            let constraint = format!(
+                "satisfy constraint: [Member must satisfy enum value set: [{}]]",
+                values.join(", ")
+            );
+            self.violate(&shown, name, &constraint);
+        }
+        Ok(found)
     }
 
     /// An optional integer within limits.
@@ -219,9 +290,10 @@ impl Input {
         };
         let length = bytes.len();
         // AWS shows a plaintext not at all, and other blobs as its own buffer prints itself.
-        let shown = match name {
-            "Plaintext" => String::new(),
-            _ => format!("'java.nio.HeapByteBuffer[pos=0 lim={length} cap={length}]'"),
+        let shown = if SENSITIVE.contains(&name) {
+            String::new()
+        } else {
+            format!("'java.nio.HeapByteBuffer[pos=0 lim={length} cap={length}]'")
         };
         self.check_length(name, &shown, length, min, max);
         Ok(Some(bytes))

@@ -9,28 +9,60 @@ use std::sync::Arc;
 
 use dashmap::DashMap;
 use serde_json::{Value, json};
-use zeroize::Zeroize as _;
 
 use crate::arn::{KeyRef, Place};
 use crate::crypto::blob::MaterialId;
+use crate::crypto::material::{KeyMaterial, MacKey, MaterialError};
+use crate::crypto::pair::KeyPair;
 use crate::crypto::seal::{self, RootKey, Secret, UnsealError};
 use crate::error::{ApiError, ErrorKind};
 use crate::policy::{Policy, PolicyError};
-use crate::store::{AliasRow, KeyRow, MaterialRow, Store, StoreError};
+use crate::spec::{Algorithms, Origin};
+use crate::store::{self, AliasRow, KeyRow, MaterialRow, Store, StoreError};
 
 /// One version of a key's material.
+#[derive(Debug, Clone)]
 pub struct Material {
     /// Its public name.
     pub id: MaterialId,
-    /// The secret.
-    pub secret: Secret,
+    /// Counts from 1.
+    pub version: i64,
+    /// Creation, milliseconds since 1970.
+    pub created_ms: i64,
+    /// Imported, and not rotated to yet.
+    pub pending: bool,
+    /// `AUTOMATIC` or `ON_DEMAND` and when, if a rotation made it current.
+    pub rotation: Option<(Box<str>, i64)>,
+    /// When it expires, milliseconds since 1970.
+    pub valid_to_ms: Option<i64>,
+    /// What its importer says about it.
+    pub description: Option<Box<str>>,
+    /// The secret; none when it was deleted or has expired.
+    pub secret: Option<Arc<KeyMaterial>>,
 }
 
-impl std::fmt::Debug for Material {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Material")
-            .field("id", &self.id)
-            .finish_non_exhaustive()
+impl Material {
+    /// The row to store, the secret sealed.
+    pub(crate) fn row(&self, key: &KeyRow, root: &RootKey) -> Result<MaterialRow, ApiError> {
+        let label = seal::material_label(&key.id, self.version, &key.account);
+        let sealed = match &self.secret {
+            Some(secret) => root
+                .seal(&label, secret.to_store())
+                .map_err(|error| ApiError::internal(&error))?,
+            None => Vec::new(),
+        };
+        Ok(MaterialRow {
+            key_id: key.id.clone(),
+            version: self.version,
+            material_id: self.id.0.to_vec(),
+            sealed,
+            created_ms: self.created_ms,
+            pending: self.pending,
+            rotation: self.rotation.as_ref().map(|(kind, _)| kind.to_string()),
+            rotated_ms: self.rotation.as_ref().map(|(_, at)| *at),
+            valid_to_ms: self.valid_to_ms,
+            description: self.description.as_deref().map(str::to_owned),
+        })
     }
 }
 
@@ -45,7 +77,7 @@ pub struct Key {
     pub arn: Arc<str>,
     /// The policy, parsed.
     pub policy: Arc<Policy>,
-    /// All materials, the current one last; never empty.
+    /// All materials, oldest first; those that are pending last.
     materials: Arc<[Material]>,
 }
 
@@ -58,6 +90,10 @@ pub enum KeyState {
     Disabled,
     /// Waits for its deletion.
     PendingDeletion,
+    /// A primary key that will wait for its deletion once its replicas are deleted.
+    PendingReplicaDeletion,
+    /// Has no material, or not all of it.
+    PendingImport,
 }
 
 impl KeyState {
@@ -68,6 +104,8 @@ impl KeyState {
             Self::Enabled => "Enabled",
             Self::Disabled => "Disabled",
             Self::PendingDeletion => "PendingDeletion",
+            Self::PendingReplicaDeletion => "PendingReplicaDeletion",
+            Self::PendingImport => "PendingImport",
         }
     }
 }
@@ -98,6 +136,15 @@ pub enum LoadError {
         /// How.
         what: &'static str,
     },
+    /// A material that is not of its key's kind.
+    #[error("the material of key {key} is damaged")]
+    Material {
+        /// Whose.
+        key: String,
+        /// How.
+        #[source]
+        source: MaterialError,
+    },
     /// A policy that this program does not understand.
     #[error("the stored policy of key {key} cannot be read")]
     Policy {
@@ -113,9 +160,9 @@ impl Key {
     /// Puts a key together.
     ///
     /// # Errors
-    /// If the policy does not parse or there is no material.
+    /// If the policy does not parse or there is no material where this server made it.
     pub fn new(row: KeyRow, materials: Vec<Material>) -> Result<Self, LoadError> {
-        if materials.is_empty() {
+        if materials.is_empty() && row.origin == Origin::AwsKms {
             return Err(LoadError::Damaged {
                 key: row.id,
                 what: "it has no material",
@@ -126,7 +173,7 @@ impl Key {
             source,
         })?;
         let place = Place::new(row.account.as_str(), row.region.as_str());
-        let arn = place.key_arn(&row.id).into();
+        let arn = place.key_arn(store::key_id(&row.id)).into();
         Ok(Self {
             place,
             arn,
@@ -157,20 +204,59 @@ impl Key {
         })
     }
 
-    /// Its state.
+    /// The same key with other materials.
     #[must_use]
-    pub fn state(&self) -> KeyState {
-        match (self.row.deletion_ms, self.row.enabled) {
-            (Some(_), _) => KeyState::PendingDeletion,
-            (None, true) => KeyState::Enabled,
-            (None, false) => KeyState::Disabled,
+    pub fn with_materials(&self, materials: Vec<Material>) -> Self {
+        Self {
+            materials: materials.into(),
+            ..self.clone()
         }
     }
 
-    /// The material that encrypts. [`Key::new`] refuses a key without one.
+    /// Its key id, which replicas share.
+    #[must_use]
+    pub fn id(&self) -> &str {
+        store::key_id(&self.row.id)
+    }
+
+    /// Its state.
+    #[must_use]
+    pub fn state(&self) -> KeyState {
+        if self.row.deletion_ms.is_some() {
+            KeyState::PendingDeletion
+        } else if self.row.pending_days.is_some() {
+            KeyState::PendingReplicaDeletion
+        } else if !self.is_whole() {
+            KeyState::PendingImport
+        } else if self.row.enabled {
+            KeyState::Enabled
+        } else {
+            KeyState::Disabled
+        }
+    }
+
+    /// Whether all materials that belong to it are here.
+    fn is_whole(&self) -> bool {
+        let mut own = self.materials.iter().filter(|material| !material.pending);
+        self.current().is_some() && own.all(|material| material.secret.is_some())
+    }
+
+    /// All materials, oldest first.
+    #[must_use]
+    pub fn materials(&self) -> &[Material] {
+        &self.materials
+    }
+
+    /// The material that encrypts; its secret may be gone.
     #[must_use]
     pub fn current(&self) -> Option<&Material> {
-        self.materials.last()
+        self.materials.iter().rfind(|material| !material.pending)
+    }
+
+    /// The material that the next rotation makes current.
+    #[must_use]
+    pub fn pending(&self) -> Option<&Material> {
+        self.materials.iter().find(|material| material.pending)
     }
 
     /// The material of that name.
@@ -179,18 +265,64 @@ impl Key {
         self.materials.iter().find(|material| material.id == id)
     }
 
+    /// The secret that encrypts, and its name.
+    pub(crate) fn symmetric(&self) -> Option<(MaterialId, &Secret)> {
+        let material = self.current()?;
+        Some((material.id, symmetric(material)?))
+    }
+
+    /// The secret of that name.
+    pub(crate) fn symmetric_material(&self, id: MaterialId) -> Option<&Secret> {
+        symmetric(self.material(id)?)
+    }
+
+    /// The key pair, if it is one.
+    pub(crate) fn pair(&self) -> Option<&KeyPair> {
+        match self.current()?.secret.as_deref()? {
+            KeyMaterial::Pair(pair) => Some(pair),
+            _ => None,
+        }
+    }
+
+    /// The HMAC key, if it is one.
+    pub(crate) fn mac(&self) -> Option<&MacKey> {
+        match self.current()?.secret.as_deref()? {
+            KeyMaterial::Mac(key) => Some(key),
+            _ => None,
+        }
+    }
+
+    /// What it can do.
+    #[must_use]
+    pub fn algorithms(&self) -> Algorithms {
+        self.row.spec.algorithms(self.row.usage).unwrap_or_default()
+    }
+
+    /// Whether it is one of a family of multi-Region keys.
+    #[must_use]
+    pub fn is_multi_region(&self) -> bool {
+        self.row.primary_region.is_some()
+    }
+
+    /// Whether it is the primary of its family.
+    #[must_use]
+    pub fn is_primary(&self) -> bool {
+        self.row.primary_region.as_deref() == Some(&*self.place.region)
+    }
+
     /// Refuses keys that cannot be used now.
     ///
     /// # Errors
     /// `DisabledException` or `KMSInvalidStateException`.
-    pub fn usable(&self) -> Result<(), ApiError> {
+    pub fn usable(&self, now_ms: i64) -> Result<(), ApiError> {
+        self.not_pending_deletion()?;
+        self.not_pending_import(now_ms)?;
         match self.state() {
-            KeyState::Enabled => Ok(()),
             KeyState::Disabled => Err(ApiError::new(
                 ErrorKind::Disabled,
                 format!("{} is disabled.", self.arn),
             )),
-            KeyState::PendingDeletion => Err(self.pending_deletion()),
+            _ => Ok(()),
         }
     }
 
@@ -200,49 +332,122 @@ impl Key {
     /// `KMSInvalidStateException`.
     pub fn not_pending_deletion(&self) -> Result<(), ApiError> {
         match self.state() {
-            KeyState::PendingDeletion => Err(self.pending_deletion()),
+            KeyState::PendingDeletion => Err(self.invalid_state("pending deletion")),
+            KeyState::PendingReplicaDeletion => Err(self.invalid_state("pending replica deletion")),
             _ => Ok(()),
         }
     }
 
-    fn pending_deletion(&self) -> ApiError {
+    /// Refuses keys without their material. What has expired is gone at once, even before it is swept up.
+    ///
+    /// # Errors
+    /// `KMSInvalidStateException`.
+    pub fn not_pending_import(&self, now_ms: i64) -> Result<(), ApiError> {
+        let expired = |material: &Material| material.valid_to_ms.is_some_and(|at| at <= now_ms);
+        if !self.is_whole() || self.materials.iter().any(expired) {
+            return Err(self.invalid_state("pending import"));
+        }
+        Ok(())
+    }
+
+    fn invalid_state(&self, state: &str) -> ApiError {
         ApiError::new(
             ErrorKind::KmsInvalidState,
-            format!("{} is pending deletion.", self.arn),
+            format!("{} is {state}.", self.arn),
         )
     }
 
-    /// `KeyMetadata`.
+    /// `KeyMetadata`. The family are all keys of its id, itself among them, if it is a multi-Region key.
     #[must_use]
-    pub fn metadata(&self) -> Value {
+    pub fn metadata(&self, family: &[Arc<Self>]) -> Value {
         let mut metadata = json!({
             "AWSAccountId": self.row.account,
-            "KeyId": self.row.id,
+            "KeyId": self.id(),
             "Arn": &*self.arn,
             "CreationDate": seconds(self.row.created_ms),
             "Enabled": self.state() == KeyState::Enabled,
             "Description": self.row.description,
-            "KeyUsage": "ENCRYPT_DECRYPT",
+            "KeyUsage": self.row.usage.name(),
             "KeyState": self.state().name(),
-            "Origin": "AWS_KMS",
+            "Origin": self.row.origin.name(),
             "KeyManager": "CUSTOMER",
-            "CustomerMasterKeySpec": "SYMMETRIC_DEFAULT",
-            "KeySpec": "SYMMETRIC_DEFAULT",
-            "EncryptionAlgorithms": ["SYMMETRIC_DEFAULT"],
-            "MultiRegion": false,
+            "CustomerMasterKeySpec": self.row.spec.name(),
+            "KeySpec": self.row.spec.name(),
+            "MultiRegion": self.is_multi_region(),
         });
-        if let Some(members) = metadata.as_object_mut() {
-            if let Some(deletion) = self.row.deletion_ms {
-                members.insert("DeletionDate".to_owned(), seconds(deletion).into());
+        self.add_algorithms(&mut metadata);
+        let mut add = |name: &str, value: Option<Value>| {
+            if let (Some(value), Some(members)) = (value, metadata.as_object_mut()) {
+                members.insert(name.to_owned(), value);
             }
-            if let Some(material) = self.current() {
-                members.insert(
-                    "CurrentKeyMaterialId".to_owned(),
-                    material.id.to_string().into(),
-                );
-            }
+        };
+        add(
+            "DeletionDate",
+            self.row.deletion_ms.map(|at| seconds(at).into()),
+        );
+        add(
+            "PendingDeletionWindowInDays",
+            self.row.pending_days.map(Into::into),
+        );
+        if self.row.spec.is_symmetric_encryption() {
+            let id = self.current().map(|material| material.id.to_string());
+            add("CurrentKeyMaterialId", id.map(Into::into));
+        }
+        if self.row.origin == Origin::External && self.is_whole() {
+            let own = self.materials.iter().filter(|material| !material.pending);
+            let valid_to = own.filter_map(|material| material.valid_to_ms).min();
+            add("ExpirationModel", Some(expiration_model(valid_to).into()));
+            add("ValidTo", valid_to.map(|at| seconds(at).into()));
+        }
+        if self.is_multi_region() {
+            add("MultiRegionConfiguration", Some(self.regions(family)));
         }
         metadata
+    }
+
+    /// Adds the lists of algorithms that are not empty, as `KeyMetadata` and `GetPublicKey` show them.
+    pub(crate) fn add_algorithms(&self, output: &mut Value) {
+        let algorithms = self.algorithms();
+        let encryption: Vec<_> = algorithms.encryption.iter().map(|a| a.name()).collect();
+        let signing: Vec<_> = algorithms.signing.iter().map(|a| a.name()).collect();
+        let mac: Vec<_> = algorithms.mac.iter().map(|a| a.name()).collect();
+        let lists = [
+            ("EncryptionAlgorithms", encryption),
+            ("SigningAlgorithms", signing),
+            ("MacAlgorithms", mac),
+            ("KeyAgreementAlgorithms", algorithms.agreement.to_vec()),
+            ("EncapsulationAlgorithms", algorithms.encapsulation.to_vec()),
+        ];
+        for (name, list) in lists {
+            if let (false, Some(members)) = (list.is_empty(), output.as_object_mut()) {
+                members.insert(name.to_owned(), list.into());
+            }
+        }
+    }
+
+    fn regions(&self, family: &[Arc<Self>]) -> Value {
+        let entry = |key: &Arc<Self>| json!({ "Arn": &*key.arn, "Region": &*key.place.region });
+        let (primary, replicas): (Vec<_>, Vec<_>) = family.iter().partition(|key| key.is_primary());
+        json!({
+            "MultiRegionKeyType": if self.is_primary() { "PRIMARY" } else { "REPLICA" },
+            "PrimaryKey": primary.first().map(|key| entry(key)),
+            "ReplicaKeys": replicas.into_iter().map(entry).collect::<Vec<_>>(),
+        })
+    }
+}
+
+/// AWS's name of what becomes of imported material.
+pub(crate) fn expiration_model(valid_to_ms: Option<i64>) -> &'static str {
+    match valid_to_ms {
+        Some(_) => "KEY_MATERIAL_EXPIRES",
+        None => "KEY_MATERIAL_DOES_NOT_EXPIRE",
+    }
+}
+
+fn symmetric(material: &Material) -> Option<&Secret> {
+    match material.secret.as_deref()? {
+        KeyMaterial::Symmetric(key) => Some(&key.0),
+        _ => None,
     }
 }
 
@@ -261,6 +466,8 @@ pub struct Keyring {
     aliases: DashMap<AliasName, Arc<AliasRow>>,
     /// Names of each key's aliases.
     names: DashMap<String, BTreeSet<String>>,
+    /// Row ids of each multi-Region key id.
+    families: DashMap<String, BTreeSet<String>>,
 }
 
 impl Keyring {
@@ -276,7 +483,7 @@ impl Keyring {
         for key in keys {
             let mut own = Vec::new();
             while let Some(row) = materials.next_if(|row| row.key_id == key.id) {
-                own.push(open_material(&row, &key.account, root)?);
+                own.push(open_material(row, &key, root)?);
             }
             ring.put(Key::new(key, own)?);
         }
@@ -294,7 +501,7 @@ impl Keyring {
         let missing = |arn| ApiError::not_found(format!("Key '{arn}' does not exist"));
         match reference {
             KeyRef::Key(place, id) => self
-                .get(id)
+                .in_region(id, &place.region)
                 .filter(|key| key.place == *place)
                 .ok_or_else(|| missing(place.key_arn(id))),
             KeyRef::Alias(place, name) => {
@@ -307,7 +514,40 @@ impl Keyring {
         }
     }
 
-    /// A key by its id.
+    /// The key of that id in a region. Of multi-Region keys there may be one in each.
+    #[must_use]
+    pub fn in_region(&self, id: &str, region: &str) -> Option<Arc<Key>> {
+        let here = |key: &Arc<Key>| *key.place.region == *region;
+        match self.get(id).filter(here) {
+            Some(key) => Some(key),
+            None => self.family(id).into_iter().find(here),
+        }
+    }
+
+    /// All keys of a multi-Region key id, in all regions; none for other ids.
+    #[must_use]
+    pub fn family(&self, id: &str) -> Vec<Arc<Key>> {
+        let rows = self.families.get(id).map(|rows| rows.clone());
+        let rows = rows.unwrap_or_default();
+        rows.iter().filter_map(|row_id| self.get(row_id)).collect()
+    }
+
+    /// The primary of a key's family: the key itself if it has none.
+    #[must_use]
+    pub fn primary(&self, key: &Arc<Key>) -> Arc<Key> {
+        let primary = self
+            .family(key.id())
+            .into_iter()
+            .find(|key| key.is_primary());
+        primary.unwrap_or_else(|| Arc::clone(key))
+    }
+
+    /// `KeyMetadata` of a key.
+    pub(crate) fn metadata(&self, key: &Key) -> Value {
+        key.metadata(&self.family(key.id()))
+    }
+
+    /// A key by the id of its row.
     #[must_use]
     pub fn get(&self, id: &str) -> Option<Arc<Key>> {
         self.keys.get(id).map(|entry| Arc::clone(entry.value()))
@@ -329,10 +569,8 @@ impl Keyring {
             .unwrap_or_default()
     }
 
-    /// Keys whose waiting period is over.
-    #[must_use]
-    pub fn due(&self, now_ms: i64) -> Vec<Arc<Key>> {
-        let due = |key: &Key| key.row.deletion_ms.is_some_and(|at| at <= now_ms);
+    /// Keys of which that holds.
+    pub(crate) fn select(&self, due: impl Fn(&Key) -> bool) -> Vec<Arc<Key>> {
         self.keys
             .iter()
             .filter(|key| due(key))
@@ -354,12 +592,22 @@ impl Keyring {
 
     /// Adds or replaces a key.
     pub(crate) fn put(&self, key: Key) {
+        if key.is_multi_region() {
+            self.families
+                .entry(key.id().to_owned())
+                .or_default()
+                .insert(key.row.id.clone());
+        }
         self.keys.insert(key.row.id.clone(), Arc::new(key));
     }
 
     /// Forgets a key and its aliases.
     pub(crate) fn remove(&self, key: &Key) {
         self.keys.remove(&key.row.id);
+        if let Some(mut rows) = self.families.get_mut(key.id()) {
+            rows.remove(&key.row.id);
+        }
+        self.families.remove_if(key.id(), |_, rows| rows.is_empty());
         for name in self.alias_names(&key.row.id) {
             self.remove_alias(&key.place, &name);
         }
@@ -393,28 +641,43 @@ pub(crate) fn alias_missing(place: &Place, name: &str) -> ApiError {
     ApiError::not_found(format!("Alias {} is not found.", place.alias_arn(name)))
 }
 
-fn open_material(row: &MaterialRow, account: &str, root: &RootKey) -> Result<Material, LoadError> {
-    let label = seal::material_label(&row.key_id, row.version, account);
-    let bytes = root
-        .unseal(&label, &row.sealed)
-        .map_err(|source| LoadError::Unseal {
-            key: row.key_id.clone(),
-            source,
-        })?;
-    let damaged = |what| LoadError::Damaged {
-        key: row.key_id.clone(),
-        what,
+fn open_material(row: MaterialRow, key: &KeyRow, root: &RootKey) -> Result<Material, LoadError> {
+    let secret = match row.sealed.as_slice() {
+        [] => None,
+        sealed => Some(open_secret(sealed, row.version, key, root)?),
     };
-    let mut secret = Secret::default();
-    if bytes.len() != secret.len() {
-        secret.zeroize();
-        return Err(damaged("a material is not 32 bytes"));
-    }
-    secret.copy_from_slice(&bytes);
-    let id = <[u8; 32]>::try_from(row.material_id.as_slice())
-        .map_err(|_| damaged("a material id is not 32 bytes"))?;
+    let id = <[u8; 32]>::try_from(row.material_id.as_slice()).map_err(|_| LoadError::Damaged {
+        key: key.id.clone(),
+        what: "a material id is not 32 bytes",
+    })?;
     Ok(Material {
         id: MaterialId(id),
+        version: row.version,
+        created_ms: row.created_ms,
+        pending: row.pending,
+        rotation: row.rotation.map(Into::into).zip(row.rotated_ms),
+        valid_to_ms: row.valid_to_ms,
+        description: row.description.map(Into::into),
         secret,
+    })
+}
+
+fn open_secret(
+    sealed: &[u8],
+    version: i64,
+    key: &KeyRow,
+    root: &RootKey,
+) -> Result<Arc<KeyMaterial>, LoadError> {
+    let label = seal::material_label(&key.id, version, &key.account);
+    let bytes = root
+        .unseal(&label, sealed)
+        .map_err(|source| LoadError::Unseal {
+            key: key.id.clone(),
+            source,
+        })?;
+    let secret = KeyMaterial::stored(key.spec, key.usage, bytes);
+    secret.map(Arc::new).map_err(|source| LoadError::Material {
+        key: key.id.clone(),
+        source,
     })
 }

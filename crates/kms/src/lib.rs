@@ -40,6 +40,7 @@ pub mod recipient;
 pub mod server;
 pub mod service;
 pub mod sigv4;
+pub mod spec;
 pub mod store;
 pub mod tags;
 pub mod tls;

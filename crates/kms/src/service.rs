@@ -28,8 +28,8 @@ use crate::policy::{Context, Question};
 use crate::principals::Principals;
 use crate::recipient::{Attested, Trust};
 use crate::sigv4::{self, Authorization};
-use crate::store::{Change, Store, StoreError};
-use crate::tags::{TagStore, Tags};
+use crate::store::{Change, Store};
+use crate::tags::TagStore;
 
 /// Where a request came in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -214,24 +214,16 @@ impl Service {
         ))
     }
 
-    /// Deletes keys whose waiting period is over; returns how many.
+    /// Does what time brings: deletes keys whose waiting period is over, forgets imported material that has expired,
+    /// rotates keys whose period is over.
     ///
     /// # Errors
-    /// If the store fails; what was deleted stays deleted.
-    pub async fn delete_due(&self, now: OffsetDateTime) -> Result<usize, StoreError> {
+    /// If the store fails; what was done stays done.
+    pub async fn maintain(&self, now: OffsetDateTime) -> Result<(), ApiError> {
         let _management = self.management.lock().await;
-        let due = self.keys.due(audit::unix_ms(now));
-        for key in &due {
-            let audit = ops::keys::deletion_event(key, now);
-            self.store
-                .change(Change::DeleteKey(key.row.id.clone()), audit)
-                .await?;
-            self.keys.remove(key);
-            self.grants.remove_key(&key.row.id);
-            self.tags.put(&key.row.id, Tags::new());
-            tracing::info!(key = %key.arn, "key deleted, its waiting period is over");
-        }
-        Ok(due.len())
+        ops::maintenance::delete_due(self, now).await?;
+        ops::maintenance::expire_due(self, now).await?;
+        ops::maintenance::rotate_due(self, now).await
     }
 }
 
@@ -310,8 +302,6 @@ pub(crate) struct Facts<'a> {
     pub(crate) encryption_context: Option<&'a std::collections::BTreeMap<String, String>>,
     /// The verified document, if the call carried one.
     pub(crate) attested: Option<&'a Attested>,
-    /// The call encrypts or decrypts.
-    pub(crate) uses_key: bool,
     /// Further condition keys; one that occurs several times has several values.
     pub(crate) more: &'a [(&'a str, String)],
     /// Tags that the request sets, or names alone if it removes them.
@@ -503,12 +493,12 @@ impl Call<'_> {
         Err(error)
     }
 
-    /// Makes a change durable together with this call's audit row.
-    pub(crate) async fn change(&mut self, change: Change) -> Result<(), ApiError> {
+    /// Makes changes durable together with this call's audit row.
+    pub(crate) async fn change(&mut self, changes: impl Into<Vec<Change>>) -> Result<(), ApiError> {
         let result = self
             .service
             .store
-            .change(change, self.draft.row(None))
+            .change(changes, self.draft.row(None))
             .await;
         result.map_err(|error| ApiError::internal(&error))?;
         self.audited = true;
@@ -536,10 +526,18 @@ impl Call<'_> {
         let mut context = Context::default();
         self.add_caller(&mut context);
         if let Some(key) = key {
-            context.set("kms:KeySpec", "SYMMETRIC_DEFAULT");
-            context.set("kms:KeyUsage", "ENCRYPT_DECRYPT");
-            context.set("kms:KeyOrigin", "AWS_KMS");
-            context.set("kms:MultiRegion", "false");
+            context.set("kms:KeySpec", key.row.spec.name());
+            context.set("kms:KeyUsage", key.row.usage.name());
+            context.set("kms:KeyOrigin", key.row.origin.name());
+            context.set("kms:MultiRegion", key.is_multi_region().to_string());
+            if key.is_multi_region() {
+                let kind = if key.is_primary() {
+                    "PRIMARY"
+                } else {
+                    "REPLICA"
+                };
+                context.set("kms:MultiRegionKeyType", kind);
+            }
             context.set("aws:ResourceAccount", &*key.place.account);
             for (name, value) in &*self.service.tags.of(&key.row.id) {
                 context.add(&format!("aws:ResourceTag/{name}"), value);
@@ -548,9 +546,6 @@ impl Call<'_> {
                 "kms:ResourceAliases",
                 self.service.keys.alias_names(&key.row.id),
             );
-        }
-        if facts.uses_key {
-            context.set("kms:EncryptionAlgorithm", "SYMMETRIC_DEFAULT");
         }
         for (name, value) in facts.encryption_context.into_iter().flatten() {
             context.add(&format!("kms:EncryptionContext:{name}"), value);

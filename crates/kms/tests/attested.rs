@@ -6,15 +6,13 @@
 mod common;
 
 use std::collections::BTreeMap;
-use std::io::Write as _;
-use std::process::{Command, Stdio};
 use std::time::{Duration, SystemTime};
 
 use aws_lc_rs::encoding::{AsDer, Pkcs8V1Der, PublicKeyX509Der};
 use aws_lc_rs::rsa::{KeySize, PrivateDecryptingKey};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use common::{Client, Reply, Server};
+use common::{Client, Reply, Server, blob, create, openssl};
 use enclos_attest::document::Claims;
 use enclos_attest::pki::{Authority, LeafIdentity, LeafKey};
 use enclos_attest::{PcrIndex, PcrValue, UnixMillis};
@@ -119,19 +117,10 @@ impl Enclave {
         let envelope = STANDARD
             .decode(output["CiphertextForRecipient"].as_str().unwrap())
             .unwrap();
-        let mut openssl = Command::new("openssl")
-            .args([
-                "cms", "-decrypt", "-inform", "DER", "-keyform", "DER", "-inkey", "key.der",
-            ])
-            .current_dir(self.directory.path())
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        openssl.stdin.take().unwrap().write_all(&envelope).unwrap();
-        let output = openssl.wait_with_output().unwrap();
-        assert!(output.status.success());
-        output.stdout
+        let arguments = [
+            "cms", "-decrypt", "-inform", "DER", "-keyform", "DER", "-inkey", "key.der",
+        ];
+        openssl(self.directory.path(), &arguments, &envelope)
     }
 }
 
@@ -446,4 +435,59 @@ fn recipients_are_checked_for_form() {
     assert_eq!(with(json!("x")).error_type(), "SerializationException");
     // An absent Recipient may be null, and then the answer is in the clear.
     assert_eq!(common::plaintext(&with(Value::Null).ok()), b"x");
+}
+
+#[test]
+fn key_pairs_and_shared_secrets_go_to_the_enclave_alone() {
+    let enclave = Enclave::new();
+    let server = enclave.server();
+    let client = server.client();
+    let key = client.create_key();
+    let input = json!({ "KeyId": key, "KeyPairSpec": "ECC_NIST_P256", "Recipient": recipient(&enclave.document()) });
+    let output = client.call("GenerateDataKeyPair", input).ok();
+    assert!(output.get("PrivateKeyPlaintext").is_none());
+    let private = enclave.open(&output);
+    let directory = enclave.directory.path();
+    let arguments = ["pkey", "-inform", "DER", "-pubout", "-outform", "DER"];
+    let public = openssl(directory, &arguments, &private);
+    assert_eq!(public, blob(&output, "PublicKey"));
+
+    let agreement = create(
+        &client,
+        json!({ "KeySpec": "ECC_NIST_P256", "KeyUsage": "KEY_AGREEMENT" }),
+    );
+    let input = json!({ "KeyId": agreement, "KeyAgreementAlgorithm": "ECDH", "PublicKey": STANDARD.encode(&public) });
+    let mut attested = input.clone();
+    attested["Recipient"] = recipient(&enclave.document());
+    let output = client.call("DeriveSharedSecret", attested).ok();
+    assert!(output.get("SharedSecret").is_none());
+    let plain = client.call("DeriveSharedSecret", input).ok();
+    assert_eq!(enclave.open(&output), blob(&plain, "SharedSecret"));
+
+    // A policy that wants a measurement refuses both without a document.
+    let release = json!({ "Effect": "Allow", "Principal": { "AWS": ROLE }, "Resource": "*",
+        "Action": ["kms:GenerateDataKeyPair", "kms:DeriveSharedSecret"], "Condition": image_condition() });
+    let admin = json!({ "Effect": "Allow", "Principal": { "AWS": "000000000000" }, "Action": "kms:*", "Resource": "*" });
+    let role = server.principal(ROLE);
+    for (key, operation, mut input) in [
+        (
+            &key,
+            "GenerateDataKeyPair",
+            json!({ "KeyPairSpec": "ECC_NIST_P256" }),
+        ),
+        (
+            &agreement,
+            "DeriveSharedSecret",
+            json!({ "KeyAgreementAlgorithm": "ECDH", "PublicKey": STANDARD.encode(&public) }),
+        ),
+    ] {
+        client.put_policy(key, &json!([admin, release])).ok();
+        input["KeyId"] = json!(key);
+        assert_eq!(
+            role.call(operation, input.clone()).error_type(),
+            "AccessDeniedException"
+        );
+        input["Recipient"] = recipient(&enclave.document());
+        role.call(operation, input).ok();
+    }
 }

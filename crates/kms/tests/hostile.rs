@@ -30,25 +30,51 @@ const MEMBERS: &[&str] = &[
     "DestinationEncryptionContext",
     "DestinationKeyId",
     "DryRun",
+    "DryRunModifiers",
+    "EncapsulationAlgorithm",
+    "EncryptedKeyMaterial",
     "EncryptionAlgorithm",
     "EncryptionContext",
+    "ExpirationModel",
     "GrantTokens",
+    "ImportToken",
+    "ImportType",
+    "IncludeKeyMaterial",
+    "KeyAgreementAlgorithm",
     "KeyId",
+    "KeyMaterialDescription",
+    "KeyMaterialId",
+    "KeyPairSpec",
     "KeySpec",
     "KeyUsage",
     "Limit",
+    "Mac",
+    "MacAlgorithm",
     "Marker",
+    "Message",
+    "MessageType",
+    "MultiRegion",
     "NumberOfBytes",
     "Origin",
     "PendingWindowInDays",
     "Plaintext",
     "Policy",
     "PolicyName",
+    "PrimaryRegion",
+    "PublicKey",
     "Recipient",
+    "ReplicaRegion",
+    "RotationPeriodInDays",
+    "SharedSecretCiphertextBlob",
+    "Signature",
+    "SigningAlgorithm",
     "SourceEncryptionContext",
     "SourceKeyId",
     "Tags",
     "TargetKeyId",
+    "ValidTo",
+    "WrappingAlgorithm",
+    "WrappingKeySpec",
 ];
 
 /// A small generator whose sequence never changes, so that a failure can be repeated.
@@ -117,6 +143,11 @@ async fn values(service: &Service) -> Vec<Value> {
     let key = must(service, "CreateKey", json!({})).await["KeyMetadata"].clone();
     let input = json!({ "KeyId": key["KeyId"], "Plaintext": "c2VjcmV0" });
     let blob = must(service, "Encrypt", input).await["CiphertextBlob"].clone();
+    let mut pairs = Vec::new();
+    for usage in ["SIGN_VERIFY", "KEY_AGREEMENT"] {
+        let input = json!({ "KeySpec": "ECC_NIST_P256", "KeyUsage": usage, "MultiRegion": true });
+        pairs.push(must(service, "CreateKey", input).await["KeyMetadata"]["KeyId"].clone());
+    }
     let mut deep = json!(1);
     for _ in 0..100 {
         deep = json!([deep]);
@@ -138,6 +169,16 @@ async fn values(service: &Service) -> Vec<Value> {
         json!("default"),
         json!("SYMMETRIC_DEFAULT"),
         json!("AES_256"),
+        json!("ECC_NIST_P256"),
+        json!("KEY_AGREEMENT"),
+        json!("SIGN_VERIFY"),
+        json!("ECDH"),
+        json!("ECDSA_SHA_256"),
+        json!("HMAC_SHA_256"),
+        json!("EXTERNAL"),
+        json!("us-east-1"),
+        pairs[0].clone(),
+        pairs[1].clone(),
         json!(0),
         json!(-1),
         json!(7),

@@ -552,9 +552,9 @@ fn what_this_server_cannot_do_it_refuses() {
     let server = Server::dev();
     let client = server.client();
     for input in [
-        json!({ "KeySpec": "RSA_2048", "KeyUsage": "ENCRYPT_DECRYPT" }),
-        json!({ "MultiRegion": true }),
-        json!({ "Origin": "EXTERNAL" }),
+        json!({ "KeySpec": "SM2", "KeyUsage": "ENCRYPT_DECRYPT" }),
+        json!({ "Origin": "AWS_CLOUDHSM" }),
+        json!({ "Origin": "EXTERNAL", "KeySpec": "ML_KEM_768", "KeyUsage": "ENCAPSULATE_DECAPSULATE" }),
     ] {
         assert_eq!(
             client.call("CreateKey", input).error_type(),
@@ -568,7 +568,9 @@ fn what_this_server_cannot_do_it_refuses() {
         )
         .ok();
     assert_eq!(
-        client.call("Sign", json!({})).error_type(),
+        client
+            .call("DescribeCustomKeyStores", json!({}))
+            .error_type(),
         "UnsupportedOperationException"
     );
     assert_eq!(

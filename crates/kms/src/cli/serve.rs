@@ -21,7 +21,7 @@ use crate::service::Service;
 use crate::store::Store;
 use crate::tls::{self, ServerCertificate, Source};
 
-/// How often keys are looked for whose waiting period is over.
+/// How often keys are looked for that are due: for deletion, expiry or rotation.
 const SWEEP: Duration = Duration::from_secs(60);
 
 /// How often the server certificate is issued anew: half of its life.
@@ -234,8 +234,8 @@ async fn renew(certificate: Arc<ServerCertificate>, mut stopped: watch::Receiver
 
 async fn sweep(service: Arc<Service>, mut stopped: watch::Receiver<bool>) {
     loop {
-        if let Err(error) = service.delete_due(OffsetDateTime::now_utc()).await {
-            tracing::error!(error = %Chain(&error), "deleting keys that are due failed, it will be tried again");
+        if let Err(error) = service.maintain(OffsetDateTime::now_utc()).await {
+            tracing::error!(error = %Chain(&error), "deleting, expiring or rotating keys that are due failed, it will be tried again");
         }
         tokio::select! {
             () = tokio::time::sleep(SWEEP) => {}

@@ -2,7 +2,12 @@
 
 pub mod blob;
 pub mod cms;
+mod external_mu;
+pub mod material;
+pub mod pair;
+mod prehash;
 pub mod seal;
+pub mod wrapping;
 
 use aws_lc_rs::rand::{SecureRandom, SystemRandom};
 

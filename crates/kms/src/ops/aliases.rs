@@ -8,12 +8,11 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 
 use super::{decode_marker, encode_marker, page};
-use crate::arn::KeyRef;
 use crate::error::{ApiError, ErrorKind};
 use crate::input::Input;
 use crate::keyring::{Key, alias_missing, seconds};
 use crate::service::{Call, Facts};
-use crate::store::{AliasRow, Change};
+use crate::store::{AliasRow, Change, key_id};
 
 /// Aliases that belong to AWS's own keys.
 const RESERVED: &str = "alias/aws/";
@@ -115,7 +114,7 @@ fn entry(call: &Call<'_>, row: &AliasRow) -> Value {
     json!({
         "AliasName": row.name,
         "AliasArn": call.here.alias_arn(&row.name),
-        "TargetKeyId": row.key_id,
+        "TargetKeyId": key_id(&row.key_id),
         "CreationDate": seconds(row.created_ms),
         "LastUpdatedDate": seconds(row.updated_ms),
     })
@@ -172,7 +171,8 @@ fn existing(call: &Call<'_>, name: &str) -> Result<(Arc<AliasRow>, Arc<Key>), Ap
     let key = call
         .service
         .keys
-        .find(&KeyRef::Key(call.here.clone(), alias.key_id.clone()))?;
+        .get(&alias.key_id)
+        .ok_or_else(|| alias_missing(&call.here, name))?;
     Ok((alias, key))
 }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
 
-use super::crypto::check_dry_run;
+use super::admit::check_dry_run;
 use super::{decode_marker, encode_marker, page};
 use crate::arn;
 use crate::crypto::random_array;
@@ -36,7 +36,7 @@ pub(crate) async fn create(call: &mut Call<'_>, mut input: Input) -> Result<Valu
     let key = call.find_by_key_id(&key_id)?;
     authorize_new(call, &key, &terms)?;
     check_terms(&key, &terms)?;
-    key.usable()?;
+    key.usable(call.now_ms())?;
     check_dry_run(dry_run)?;
     let grant = match call.service.grants.same(&key.row.id, &terms) {
         Some(grant) => grant,
@@ -242,14 +242,7 @@ fn check_terms(key: &Key, terms: &Terms) -> Result<(), ApiError> {
             "Grants must not contain only the CreateGrant operation.",
         ));
     }
-    let metadata = key.metadata();
-    let text = |name: &str| {
-        metadata
-            .get(name)
-            .and_then(Value::as_str)
-            .unwrap_or_default()
-    };
-    let (spec, usage) = (text("KeySpec"), text("KeyUsage"));
+    let (spec, usage) = (key.row.spec.name(), key.row.usage.name());
     let unsupported = |name: &&String| !supports(spec, usage, name);
     if let Some(name) = terms.operations.iter().find(unsupported) {
         return Err(ApiError::validation(format!(

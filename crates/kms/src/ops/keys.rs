@@ -1,70 +1,33 @@
 //! The life of a key: create, describe, list, switch off, delete.
 
+use std::sync::Arc;
+
 use serde_json::{Value, json};
 use time::{Duration, OffsetDateTime};
 
-use super::{decode_marker, encode_marker, page};
+use super::{decode_marker, encode_marker, materials, page};
 use crate::arn::PrincipalArn;
 use crate::audit::{Draft, unix_ms};
-use crate::crypto::blob::MaterialId;
-use crate::crypto::seal::{self, Secret};
-use crate::crypto::{random, uuid};
+use crate::crypto::uuid;
 use crate::error::{ApiError, ErrorKind};
 use crate::input::Input;
 use crate::keyring::{Key, KeyState, Material, seconds};
 use crate::policy::{self, Policy};
 use crate::service::{Call, Facts};
-use crate::store::{AuditRow, Change, KeyRow, MaterialRow};
+use crate::spec::{KeySpec, KeyUsage, Origin};
+use crate::store::{AuditRow, Change, KeyRow, key_id};
 use crate::tags::{self, Tags};
-
-const KEY_SPECS: &[&str] = &[
-    "RSA_2048",
-    "RSA_3072",
-    "RSA_4096",
-    "ECC_NIST_P256",
-    "ECC_NIST_P384",
-    "ECC_NIST_P521",
-    "ECC_SECG_P256K1",
-    "SYMMETRIC_DEFAULT",
-    "HMAC_224",
-    "HMAC_256",
-    "HMAC_384",
-    "HMAC_512",
-    "SM2",
-    "ML_DSA_44",
-    "ML_DSA_65",
-    "ML_DSA_87",
-    "ECC_NIST_EDWARDS25519",
-    "ML_KEM_512",
-    "ML_KEM_768",
-    "ML_KEM_1024",
-];
-const OLD_KEY_SPECS: &[&str] = &[
-    "RSA_2048",
-    "RSA_3072",
-    "RSA_4096",
-    "ECC_NIST_P256",
-    "ECC_NIST_P384",
-    "ECC_NIST_P521",
-    "ECC_SECG_P256K1",
-    "SYMMETRIC_DEFAULT",
-    "HMAC_224",
-    "HMAC_256",
-    "HMAC_384",
-    "HMAC_512",
-    "SM2",
-];
-const KEY_USAGES: &[&str] = &[
-    "SIGN_VERIFY",
-    "ENCRYPT_DECRYPT",
-    "GENERATE_VERIFY_MAC",
-    "KEY_AGREEMENT",
-    "ENCAPSULATE_DECAPSULATE",
-];
-const ORIGINS: &[&str] = &["AWS_KMS", "EXTERNAL", "AWS_CLOUDHSM", "EXTERNAL_KEY_STORE"];
 
 /// AWS's waiting period in days: least, most, default.
 const PENDING_WINDOW: (i64, i64, i64) = (7, 30, 30);
+
+/// What kind of key is asked for.
+struct Kind {
+    spec: KeySpec,
+    usage: KeyUsage,
+    origin: Origin,
+    multi_region: bool,
+}
 
 /// `CreateKey`.
 pub(crate) async fn create(call: &mut Call<'_>, mut input: Input) -> Result<Value, ApiError> {
@@ -73,60 +36,43 @@ pub(crate) async fn create(call: &mut Call<'_>, mut input: Input) -> Result<Valu
         .unwrap_or_default();
     let policy = super::policies::policy_parameter(&mut input)?;
     let bypass = input.boolean("BypassPolicyLockoutSafetyCheck")?;
-    let spec = input.choice("KeySpec", KEY_SPECS)?;
-    let old_spec = input.choice("CustomerMasterKeySpec", OLD_KEY_SPECS)?;
-    let usage = input.choice("KeyUsage", KEY_USAGES)?;
-    let origin = input.choice("Origin", ORIGINS)?;
     let tags = tags::parameter(&mut input)?.unwrap_or_default();
-    input.finish()?;
-    if spec.is_some() && old_spec.is_some() {
-        return Err(ApiError::validation(
-            "You cannot specify KeySpec and CustomerMasterKeySpec in the same request. CustomerMasterKeySpec is deprecated.",
-        ));
-    }
-    check_supported(
-        spec.or(old_spec).as_deref().unwrap_or("SYMMETRIC_DEFAULT"),
-        usage.as_deref().unwrap_or("ENCRYPT_DECRYPT"),
-        origin.as_deref().unwrap_or("AWS_KMS"),
-        &input,
-    )?;
-    authorize_create(call, &tags, bypass)?;
+    let kind = kind(&mut input)?;
+    let more = [
+        ("kms:BypassPolicyLockoutSafetyCheck", bypass.to_string()),
+        ("kms:KeySpec", kind.spec.to_string()),
+        ("kms:KeyUsage", kind.usage.to_string()),
+        ("kms:KeyOrigin", kind.origin.to_string()),
+        ("kms:MultiRegion", kind.multi_region.to_string()),
+    ];
+    authorize_create(call, &tags, &more)?;
     let tags = tags::merge(&Tags::new(), &tags)?;
-    let policy = match policy {
-        Some(text) => {
-            let parsed = Policy::parse(&text).map_err(super::policies::malformed)?;
-            super::policies::check_lockout(call, &parsed, bypass)?;
-            text
-        }
-        None => policy::default_policy(&call.here.account),
-    };
-    let (key, mut change) = new_key(call, description, policy)?;
+    let policy = new_policy(call, policy, bypass)?;
+    let (key, mut changes) = new_key(call, kind, description, policy).await?;
     if !tags.is_empty() {
-        let set = Change::SetTags(key.row.id.clone(), tags.clone());
-        change = Change::All(vec![change, set]);
+        changes.push(Change::SetTags(key.row.id.clone(), tags.clone()));
     }
-    let output = json!({ "KeyMetadata": key.metadata() });
+    let metadata = key.metadata(&[Arc::new(key.clone())]);
     call.draft.resources.push(key.arn.to_string());
-    call.draft.response = json!({ "keyMetadata": key.metadata() });
-    call.change(change).await?;
+    call.draft.response = json!({ "keyMetadata": metadata });
+    call.change(changes).await?;
     call.service.tags.put(&key.row.id, tags);
     call.service.keys.put(key);
-    Ok(output)
+    Ok(json!({ "KeyMetadata": metadata }))
 }
 
-/// Tags need a permission of their own, as on AWS.
-fn authorize_create(
+/// Asks the caller's own policies about a new key. Tags need a permission of their own, as on AWS.
+pub(crate) fn authorize_create(
     call: &mut Call<'_>,
     tags: &[(String, String)],
-    bypass: bool,
+    more: &[(&str, String)],
 ) -> Result<(), ApiError> {
     let request_tags: Vec<_> = tags
         .iter()
         .map(|(name, value)| (name.clone(), Some(value.clone())))
         .collect();
-    let more = [("kms:BypassPolicyLockoutSafetyCheck", bypass.to_string())];
     let facts = Facts {
-        more: &more,
+        more,
         request_tags: &request_tags,
         ..Facts::default()
     };
@@ -137,72 +83,129 @@ fn authorize_create(
     call.authorize_on("kms:TagResource", "*", &facts)
 }
 
-fn check_supported(spec: &str, usage: &str, origin: &str, input: &Input) -> Result<(), ApiError> {
+/// Reads what kind of key is asked for, and ends the reading of parameters.
+fn kind(input: &mut Input) -> Result<Kind, ApiError> {
+    let spec = input.one_of("KeySpec", KeySpec::NAMES, KeySpec::from_name)?;
+    let old = "CustomerMasterKeySpec";
+    let old_spec = input.one_of(old, KeySpec::OLD_NAMES, KeySpec::from_name)?;
+    let usage = input.one_of("KeyUsage", KeyUsage::NAMES, KeyUsage::from_name)?;
+    let origin = input.one_of("Origin", Origin::NAMES, Origin::from_name)?;
+    let multi_region = input.boolean("MultiRegion")?;
+    input.finish()?;
+    if spec.is_some() && old_spec.is_some() {
+        return Err(ApiError::validation(
+            "You cannot specify KeySpec and CustomerMasterKeySpec in the same request. CustomerMasterKeySpec is deprecated.",
+        ));
+    }
+    let spec = spec.or(old_spec).unwrap_or(KeySpec::SymmetricDefault);
+    let usage = match usage {
+        None if !spec.is_symmetric_encryption() => {
+            return Err(ApiError::validation(
+                "You must specify a KeyUsage value for all KMS keys except for symmetric encryption keys.",
+            ));
+        }
+        other => other.unwrap_or(KeyUsage::EncryptDecrypt),
+    };
+    if spec.algorithms(usage).is_none() {
+        return Err(ApiError::validation(format!(
+            "KeyUsage {usage} is not compatible with KeySpec {spec}"
+        )));
+    }
+    let kind = Kind {
+        spec,
+        usage,
+        origin: origin.unwrap_or(Origin::AwsKms),
+        multi_region,
+    };
+    check_supported(&kind, input)?;
+    Ok(kind)
+}
+
+fn check_supported(kind: &Kind, input: &Input) -> Result<(), ApiError> {
     let unsupported = |what: String| {
         Err(ApiError::new(
             ErrorKind::UnsupportedOperation,
             format!("{what} is not supported by this version of Enclos KMS."),
         ))
     };
-    if spec == "SYMMETRIC_DEFAULT" && usage != "ENCRYPT_DECRYPT" {
-        return Err(ApiError::validation(format!(
-            "KeyUsage {usage} is not compatible with KeySpec {spec}"
-        )));
+    let external = kind.origin == Origin::External;
+    if !kind.spec.is_supported() || (external && !kind.spec.is_importable()) {
+        return unsupported(format!("KeySpec {} of origin {}", kind.spec, kind.origin));
     }
-    if spec != "SYMMETRIC_DEFAULT" {
-        return unsupported(format!("KeySpec {spec}"));
+    if !external && kind.origin != Origin::AwsKms {
+        return unsupported(format!("Origin {}", kind.origin));
     }
-    if origin != "AWS_KMS" {
-        return unsupported(format!("Origin {origin}"));
-    }
-    let members = ["CustomKeyStoreId", "XksKeyId", "MultiRegion"];
+    let members = ["CustomKeyStoreId", "XksKeyId"];
     match members.into_iter().find(|name| input.is_given(name)) {
         Some(name) => unsupported(name.to_owned()),
         None => Ok(()),
     }
 }
 
-fn new_key(
+/// The policy of a new key: the caller's, checked, or the default.
+pub(crate) fn new_policy(
     call: &Call<'_>,
+    policy: Option<String>,
+    bypass: bool,
+) -> Result<String, ApiError> {
+    match policy {
+        Some(text) => {
+            let parsed = Policy::parse(&text).map_err(super::policies::malformed)?;
+            super::policies::check_lockout(call, &parsed, bypass)?;
+            Ok(text)
+        }
+        None => Ok(policy::default_policy(&call.here.account)),
+    }
+}
+
+async fn new_key(
+    call: &Call<'_>,
+    kind: Kind,
     description: String,
     policy: String,
-) -> Result<(Key, Change), ApiError> {
-    let internal = |error: &dyn std::error::Error| ApiError::internal(error);
-    let id = uuid().map_err(|error| internal(&error))?;
-    let mut secret = Secret::default();
-    random(&mut *secret).map_err(|error| internal(&error))?;
-    let mut material_id = [0; 32];
-    random(&mut material_id).map_err(|error| internal(&error))?;
-    let account = &*call.here.account;
-    let created_ms = call.now_ms();
-    let sealed = call
-        .service
-        .root
-        .seal(&seal::material_label(&id, 1, account), &*secret)
-        .map_err(|error| internal(&error))?;
+) -> Result<(Key, Vec<Change>), ApiError> {
+    let id = uuid().map_err(|error| ApiError::internal(&error))?;
     let row = KeyRow {
-        id: id.clone(),
-        account: account.to_owned(),
+        id: match kind.multi_region {
+            true => format!("mrk-{}", id.replace('-', "")),
+            false => id,
+        },
+        account: call.here.account.to_string(),
         region: call.here.region.to_string(),
-        created_ms,
+        created_ms: call.now_ms(),
         description,
         enabled: true,
         deletion_ms: None,
         policy,
+        spec: kind.spec,
+        usage: kind.usage,
+        origin: kind.origin,
+        primary_region: kind.multi_region.then(|| call.here.region.to_string()),
+        rotation_days: None,
+        next_rotation_ms: None,
+        pending_days: None,
     };
-    let material_row = MaterialRow {
-        key_id: id,
-        version: 1,
-        material_id: material_id.to_vec(),
-        sealed,
-        created_ms,
-    };
-    let material = Material {
-        id: MaterialId(material_id),
-        secret,
-    };
-    let key = Key::new(row.clone(), vec![material]).map_err(|error| internal(&error))?;
-    Ok((key, Change::InsertKey(row, material_row)))
+    let mut versions = Vec::new();
+    if kind.origin == Origin::AwsKms {
+        let material = materials::generate(kind.spec, kind.usage).await?;
+        versions.push(materials::version(1, row.created_ms, material)?);
+    }
+    insertion(call, row, versions)
+}
+
+/// A new key and the changes that store it.
+pub(crate) fn insertion(
+    call: &Call<'_>,
+    row: KeyRow,
+    versions: Vec<Material>,
+) -> Result<(Key, Vec<Change>), ApiError> {
+    let mut changes = vec![Change::InsertKey(row.clone())];
+    for material in &versions {
+        let stored = material.row(&row, &call.service.root)?;
+        changes.push(Change::PutMaterial(stored));
+    }
+    let key = Key::new(row, versions).map_err(|error| ApiError::internal(&error))?;
+    Ok((key, changes))
 }
 
 /// `DescribeKey`.
@@ -212,7 +215,7 @@ pub(crate) fn describe(call: &mut Call<'_>, mut input: Input) -> Result<Value, A
     input.finish()?;
     let key = call.find(&key_id)?;
     call.authorize(&key, "kms:DescribeKey", &Facts::default())?;
-    Ok(json!({ "KeyMetadata": key.metadata() }))
+    Ok(json!({ "KeyMetadata": call.service.keys.metadata(&key) }))
 }
 
 /// `ListKeys`.
@@ -233,6 +236,7 @@ pub(crate) async fn list(call: &mut Call<'_>, mut input: Input) -> Result<Value,
     ids.truncate(limit);
     let keys: Vec<Value> = ids
         .iter()
+        .map(|id| key_id(id))
         .map(|id| json!({ "KeyId": id, "KeyArn": call.here.key_arn(id) }))
         .collect();
     let mut output = json!({ "Keys": keys, "Truncated": truncated });
@@ -240,6 +244,22 @@ pub(crate) async fn list(call: &mut Call<'_>, mut input: Input) -> Result<Value,
         members.insert("NextMarker".to_owned(), encode_marker(last).into());
     }
     Ok(output)
+}
+
+/// Finds the key that a management operation names and asks its policy. The caller holds the management lock.
+pub(crate) fn manage(
+    call: &mut Call<'_>,
+    key_id: &str,
+    more: &[(&str, String)],
+) -> Result<Arc<Key>, ApiError> {
+    let key = call.find_by_key_id(key_id)?;
+    let action = format!("kms:{}", call.draft.operation);
+    let facts = Facts {
+        more,
+        ..Facts::default()
+    };
+    call.authorize(&key, &action, &facts)?;
+    Ok(key)
 }
 
 /// `EnableKey` and `DisableKey`.
@@ -251,23 +271,10 @@ pub(crate) async fn set_enabled(
     let key_id = input.required_key_id("KeyId")?;
     input.finish()?;
     let _management = call.service.management.lock().await;
-    let key = call.find_by_key_id(&key_id)?;
-    let action = if enabled {
-        "kms:EnableKey"
-    } else {
-        "kms:DisableKey"
-    };
-    call.authorize(&key, action, &Facts::default())?;
+    let key = manage(call, &key_id, &[])?;
     key.not_pending_deletion()?;
-    update(
-        call,
-        &key,
-        KeyRow {
-            enabled,
-            ..key.row.clone()
-        },
-    )
-    .await?;
+    key.not_pending_import(call.now_ms())?;
+    update(call, &key, |row| row.enabled = enabled).await?;
     Ok(Value::Null)
 }
 
@@ -280,18 +287,9 @@ pub(crate) async fn update_description(
     let description = input.required_string("Description", 0, 8192)?;
     input.finish()?;
     let _management = call.service.management.lock().await;
-    let key = call.find_by_key_id(&key_id)?;
-    call.authorize(&key, "kms:UpdateKeyDescription", &Facts::default())?;
+    let key = manage(call, &key_id, &[])?;
     key.not_pending_deletion()?;
-    update(
-        call,
-        &key,
-        KeyRow {
-            description,
-            ..key.row.clone()
-        },
-    )
-    .await?;
+    update(call, &key, |row| row.description = description).await?;
     Ok(Value::Null)
 }
 
@@ -311,35 +309,31 @@ pub(crate) async fn schedule_deletion(
         )));
     }
     let _management = call.service.management.lock().await;
-    let key = call.find_by_key_id(&key_id)?;
-    let more = [(
-        "kms:ScheduleKeyDeletionPendingWindowInDays",
-        days.to_string(),
-    )];
-    let facts = Facts {
-        more: &more,
-        ..Facts::default()
-    };
-    call.authorize(&key, "kms:ScheduleKeyDeletion", &facts)?;
+    let condition = "kms:ScheduleKeyDeletionPendingWindowInDays";
+    let key = manage(call, &key_id, &[(condition, days.to_string())])?;
     key.not_pending_deletion()?;
-    let deletion_ms = unix_ms(call.now + Duration::days(days));
-    let output = json!({
+    // A primary key waits for the deletion of its replicas first, however long that takes.
+    let has_replicas = key.is_primary() && call.service.keys.family(key.id()).len() > 1;
+    let deletion_ms = (!has_replicas).then(|| unix_ms(call.now + Duration::days(days)));
+    let state = match deletion_ms {
+        Some(_) => KeyState::PendingDeletion,
+        None => KeyState::PendingReplicaDeletion,
+    };
+    let mut output = json!({
         "KeyId": &*key.arn,
-        "DeletionDate": seconds(deletion_ms),
-        "KeyState": KeyState::PendingDeletion.name(),
+        "KeyState": state.name(),
         "PendingWindowInDays": days,
     });
-    call.draft.response = json!({ "keyId": &*key.arn, "deletionDate": seconds(deletion_ms) });
-    update(
-        call,
-        &key,
-        KeyRow {
-            deletion_ms: Some(deletion_ms),
-            enabled: false,
-            ..key.row.clone()
-        },
-    )
-    .await?;
+    call.draft.response = json!({ "keyId": &*key.arn, "deletionDate": deletion_ms.map(seconds) });
+    if let (Some(at), Some(members)) = (deletion_ms, output.as_object_mut()) {
+        members.insert("DeletionDate".to_owned(), seconds(at).into());
+    }
+    let change = |row: &mut KeyRow| {
+        row.deletion_ms = deletion_ms;
+        row.pending_days = has_replicas.then_some(days);
+        row.enabled = false;
+    };
+    update(call, &key, change).await?;
     Ok(output)
 }
 
@@ -351,29 +345,30 @@ pub(crate) async fn cancel_deletion(
     let key_id = input.required_key_id("KeyId")?;
     input.finish()?;
     let _management = call.service.management.lock().await;
-    let key = call.find_by_key_id(&key_id)?;
-    call.authorize(&key, "kms:CancelKeyDeletion", &Facts::default())?;
-    if key.state() != KeyState::PendingDeletion {
+    let key = manage(call, &key_id, &[])?;
+    if key.not_pending_deletion().is_ok() {
         return Err(ApiError::new(
             ErrorKind::KmsInvalidState,
             format!("{} is not pending deletion.", key.arn),
         ));
     }
-    update(
-        call,
-        &key,
-        KeyRow {
-            deletion_ms: None,
-            enabled: false,
-            ..key.row.clone()
-        },
-    )
-    .await?;
+    let change = |row: &mut KeyRow| {
+        row.deletion_ms = None;
+        row.pending_days = None;
+        row.enabled = false;
+    };
+    update(call, &key, change).await?;
     Ok(json!({ "KeyId": &*key.arn }))
 }
 
 /// Stores a key's new values, then lets requests see them. The caller holds the management lock.
-pub(crate) async fn update(call: &mut Call<'_>, key: &Key, row: KeyRow) -> Result<(), ApiError> {
+pub(crate) async fn update(
+    call: &mut Call<'_>,
+    key: &Key,
+    change: impl FnOnce(&mut KeyRow),
+) -> Result<(), ApiError> {
+    let mut row = key.row.clone();
+    change(&mut row);
     let changed = key
         .with_row(row.clone())
         .map_err(|error| ApiError::internal(&error))?;
@@ -382,13 +377,13 @@ pub(crate) async fn update(call: &mut Call<'_>, key: &Key, row: KeyRow) -> Resul
     Ok(())
 }
 
-/// The audit row of a key that is deleted because its time has come. Nobody calls; the account itself stands for it.
-pub(crate) fn deletion_event(key: &Key, now: OffsetDateTime) -> AuditRow {
+/// The audit row of what happens to a key because its time has come. Nobody calls; the account itself stands for it.
+pub(crate) fn due_event(operation: &str, key: &Key, now: OffsetDateTime) -> AuditRow {
     let draft = Draft {
         time: now,
         event_id: uuid().unwrap_or_default(),
         request_id: String::new(),
-        operation: "DeleteKey".to_owned(),
+        operation: operation.to_owned(),
         region: key.row.region.clone(),
         caller: PrincipalArn::root(&key.row.account),
         access_key_id: String::new(),

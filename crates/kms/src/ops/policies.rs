@@ -7,8 +7,7 @@ use crate::error::{ApiError, ErrorKind};
 use crate::input::Input;
 use crate::keyring::Key;
 use crate::policy::{Context, Policy, PolicyError, Question, Verdict};
-use crate::service::{Call, Facts};
-use crate::store::KeyRow;
+use crate::service::Call;
 
 /// The only name a key policy has.
 const NAME: &str = "default";
@@ -21,8 +20,7 @@ pub(crate) fn get(call: &mut Call<'_>, mut input: Input) -> Result<Value, ApiErr
     let key_id = input.required_key_id("KeyId")?;
     let name = policy_name(&mut input)?;
     input.finish()?;
-    let key = call.find_by_key_id(&key_id)?;
-    call.authorize(&key, "kms:GetKeyPolicy", &Facts::default())?;
+    let key = super::keys::manage(call, &key_id, &[])?;
     check_name(name)?;
     Ok(json!({ "Policy": key.row.policy, "PolicyName": NAME }))
 }
@@ -32,8 +30,7 @@ pub(crate) fn list(call: &mut Call<'_>, mut input: Input) -> Result<Value, ApiEr
     let key_id = input.required_key_id("KeyId")?;
     super::page(&mut input, 100, 1000)?;
     input.finish()?;
-    let key = call.find_by_key_id(&key_id)?;
-    call.authorize(&key, "kms:ListKeyPolicies", &Facts::default())?;
+    super::keys::manage(call, &key_id, &[])?;
     Ok(json!({ "PolicyNames": [NAME], "Truncated": false }))
 }
 
@@ -46,30 +43,13 @@ pub(crate) async fn put(call: &mut Call<'_>, mut input: Input) -> Result<Value, 
     let bypass = input.boolean("BypassPolicyLockoutSafetyCheck")?;
     input.finish()?;
     let _management = call.service.management.lock().await;
-    let key = call.find_by_key_id(&key_id)?;
     let more = [("kms:BypassPolicyLockoutSafetyCheck", bypass.to_string())];
-    call.authorize(
-        &key,
-        "kms:PutKeyPolicy",
-        &Facts {
-            more: &more,
-            ..Facts::default()
-        },
-    )?;
+    let key = super::keys::manage(call, &key_id, &more)?;
     check_name(name)?;
-    key.not_pending_deletion()?;
     let policy = Policy::parse(&text).map_err(malformed)?;
     check_lockout(call, &policy, bypass)?;
     warn_of_weak_conditions(&key, &policy);
-    super::keys::update(
-        call,
-        &key,
-        KeyRow {
-            policy: text,
-            ..key.row.clone()
-        },
-    )
-    .await?;
+    super::keys::update(call, &key, |row| row.policy = text).await?;
     Ok(Value::Null)
 }
 

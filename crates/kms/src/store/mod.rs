@@ -31,6 +31,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 use crate::error::Chain;
+use crate::spec::{KeySpec, KeyUsage, Origin};
 use crate::tags::Tags;
 
 pub use grants::GrantRow;
@@ -72,6 +73,16 @@ pub enum StoreError {
         /// In this program.
         known: i64,
     },
+    /// A row holds what this program never writes.
+    #[error("the row of key {key} is damaged: {value:?} is no {column}")]
+    Damaged {
+        /// Which key.
+        key: String,
+        /// Which column.
+        column: &'static str,
+        /// What it holds.
+        value: String,
+    },
     /// The writer is gone.
     #[error("the database writer has stopped")]
     Stopped,
@@ -88,7 +99,7 @@ pub enum StoreError {
 /// A key's row.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KeyRow {
-    /// Key id.
+    /// Key id; of a replica, the key id, `@` and its region. See [`key_id`].
     pub id: String,
     /// Account.
     pub account: String,
@@ -104,21 +115,51 @@ pub struct KeyRow {
     pub deletion_ms: Option<i64>,
     /// Policy document.
     pub policy: String,
+    /// What kind of key.
+    pub spec: KeySpec,
+    /// What it may do.
+    pub usage: KeyUsage,
+    /// Where its material comes from.
+    pub origin: Origin,
+    /// Of a multi-Region key, where its primary is.
+    pub primary_region: Option<String>,
+    /// Period of automatic rotation in days, when it is on.
+    pub rotation_days: Option<i64>,
+    /// When it rotates next, milliseconds since 1970.
+    pub next_rotation_ms: Option<i64>,
+    /// Waiting period in days of a primary that waits for its replicas' deletion.
+    pub pending_days: Option<i64>,
+}
+
+/// The key id in a row's id: replicas of one key share it.
+#[must_use]
+pub fn key_id(row_id: &str) -> &str {
+    row_id.split_once('@').map_or(row_id, |(id, _)| id)
 }
 
 /// One version of a key's material, sealed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MaterialRow {
-    /// Key id.
+    /// Id of the key's row.
     pub key_id: String,
     /// Counts from 1.
     pub version: i64,
     /// 32 bytes.
     pub material_id: Vec<u8>,
-    /// Under the root key.
+    /// Under the root key; empty when it was deleted or has expired.
     pub sealed: Vec<u8>,
     /// Creation, milliseconds since 1970.
     pub created_ms: i64,
+    /// Imported, and not rotated to yet.
+    pub pending: bool,
+    /// `AUTOMATIC` or `ON_DEMAND`, if a rotation made it current.
+    pub rotation: Option<String>,
+    /// When that was, milliseconds since 1970.
+    pub rotated_ms: Option<i64>,
+    /// When it expires, milliseconds since 1970.
+    pub valid_to_ms: Option<i64>,
+    /// What its importer says about it.
+    pub description: Option<String>,
 }
 
 /// An alias's row.
@@ -167,12 +208,16 @@ pub struct AuditRow {
 /// A durable change.
 #[derive(Debug, Clone)]
 pub enum Change {
-    /// A new key with its first material.
-    InsertKey(KeyRow, MaterialRow),
+    /// A new key.
+    InsertKey(KeyRow),
     /// New values for all mutable columns of a key.
     UpdateKey(KeyRow),
     /// A key whose waiting period is over.
     DeleteKey(String),
+    /// A new material, or all values of one that exists.
+    PutMaterial(MaterialRow),
+    /// A material that is forgotten: row id, version.
+    DeleteMaterial(String, i64),
     /// A new alias.
     InsertAlias(AliasRow),
     /// An alias that points elsewhere.
@@ -185,13 +230,18 @@ pub enum Change {
     DeleteGrant(String),
     /// All tags of a key.
     SetTags(String, Tags),
-    /// Several changes, of which all happen or none.
-    All(Vec<Change>),
+}
+
+/// One change is as good as a list of one.
+impl From<Change> for Vec<Change> {
+    fn from(change: Change) -> Self {
+        vec![change]
+    }
 }
 
 enum Message {
     Change {
-        change: Box<Change>,
+        changes: Vec<Change>,
         audit: AuditRow,
         done: Done,
     },
@@ -267,14 +317,18 @@ impl Store {
         ))
     }
 
-    /// Makes a change and its audit row durable.
+    /// Makes changes and their audit row durable, all or none.
     ///
     /// # Errors
     /// If nothing was changed.
-    pub async fn change(&self, change: Change, audit: AuditRow) -> Result<(), StoreError> {
-        let change = Box::new(change);
+    pub async fn change(
+        &self,
+        changes: impl Into<Vec<Change>>,
+        audit: AuditRow,
+    ) -> Result<(), StoreError> {
+        let changes = changes.into();
         self.ask(|done| Message::Change {
-            change,
+            changes,
             audit,
             done,
         })
@@ -322,24 +376,12 @@ impl Store {
     /// If the database fails.
     pub async fn keys(&self) -> Result<Vec<KeyRow>, StoreError> {
         let rows = sqlx::query(
-            "SELECT id, account, region, created_ms, description, enabled, deletion_ms, policy FROM keys",
+            "SELECT id, account, region, created_ms, description, enabled, deletion_ms, policy, spec, usage, origin,
+                    primary_region, rotation_days, next_rotation_ms, pending_days FROM keys",
         )
         .fetch_all(&self.readers)
         .await?;
-        rows.iter()
-            .map(|row| {
-                Ok(KeyRow {
-                    id: row.try_get(0)?,
-                    account: row.try_get(1)?,
-                    region: row.try_get(2)?,
-                    created_ms: row.try_get(3)?,
-                    description: row.try_get(4)?,
-                    enabled: row.try_get(5)?,
-                    deletion_ms: row.try_get(6)?,
-                    policy: row.try_get(7)?,
-                })
-            })
-            .collect()
+        rows.iter().map(key_row).collect()
     }
 
     /// All materials, oldest first for each key.
@@ -348,7 +390,8 @@ impl Store {
     /// If the database fails.
     pub async fn materials(&self) -> Result<Vec<MaterialRow>, StoreError> {
         let rows = sqlx::query(
-            "SELECT key_id, version, material_id, sealed, created_ms FROM materials ORDER BY key_id, version",
+            "SELECT key_id, version, material_id, sealed, created_ms, pending, rotation, rotated_ms, valid_to_ms, description
+             FROM materials ORDER BY key_id, version",
         )
         .fetch_all(&self.readers)
         .await?;
@@ -360,6 +403,11 @@ impl Store {
                     material_id: row.try_get(2)?,
                     sealed: row.try_get(3)?,
                     created_ms: row.try_get(4)?,
+                    pending: row.try_get(5)?,
+                    rotation: row.try_get(6)?,
+                    rotated_ms: row.try_get(7)?,
+                    valid_to_ms: row.try_get(8)?,
+                    description: row.try_get(9)?,
                 })
             })
             .collect()
@@ -442,6 +490,34 @@ impl Store {
         .await?;
         row.as_ref().map(principal_row).transpose()
     }
+}
+
+fn key_row(row: &sqlx::sqlite::SqliteRow) -> Result<KeyRow, StoreError> {
+    let id: String = row.try_get(0)?;
+    let damaged = |column, value: &str| StoreError::Damaged {
+        key: id.clone(),
+        column,
+        value: value.to_owned(),
+    };
+    let (spec, usage, origin): (String, String, String) =
+        (row.try_get(8)?, row.try_get(9)?, row.try_get(10)?);
+    Ok(KeyRow {
+        account: row.try_get(1)?,
+        region: row.try_get(2)?,
+        created_ms: row.try_get(3)?,
+        description: row.try_get(4)?,
+        enabled: row.try_get(5)?,
+        deletion_ms: row.try_get(6)?,
+        policy: row.try_get(7)?,
+        spec: KeySpec::from_name(&spec).ok_or_else(|| damaged("spec", &spec))?,
+        usage: KeyUsage::from_name(&usage).ok_or_else(|| damaged("usage", &usage))?,
+        origin: Origin::from_name(&origin).ok_or_else(|| damaged("origin", &origin))?,
+        primary_region: row.try_get(11)?,
+        rotation_days: row.try_get(12)?,
+        next_rotation_ms: row.try_get(13)?,
+        pending_days: row.try_get(14)?,
+        id,
+    })
 }
 
 fn alias_row(row: &sqlx::sqlite::SqliteRow) -> Result<AliasRow, StoreError> {
@@ -664,9 +740,9 @@ async fn transact(
                 Ok(())
             }
             Message::Flush(_) => Ok(()),
-            Message::Change { change, audit, .. } => {
+            Message::Change { changes, audit, .. } => {
                 insert_audits(&mut transaction, &std::mem::take(&mut rows)).await?;
-                change_once(&mut transaction, change, audit).await?
+                change_once(&mut transaction, changes, audit).await?
             }
         };
         outcomes.push(outcome);
@@ -676,14 +752,14 @@ async fn transact(
     Ok(outcomes)
 }
 
-/// Makes one change and its audit row, or neither. The outer error is the transaction's, the inner the change's.
+/// Makes one message's changes and its audit row, or none. The outer error is the transaction's, the inner the change's.
 async fn change_once(
     transaction: &mut SqliteConnection,
-    change: &Change,
+    changes: &[Change],
     audit: &AuditRow,
 ) -> Result<Result<(), StoreError>, StoreError> {
     let mut savepoint = transaction.begin().await?;
-    match apply(&mut savepoint, change).await {
+    match apply_all(&mut savepoint, changes).await {
         Ok(()) => {
             insert_audits(&mut savepoint, &[audit]).await?;
             savepoint.commit().await?;
@@ -720,18 +796,25 @@ async fn insert_audits(
     Ok(())
 }
 
+async fn apply_all(
+    connection: &mut SqliteConnection,
+    changes: &[Change],
+) -> Result<(), StoreError> {
+    for change in changes {
+        apply(connection, change).await?;
+    }
+    Ok(())
+}
+
 async fn apply(connection: &mut SqliteConnection, change: &Change) -> Result<(), StoreError> {
     match change {
-        Change::InsertKey(key, material) => insert_key(connection, key, material).await,
-        Change::UpdateKey(key) => {
-            let query = sqlx::query(
-                "UPDATE keys SET description = ?, enabled = ?, deletion_ms = ?, policy = ? WHERE id = ?",
-            )
-            .bind(&key.description)
-            .bind(key.enabled)
-            .bind(key.deletion_ms)
-            .bind(&key.policy)
-            .bind(&key.id);
+        Change::InsertKey(key) => insert_key(connection, key).await,
+        Change::UpdateKey(key) => update_key(connection, key).await,
+        Change::PutMaterial(material) => put_material(connection, material).await,
+        Change::DeleteMaterial(key_id, version) => {
+            let query = sqlx::query("DELETE FROM materials WHERE key_id = ? AND version = ?")
+                .bind(key_id)
+                .bind(version);
             one_row(query.execute(connection).await)
         }
         Change::DeleteKey(id) => {
@@ -772,41 +855,64 @@ async fn apply(connection: &mut SqliteConnection, change: &Change) -> Result<(),
         Change::InsertGrant(grant) => grants::insert(connection, grant).await,
         Change::DeleteGrant(id) => grants::delete(connection, id).await,
         Change::SetTags(key_id, tags) => tags::set(connection, key_id, tags).await,
-        Change::All(changes) => {
-            for change in changes {
-                Box::pin(apply(connection, change)).await?;
-            }
-            Ok(())
-        }
     }
 }
 
-async fn insert_key(
-    connection: &mut SqliteConnection,
-    key: &KeyRow,
-    material: &MaterialRow,
-) -> Result<(), StoreError> {
+async fn insert_key(connection: &mut SqliteConnection, key: &KeyRow) -> Result<(), StoreError> {
     let query = sqlx::query(
-        "INSERT INTO keys (id, account, region, created_ms, description, enabled, deletion_ms, policy)
-         VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        "INSERT INTO keys (id, account, region, created_ms, spec, usage, origin, policy, description, enabled)
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
     )
     .bind(&key.id)
     .bind(&key.account)
     .bind(&key.region)
     .bind(key.created_ms)
+    .bind(key.spec.name())
+    .bind(key.usage.name())
+    .bind(key.origin.name())
+    .bind(&key.policy)
+    .bind(&key.description)
+    .bind(key.enabled);
+    one_row(query.execute(&mut *connection).await)?;
+    update_key(connection, key).await
+}
+
+async fn update_key(connection: &mut SqliteConnection, key: &KeyRow) -> Result<(), StoreError> {
+    let query = sqlx::query(
+        "UPDATE keys SET description = ?, enabled = ?, deletion_ms = ?, policy = ?, primary_region = ?,
+                rotation_days = ?, next_rotation_ms = ?, pending_days = ? WHERE id = ?",
+    )
     .bind(&key.description)
     .bind(key.enabled)
     .bind(key.deletion_ms)
-    .bind(&key.policy);
-    one_row(query.execute(&mut *connection).await)?;
+    .bind(&key.policy)
+    .bind(&key.primary_region)
+    .bind(key.rotation_days)
+    .bind(key.next_rotation_ms)
+    .bind(key.pending_days)
+    .bind(&key.id);
+    one_row(query.execute(connection).await)
+}
+
+async fn put_material(
+    connection: &mut SqliteConnection,
+    material: &MaterialRow,
+) -> Result<(), StoreError> {
     let query = sqlx::query(
-        "INSERT INTO materials (key_id, version, material_id, sealed, created_ms) VALUES (?, ?, ?, ?, ?)",
+        "INSERT OR REPLACE INTO materials
+                (key_id, version, material_id, sealed, created_ms, pending, rotation, rotated_ms, valid_to_ms, description)
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
     )
     .bind(&material.key_id)
     .bind(material.version)
     .bind(&material.material_id)
     .bind(&material.sealed)
-    .bind(material.created_ms);
+    .bind(material.created_ms)
+    .bind(material.pending)
+    .bind(&material.rotation)
+    .bind(material.rotated_ms)
+    .bind(material.valid_to_ms)
+    .bind(&material.description);
     one_row(query.execute(connection).await)
 }
 

@@ -24,6 +24,22 @@ const MIGRATIONS: &[(&str, &str)] = &[
             tags TEXT NOT NULL
          ) STRICT;",
     ),
+    // A deleted or expired material stays as a row whose `sealed` is empty: it may be imported again.
+    (
+        "kinds of keys, rotation, import, regions",
+        "ALTER TABLE keys ADD COLUMN spec TEXT NOT NULL DEFAULT 'SYMMETRIC_DEFAULT';
+         ALTER TABLE keys ADD COLUMN usage TEXT NOT NULL DEFAULT 'ENCRYPT_DECRYPT';
+         ALTER TABLE keys ADD COLUMN origin TEXT NOT NULL DEFAULT 'AWS_KMS';
+         ALTER TABLE keys ADD COLUMN primary_region TEXT;
+         ALTER TABLE keys ADD COLUMN rotation_days INTEGER;
+         ALTER TABLE keys ADD COLUMN next_rotation_ms INTEGER;
+         ALTER TABLE keys ADD COLUMN pending_days INTEGER;
+         ALTER TABLE materials ADD COLUMN pending INTEGER NOT NULL DEFAULT 0;
+         ALTER TABLE materials ADD COLUMN rotation TEXT;
+         ALTER TABLE materials ADD COLUMN rotated_ms INTEGER;
+         ALTER TABLE materials ADD COLUMN valid_to_ms INTEGER;
+         ALTER TABLE materials ADD COLUMN description TEXT;",
+    ),
 ];
 
 const FIRST: &str = "CREATE TABLE keys (

@@ -440,3 +440,31 @@ fn try_parse(reply: &[u8]) -> Option<Reply> {
         body,
     })
 }
+
+/// Makes a key of some kind; its id.
+pub(crate) fn create(client: &Client, input: Value) -> String {
+    let output = client.call("CreateKey", input).ok();
+    output["KeyMetadata"]["KeyId"].as_str().unwrap().to_owned()
+}
+
+/// A base64 member of an answer.
+pub(crate) fn blob(output: &Value, name: &str) -> Vec<u8> {
+    STANDARD.decode(output[name].as_str().unwrap()).unwrap()
+}
+
+/// Runs OpenSSL, which knows nothing of us, in a directory; what it prints.
+pub(crate) fn openssl(directory: &Path, arguments: &[&str], input: &[u8]) -> Vec<u8> {
+    let mut child = Command::new("openssl")
+        .args(arguments)
+        .current_dir(directory)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(input).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "openssl {arguments:?}: {said}");
+    output.stdout
+}

@@ -1,0 +1,90 @@
+//! Making key material, and what of it is shared by all that make or change it.
+
+use std::sync::Arc;
+
+use aws_lc_rs::digest;
+
+use crate::crypto::blob::MaterialId;
+use crate::crypto::material::KeyMaterial;
+use crate::crypto::random_array;
+use crate::error::ApiError;
+use crate::keyring::{Key, Material};
+use crate::service::Service;
+use crate::spec::{KeySpec, KeyUsage};
+use crate::store::Change;
+
+/// Makes key material. RSA keys take long and are made where no request waits for them.
+pub(crate) async fn generate(spec: KeySpec, usage: KeyUsage) -> Result<KeyMaterial, ApiError> {
+    let made = match spec {
+        KeySpec::Rsa2048 | KeySpec::Rsa3072 | KeySpec::Rsa4096 => {
+            tokio::task::spawn_blocking(move || KeyMaterial::generate(spec, usage))
+                .await
+                .map_err(|error| ApiError::internal(&error))?
+        }
+        _ => KeyMaterial::generate(spec, usage),
+    };
+    made.map_err(|error| ApiError::internal(&error))
+}
+
+/// A version of a key made from material that is current at once.
+pub(crate) fn version(
+    version: i64,
+    created_ms: i64,
+    secret: KeyMaterial,
+) -> Result<Material, ApiError> {
+    let id = random_array().map_err(|error| ApiError::internal(&error))?;
+    Ok(Material {
+        id: MaterialId(id),
+        version,
+        created_ms,
+        pending: false,
+        rotation: None,
+        valid_to_ms: None,
+        description: None,
+        secret: Some(Arc::new(secret)),
+    })
+}
+
+/// The id of imported material: of the key id and the material itself, so that the same material is known again.
+pub(crate) fn imported_id(key: &Key, secret: &KeyMaterial) -> MaterialId {
+    let mut context = digest::Context::new(&digest::SHA256);
+    context.update(b"enclos-kms imported material|");
+    context.update(key.id().as_bytes());
+    context.update(b"|");
+    context.update(secret.to_store());
+    let mut id = [0; 32];
+    id.copy_from_slice(context.finish().as_ref());
+    MaterialId(id)
+}
+
+/// Number of the next version.
+pub(crate) fn next_version(key: &Key) -> i64 {
+    let last = key.materials().iter().map(|material| material.version);
+    last.max().unwrap_or(0) + 1
+}
+
+/// The key with one material added or replaced, and the change that stores it.
+pub(crate) fn put(
+    service: &Service,
+    key: &Key,
+    material: Material,
+) -> Result<(Key, Change), ApiError> {
+    let change = Change::PutMaterial(material.row(&key.row, &service.root)?);
+    let mut materials = key.materials().to_vec();
+    match materials
+        .iter_mut()
+        .find(|known| known.version == material.version)
+    {
+        Some(known) => *known = material,
+        None => materials.push(material),
+    }
+    Ok((key.with_materials(materials), change))
+}
+
+/// The key without a material, and the change that forgets it.
+pub(crate) fn remove(key: &Key, version: i64) -> (Key, Change) {
+    let change = Change::DeleteMaterial(key.row.id.clone(), version);
+    let mut materials = key.materials().to_vec();
+    materials.retain(|known| known.version != version);
+    (key.with_materials(materials), change)
+}

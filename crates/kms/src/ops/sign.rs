@@ -1,0 +1,151 @@
+//! Signatures and public keys.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use serde_json::{Value, json};
+use zeroize::Zeroizing;
+
+use super::admit::{Use, check_algorithm, check_dry_run, pair, pair_error};
+use crate::crypto::pair::PairError;
+use crate::error::{ApiError, ErrorKind};
+use crate::input::Input;
+use crate::keyring::Key;
+use crate::service::Call;
+use crate::spec::{KeyUsage, MessageType, SigningAlgorithm};
+
+const MESSAGE_MAX: usize = 4096;
+const SIGNATURE_MAX: usize = 6144;
+
+/// The parameters that Sign and Verify share.
+struct Request {
+    key_id: String,
+    message: Zeroizing<Vec<u8>>,
+    kind: MessageType,
+    algorithm: SigningAlgorithm,
+    dry_run: bool,
+}
+
+impl Request {
+    /// Reads and checks the parameters; `more` are read by the caller before.
+    fn read(mut input: Input) -> Result<Self, ApiError> {
+        let key_id = input.required_key_id("KeyId")?;
+        let message = input.required_blob("Message", 1, MESSAGE_MAX)?;
+        let kind = input.one_of("MessageType", MessageType::NAMES, MessageType::from_name)?;
+        let names = SigningAlgorithm::NAMES;
+        let algorithm =
+            input.required_one_of("SigningAlgorithm", names, SigningAlgorithm::from_name)?;
+        let dry_run = input.boolean("DryRun")?;
+        input.grant_tokens()?;
+        input.finish()?;
+        Ok(Self {
+            key_id,
+            message,
+            kind: kind.unwrap_or(MessageType::Raw),
+            algorithm: algorithm.ok_or_else(|| ApiError::bare(ErrorKind::KmsInternal))?,
+            dry_run,
+        })
+    }
+
+    fn admit(&self, call: &mut Call<'_>) -> Result<std::sync::Arc<Key>, ApiError> {
+        let action = format!("kms:{}", call.draft.operation);
+        let using = Use {
+            action: &action,
+            named: &self.key_id,
+            more: vec![
+                ("kms:SigningAlgorithm", self.algorithm.to_string()),
+                ("kms:MessageType", self.kind.to_string()),
+            ],
+            ..Use::default()
+        };
+        let key = using.admit(call, KeyUsage::SignVerify)?;
+        check_algorithm(&key, key.algorithms().signing, &self.algorithm)?;
+        Ok(key)
+    }
+
+    fn refused(&self, error: PairError) -> ApiError {
+        match error {
+            PairError::DigestLength => ApiError::validation(format!(
+                "Digest is invalid length for algorithm {}.",
+                self.algorithm
+            )),
+            PairError::MessageType => ApiError::validation(format!(
+                "MessageType {} is not valid for algorithm {}.",
+                self.kind, self.algorithm
+            )),
+            other => pair_error(other),
+        }
+    }
+}
+
+/// `Sign`.
+pub(crate) fn sign(call: &mut Call<'_>, input: Input) -> Result<Value, ApiError> {
+    let request = Request::read(input)?;
+    let key = request.admit(call)?;
+    let signature = pair(&key)?
+        .sign(request.algorithm, request.kind, &request.message)
+        .map_err(|error| request.refused(error))?;
+    check_dry_run(request.dry_run)?;
+    Ok(json!({
+        "KeyId": &*key.arn,
+        "Signature": STANDARD.encode(signature),
+        "SigningAlgorithm": request.algorithm.name(),
+    }))
+}
+
+/// `Verify`.
+pub(crate) fn verify(call: &mut Call<'_>, mut input: Input) -> Result<Value, ApiError> {
+    let signature = input.required_blob("Signature", 1, SIGNATURE_MAX)?;
+    let request = Request::read(input)?;
+    let key = request.admit(call)?;
+    let valid = pair(&key)?
+        .verify(
+            request.algorithm,
+            request.kind,
+            &request.message,
+            &signature,
+        )
+        .map_err(|error| request.refused(error))?;
+    if !valid {
+        return Err(ApiError::bare(ErrorKind::KmsInvalidSignature));
+    }
+    check_dry_run(request.dry_run)?;
+    Ok(json!({
+        "KeyId": &*key.arn,
+        "SignatureValid": true,
+        "SigningAlgorithm": request.algorithm.name(),
+    }))
+}
+
+/// `GetPublicKey`.
+pub(crate) fn public_key(call: &mut Call<'_>, mut input: Input) -> Result<Value, ApiError> {
+    let key_id = input.required_key_id("KeyId")?;
+    input.grant_tokens()?;
+    input.finish()?;
+    let using = Use {
+        action: "kms:GetPublicKey",
+        named: &key_id,
+        ..Use::default()
+    };
+    let key = call.find(&key_id)?;
+    using.authorize(call, &key)?;
+    key.usable(call.now_ms())?;
+    if !key.row.spec.is_asymmetric() {
+        return Err(ApiError::new(
+            ErrorKind::UnsupportedOperation,
+            format!(
+                "{} is not an asymmetric key: its key spec is {}.",
+                key.arn, key.row.spec
+            ),
+        ));
+    }
+    let public = pair(&key)?.public_der().map_err(pair_error)?;
+    let mut output = json!({
+        "KeyId": &*key.arn,
+        "PublicKey": STANDARD.encode(public),
+        "CustomerMasterKeySpec": key.row.spec.name(),
+        "KeySpec": key.row.spec.name(),
+        "KeyUsage": key.row.usage.name(),
+    });
+    key.add_algorithms(&mut output);
+    Ok(output)
+}
