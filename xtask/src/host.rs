@@ -20,7 +20,7 @@ struct Need {
     purpose: &'static str,
 }
 
-const NEEDS: [Need; 10] = [
+const NEEDS: [Need; 11] = [
     Need {
         present: || {
             in_path("qemu-system-x86_64") && Path::new("/usr/share/qemu/qboot.rom").exists()
@@ -41,6 +41,15 @@ const NEEDS: [Need; 10] = [
         },
         package: "python3-pip",
         purpose: "fetch the Python example's wheels",
+    },
+    Need {
+        present: || {
+            Shell::new("python3")
+                .args(["-c", "import ensurepip"])
+                .succeeds()
+        },
+        package: "python3-venv",
+        purpose: "install moto's tests of KMS apart from the system",
     },
     Need {
         present: || is_root() || in_path("newuidmap"),

@@ -1,4 +1,4 @@
-//! The project's own commands: `cargo xtask demo`, `test`, `differential`, `prepush`, `setup`, `install`, `bench-boot`.
+//! The project's own commands: `cargo xtask demo`, `test`, `moto`, `differential`, `prepush`, `setup`, `install`, `bench-boot`.
 //!
 //! Every command does all of its own set-up. This program stays small and compiles in seconds, because it must run
 //! before anything else can: it installs packages, builds the rest and hands over. What needs Enclos's own code
@@ -51,6 +51,8 @@ enum Task {
     },
     /// Two hundred images, written, measured and described by AWS's own tools and by ours.
     Differential,
+    /// Tests of KMS that moto's authors wrote, against ours.
+    Moto,
     /// What to run before a change is sent: format, lints, dependencies, style, docs, unit tests.
     Prepush {
         /// Leave the unit tests out.
@@ -90,6 +92,10 @@ fn run(task: Task) -> Result<()> {
     match task {
         Task::Prepush { no_tests } => prepush::run(&workspace, &mut report, !no_tests),
         Task::Install { prefix } => install::run(&workspace, &mut report, prefix),
+        Task::Moto => {
+            report.stage("Debian packages", host::install_missing)?;
+            moto(&workspace, &mut report)
+        }
         Task::Setup => set_up(&workspace, &mut report).map(drop),
         Task::Demo { keep } => {
             let built = set_up(&workspace, &mut report)?;
@@ -120,6 +126,18 @@ fn run(task: Task) -> Result<()> {
 fn set_up(workspace: &Workspace, report: &mut Report) -> Result<Built> {
     report.stage("Debian packages", host::install_missing)?;
     build::everything(workspace, report)
+}
+
+/// moto's black-box tests of KMS. Those that contradict AWS are listed beside the script.
+fn moto(workspace: &Workspace, report: &mut Report) -> Result<()> {
+    report.heading("moto's tests of KMS");
+    let build = ["build", "-p", "enclos-kms"];
+    Shell::cargo(workspace).args(build).run()?;
+    Shell::new("python3")
+        .arg(workspace.root.join("crates/kms/tests/moto/run.py"))
+        .arg("--kms")
+        .arg(workspace.target.join("debug/enclos-kms"))
+        .run()
 }
 
 /// The virtual machines of two tests fill two cores: more at once would only measure the scheduler.
