@@ -467,7 +467,15 @@ fn seconds(duration: &Duration) -> String {
     format!("{}.{:03} s", duration.as_secs(), duration.subsec_millis())
 }
 
-/// A document whose signature, chain and freshness were checked. Only [`UnverifiedDocument::verify`] makes one.
+/// A document whose signature, chain and freshness were checked. Only [`UnverifiedDocument::verify`] and
+/// [`UnverifiedDocument::verify_with_cache`] make one; code that takes it cannot be reached without them:
+///
+/// ```compile_fail,E0451
+/// # use enclos_attest::document::{Claims, VerifiedDocument};
+/// fn forge(claims: Claims) -> VerifiedDocument {
+///     VerifiedDocument { claims, anchor: "aws".into() }
+/// }
+/// ```
 #[derive(Debug, Clone)]
 pub struct VerifiedDocument {
     claims: Claims,
