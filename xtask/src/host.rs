@@ -20,7 +20,7 @@ struct Need {
     purpose: &'static str,
 }
 
-const NEEDS: [Need; 11] = [
+const NEEDS: &[Need] = &[
     Need {
         present: || {
             in_path("qemu-system-x86_64") && Path::new("/usr/share/qemu/qboot.rom").exists()
@@ -75,6 +75,16 @@ const NEEDS: [Need; 11] = [
         present: || Path::new("/usr/include/openssl/ssl.h").exists(),
         package: "libssl-dev",
         purpose: "build AWS's own tools, which images are compared with",
+    },
+    Need {
+        present: || in_path("buildah"),
+        package: "buildah",
+        purpose: "test building from a Dockerfile",
+    },
+    Need {
+        present: || in_path("docker-registry"),
+        package: "docker-registry",
+        purpose: "test pulling from a registry",
     },
     Need {
         present: || in_path("softhsm2-util"),

@@ -2,6 +2,9 @@
 //! name, assembles.
 
 mod container;
+mod credentials;
+mod engine;
+mod registry;
 
 use std::path::{Path, PathBuf};
 
@@ -16,6 +19,10 @@ use crate::dirs;
 use crate::failure::{Failure, Outcome};
 use crate::own;
 use crate::signing::Signing;
+use crate::term;
+
+use container::Tool;
+use engine::Engine;
 
 /// Largest file of custom metadata, in bytes; nitro-cli's limit.
 const MAX_CUSTOM_METADATA: usize = 4096;
@@ -32,6 +39,7 @@ pub(crate) struct Wanted {
     pub(crate) name: Option<String>,
     pub(crate) version: Option<String>,
     pub(crate) metadata: Option<PathBuf>,
+    pub(crate) allow_tag: bool,
 }
 
 /// Builds the image. Failures carry nitro-cli's codes; Enclos's own commands drop them.
@@ -62,7 +70,11 @@ fn with_spec(
         .as_deref()
         .map_or(Ok(Value::Null), custom_metadata)?;
     let epoch = source_date_epoch().map_err(|error| Failure::aws(Code::EIF_BUILDING, error))?;
-    let source = Source::find(&wanted.source, wanted.dockerfile.as_deref())?;
+    let source = Source::find(
+        &wanted.source,
+        wanted.dockerfile.as_deref(),
+        wanted.allow_tag,
+    )?;
     let spec = BuildSpec {
         source: source.path().to_owned(),
         reference: wanted.reference.clone(),
@@ -87,9 +99,9 @@ fn with_spec(
 enum Source {
     /// A file or folder of the user's.
     Path(PathBuf),
-    /// A container image that was saved into a temporary folder.
-    Saved {
-        archive: PathBuf,
+    /// A container image that was brought into a temporary folder: as an archive or as a layout.
+    Brought {
+        path: PathBuf,
         reference: String,
         _folder: tempfile::TempDir,
     },
@@ -105,9 +117,13 @@ const PATH_PREFIXES: [&str; 5] = [
 ];
 
 impl Source {
-    fn find(named: &str, dockerfile: Option<&Path>) -> Outcome<Self> {
+    fn find(named: &str, dockerfile: Option<&Path>, allow_tag: bool) -> Outcome<Self> {
         if let Some(folder) = dockerfile {
-            return container::build(named, folder).and_then(|()| Self::save(named));
+            let tool = Tool::build(named, folder)?;
+            return Self::bring(named, |folder| {
+                let archive = folder.join(ARCHIVE);
+                tool.save(named, &archive).map(|()| archive)
+            });
         }
         let stripped = PATH_PREFIXES
             .iter()
@@ -125,16 +141,13 @@ impl Source {
                 error,
             ));
         }
-        container::ensure(named)?;
-        Self::save(named)
+        Self::bring(named, |folder| fetch(named, allow_tag, folder))
     }
 
-    fn save(reference: &str) -> Outcome<Self> {
+    fn bring(reference: &str, into: impl FnOnce(&Path) -> Outcome<PathBuf>) -> Outcome<Self> {
         let folder = tempfile::Builder::new().prefix("enclos-image-").tempdir()?;
-        let archive = folder.path().join("image.tar");
-        container::save(reference, &archive)?;
-        Ok(Self::Saved {
-            archive,
+        Ok(Self::Brought {
+            path: into(folder.path())?,
             reference: reference.to_owned(),
             _folder: folder,
         })
@@ -142,17 +155,48 @@ impl Source {
 
     fn path(&self) -> &Path {
         match self {
-            Self::Path(path) => path,
-            Self::Saved { archive, .. } => archive,
+            Self::Path(path) | Self::Brought { path, .. } => path,
         }
     }
 
-    /// nitro-cli names an image by its reference up to the tag.
+    /// nitro-cli names an image by its reference up to the tag; a registry's port is no tag.
     fn name(&self) -> Option<String> {
         match self {
             Self::Path(_) => None,
-            Self::Saved { reference, .. } => reference.split(':').next().map(str::to_owned),
+            Self::Brought { reference, .. } => Some(without_tag(reference).to_owned()),
         }
+    }
+}
+
+/// Name of a brought archive in its folder.
+const ARCHIVE: &str = "image.tar";
+
+/// An image that is only a name: what an engine or a container tool has of it, else what the registry has.
+fn fetch(reference: &str, allow_tag: bool, folder: &Path) -> Outcome<PathBuf> {
+    const LOCAL: &str = "Using the locally available Docker image...";
+    let archive = folder.join(ARCHIVE);
+    for engine in Engine::all() {
+        let saved = engine.save(reference, &archive);
+        if saved.map_err(|error| Failure::aws(Code::DOCKER_PULL, error))? {
+            term::note(LOCAL);
+            return Ok(archive);
+        }
+    }
+    if let Some(tool) = Tool::having(reference) {
+        term::note(LOCAL);
+        return tool.save(reference, &archive).map(|()| archive);
+    }
+    let layout = folder.join("layout");
+    registry::pull(reference, allow_tag, &layout).map(|()| layout)
+}
+
+fn without_tag(reference: &str) -> &str {
+    let name = reference
+        .split_once('@')
+        .map_or(reference, |(name, _)| name);
+    match name.rsplit_once(':') {
+        Some((name, tag)) if !tag.contains('/') => name,
+        _ => name,
     }
 }
 
@@ -230,7 +274,7 @@ mod tests {
             "/none",
             "none.tar",
         ] {
-            let failure = Source::find(named, None).unwrap_err();
+            let failure = Source::find(named, None, false).unwrap_err();
             assert_eq!(failure.exit_status(), 19, "{named}");
         }
     }
@@ -244,7 +288,22 @@ mod tests {
             format!("oci:{named}"),
             format!("rootfs:{named}"),
         ] {
-            assert_eq!(Source::find(&named, None).unwrap().path(), folder.path());
+            assert_eq!(
+                Source::find(&named, None, false).unwrap().path(),
+                folder.path()
+            );
+        }
+    }
+
+    #[test]
+    fn an_image_is_named_without_tag_and_digest() {
+        for (reference, name) in [
+            ("hello", "hello"),
+            ("hello:1", "hello"),
+            ("localhost:5000/a/b", "localhost:5000/a/b"),
+            ("localhost:5000/a/b:1@sha256:00", "localhost:5000/a/b"),
+        ] {
+            assert_eq!(without_tag(reference), name);
         }
     }
 

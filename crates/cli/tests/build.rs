@@ -80,68 +80,81 @@ fn failed(done: &Done, status: i32, texts: &[&str]) {
 }
 
 #[test]
-fn without_a_container_tool_a_reference_is_e50_and_a_dockerfile_e49() {
+fn without_a_container_tool_a_tag_is_e50_and_a_dockerfile_e49() {
     let desk = Desk::new(None);
-    let pulled = desk.run(&["build-enclave", "--docker-uri", "hello:latest"]);
+    let pulled = desk.run(&["build-enclave", "--docker-uri", "localhost:1/hello:latest"]);
     failed(
         &pulled,
         50,
         &[
-            "[ E50 ] cannot fetch the image hello:latest: none of docker, podman and buildah",
-            "hint: install one",
+            "localhost:1/hello:latest is not here",
+            "NAME@sha256:",
+            "--allow-tag",
         ],
     );
+    let allowed = [
+        "build-enclave",
+        "--docker-uri",
+        "localhost:1/hello:latest",
+        "--allow-tag",
+    ];
     failed(
-        &desk.run(&[
-            "build-enclave",
-            "--docker-uri",
-            "hello",
-            "--docker-dir",
-            ".",
-        ]),
+        &desk.run(&allowed),
+        50,
+        &["cannot fetch the image localhost:1/hello:latest from localhost:1"],
+    );
+    let built = desk.run(&[
+        "build-enclave",
+        "--docker-uri",
+        "hello",
+        "--docker-dir",
+        ".",
+    ]);
+    failed(
+        &built,
         49,
-        &["[ E49 ]"],
+        &["none of docker, podman and buildah", "an OCI archive"],
     );
-    failed(
-        &desk.run(&["build", "hello:latest"]),
-        1,
-        &["error: cannot fetch the image hello:latest"],
-    );
+    let own = desk.run(&["build", "localhost:1/hello"]);
+    failed(&own, 1, &["error: localhost:1/hello is not here"]);
 }
 
 #[test]
 fn a_docker_client_without_its_daemon_counts_as_none() {
+    let desk = Desk::new(Some("echo Cannot connect to the Docker daemon >&2; exit 1"));
+    let done = desk.run(&[
+        "build-enclave",
+        "--docker-uri",
+        "hello",
+        "--docker-dir",
+        ".",
+    ]);
     failed(
-        &Desk::new(Some("exit 1")).run(&["build-enclave", "--docker-uri", "hello"]),
-        50,
-        &["installed and working"],
+        &done,
+        49,
+        &["none of docker, podman and buildah is installed and working"],
     );
 }
 
 #[test]
-fn a_pull_or_build_that_fails_says_so() {
+fn a_build_that_fails_says_so() {
     let desk = Desk::new(Some(
-        "case $1 in images) ;; *) echo no route to registry >&2; exit 1;; esac",
+        "case $1 in images) ;; *) echo no such instruction >&2; exit 1;; esac",
     ));
-    let pulled = desk.run(&["build-enclave", "--docker-uri", "hello"]);
+    let done = desk.run(&[
+        "build-enclave",
+        "--docker-uri",
+        "hello",
+        "--docker-dir",
+        ".",
+    ]);
     failed(
-        &pulled,
-        50,
-        &[
-            "no route to registry",
-            "docker could not fetch the image hello",
-        ],
-    );
-    failed(
-        &desk.run(&[
-            "build-enclave",
-            "--docker-uri",
-            "hello",
-            "--docker-dir",
-            ".",
-        ]),
+        &done,
         49,
-        &["docker could not build"],
+        &[
+            "no such instruction",
+            "docker could not build the image hello",
+        ],
     );
 }
 

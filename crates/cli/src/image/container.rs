@@ -1,5 +1,5 @@
-//! Whatever container tool is installed, as a source of image archives: docker, podman or buildah, tried
-//! in this order.
+//! Whatever container tool is installed: docker, podman or buildah, tried in this order, to build a Dockerfile and for images that
+//! only it can reach.
 
 use std::ffi::OsStr;
 use std::path::Path;
@@ -8,10 +8,9 @@ use std::process::{Command, Stdio};
 use crate::codes::Code;
 use crate::dirs;
 use crate::failure::{Failure, Outcome};
-use crate::term;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Tool {
+pub(super) enum Tool {
     Docker,
     Podman,
     Buildah,
@@ -28,24 +27,94 @@ impl Tool {
         }
     }
 
-    /// The first that is installed and works: a docker client without its daemon does not.
-    fn find() -> Option<Self> {
-        let installed = Self::ALL
-            .into_iter()
-            .filter(|tool| dirs::in_path(tool.name()).is_some());
-        installed
-            .into_iter()
-            .find(|tool| tool.quietly(&["images".as_ref()]))
+    /// Those that are installed and work: a docker client without its daemon does not.
+    fn working() -> impl Iterator<Item = Self> {
+        let installed = |tool: &Self| dirs::in_path(tool.name()).is_some();
+        let works = |tool: &Self| tool.quietly(&["images".as_ref()]);
+        Self::ALL.into_iter().filter(installed).filter(works)
+    }
+
+    /// The first that has the image in its store.
+    pub(super) fn having(reference: &str) -> Option<Self> {
+        Self::working().find(|tool| match tool {
+            Self::Buildah => tool.quietly(&[
+                "inspect".as_ref(),
+                "--type".as_ref(),
+                "image".as_ref(),
+                reference.as_ref(),
+            ]),
+            _ => tool.quietly(&["image".as_ref(), "inspect".as_ref(), reference.as_ref()]),
+        })
+    }
+
+    /// Builds `reference` from the Dockerfile in `folder` with the first that works.
+    pub(super) fn build(reference: &str, folder: &Path) -> Outcome<Self> {
+        let tool = Self::working().next().ok_or_else(|| {
+            Failure::aws_text(Code::DOCKER_BUILD, "cannot build a Dockerfile: none of docker, podman and buildah is installed and working")
+                .hint("install one (buildah needs no daemon), or give a file instead: an OCI archive or layout, a `docker save` archive, a root file system")
+        })?;
+        let args: [&OsStr; 4] = [
+            "build".as_ref(),
+            "-t".as_ref(),
+            reference.as_ref(),
+            folder.as_ref(),
+        ];
+        tool.run(
+            &args,
+            Code::DOCKER_BUILD,
+            &format!("build the image {reference}"),
+        )?;
+        Ok(tool)
+    }
+
+    /// Writes `reference` to `archive` in the format of `docker save`.
+    pub(super) fn save(self, reference: &str, archive: &Path) -> Outcome {
+        let target = format!("docker-archive:{}:{reference}", archive.display());
+        let args: &[&OsStr] = match self {
+            Self::Docker => &[
+                "save".as_ref(),
+                "-o".as_ref(),
+                archive.as_ref(),
+                reference.as_ref(),
+            ],
+            Self::Podman => &[
+                "save".as_ref(),
+                "--format".as_ref(),
+                "docker-archive".as_ref(),
+                "-o".as_ref(),
+                archive.as_ref(),
+                reference.as_ref(),
+            ],
+            Self::Buildah => &["push".as_ref(), reference.as_ref(), target.as_ref()],
+        };
+        self.run(
+            args,
+            Code::DOCKER_PULL,
+            &format!("save the image {reference}"),
+        )
     }
 
     /// Runs the tool with its output on our stderr: progress is for people, stdout is for the result.
-    fn run(self, args: &[&OsStr]) -> std::io::Result<bool> {
-        let status = Command::new(self.name())
+    fn run(self, args: &[&OsStr], code: Code, purpose: &str) -> Outcome {
+        let name = self.name();
+        let status = Command::new(name)
             .args(args)
             .stdin(Stdio::null())
             .stdout(std::io::stderr())
-            .status()?;
-        Ok(status.success())
+            .status()
+            .map_err(|error| {
+                Failure::aws(
+                    code,
+                    anyhow::Error::new(error).context(format!("cannot run {name} to {purpose}")),
+                )
+            })?;
+        match status.success() {
+            true => Ok(()),
+            false => Err(Failure::aws_text(
+                code,
+                format_args!("{name} could not {purpose}; it says why above"),
+            )),
+        }
     }
 
     fn quietly(self, args: &[&OsStr]) -> bool {
@@ -56,102 +125,5 @@ impl Tool {
             .stdout(Stdio::null())
             .stderr(Stdio::null());
         command.status().is_ok_and(|status| status.success())
-    }
-}
-
-/// Builds `reference` from the Dockerfile in `folder`.
-pub(super) fn build(reference: &str, folder: &Path) -> Outcome {
-    let tool = need(Code::DOCKER_BUILD, "build a Dockerfile")?;
-    let args: [&OsStr; 4] = [
-        "build".as_ref(),
-        "-t".as_ref(),
-        reference.as_ref(),
-        folder.as_ref(),
-    ];
-    done(
-        tool,
-        tool.run(&args),
-        Code::DOCKER_BUILD,
-        format!("build the image {reference}"),
-    )
-}
-
-/// Sees to it that `reference` is in the tool's local store.
-pub(super) fn ensure(reference: &str) -> Outcome {
-    let tool = need(Code::DOCKER_PULL, &format!("fetch the image {reference}"))?;
-    let inspect: &[&OsStr] = match tool {
-        Tool::Buildah => &[
-            "inspect".as_ref(),
-            "--type".as_ref(),
-            "image".as_ref(),
-            reference.as_ref(),
-        ],
-        _ => &["image".as_ref(), "inspect".as_ref(), reference.as_ref()],
-    };
-    if tool.quietly(inspect) {
-        term::note("Using the locally available Docker image...");
-        return Ok(());
-    }
-    let pulled = tool.run(&["pull".as_ref(), reference.as_ref()]);
-    done(
-        tool,
-        pulled,
-        Code::DOCKER_PULL,
-        format!("fetch the image {reference}"),
-    )
-}
-
-/// Writes `reference` to `archive` in the format of `docker save`.
-pub(super) fn save(reference: &str, archive: &Path) -> Outcome {
-    let tool = need(Code::DOCKER_PULL, &format!("save the image {reference}"))?;
-    let saved = match tool {
-        Tool::Docker => tool.run(&[
-            "save".as_ref(),
-            "-o".as_ref(),
-            archive.as_ref(),
-            reference.as_ref(),
-        ]),
-        Tool::Podman => tool.run(&[
-            "save".as_ref(),
-            "--format".as_ref(),
-            "docker-archive".as_ref(),
-            "-o".as_ref(),
-            archive.as_ref(),
-            reference.as_ref(),
-        ]),
-        Tool::Buildah => {
-            let target = format!("docker-archive:{}:{reference}", archive.display());
-            tool.run(&["push".as_ref(), reference.as_ref(), target.as_ref()])
-        }
-    };
-    done(
-        tool,
-        saved,
-        Code::DOCKER_PULL,
-        format!("save the image {reference}"),
-    )
-}
-
-fn need(code: Code, purpose: &str) -> Outcome<Tool> {
-    Tool::find().ok_or_else(|| {
-        let text = format!("cannot {purpose}: none of docker, podman and buildah is installed and working");
-        Failure::aws_text(code, text).hint(
-            "install one, or give a file instead: an OCI archive or layout, a `docker save` archive, a root file system",
-        )
-    })
-}
-
-fn done(tool: Tool, ran: std::io::Result<bool>, code: Code, purpose: String) -> Outcome {
-    let name = tool.name();
-    match ran {
-        Ok(true) => Ok(()),
-        Ok(false) => Err(Failure::aws_text(
-            code,
-            format_args!("{name} could not {purpose}; it says why above"),
-        )),
-        Err(error) => Err(Failure::aws(
-            code,
-            anyhow::Error::new(error).context(format!("cannot run {name} to {purpose}")),
-        )),
     }
 }

@@ -139,6 +139,9 @@ pub(crate) struct BuildEnclave {
     /// Build the image from the Dockerfile in this directory first
     #[arg(long, value_name = "DIR")]
     pub(crate) docker_dir: Option<PathBuf>,
+    /// Fetch the image by its tag, whatever the registry has there today; without this a digest is needed (Enclos only)
+    #[arg(long)]
+    pub(crate) allow_tag: bool,
     /// Where the EIF goes
     #[arg(long, value_name = "FILE")]
     pub(crate) output_file: PathBuf,

@@ -17,6 +17,7 @@ pub(super) fn run(args: BuildEnclave) -> Outcome {
         name: args.name,
         version: args.version,
         metadata: args.metadata,
+        allow_tag: args.allow_tag,
         ..Wanted::default()
     };
     let built = image::build(&wanted, &args.signing, &args.output_file)?;

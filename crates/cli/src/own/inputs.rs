@@ -8,8 +8,8 @@ use crate::image::Wanted;
 
 /// What stands below the options of commands that take a source.
 pub(super) const HELP: &str = "SOURCE is a root file system (folder or tar), an OCI layout or archive, a `docker save` archive, or the \
-     reference of an image that docker, podman or buildah knows or can fetch. The prefixes rootfs:, oci: and \
-     docker-archive: say that it is a path.\n\nThe same inputs give the same bytes and so the same PCRs.";
+     reference of an image: one that a Docker or Podman engine or buildah has, else NAME@sha256:… in a registry. The \
+     prefixes rootfs:, oci: and docker-archive: say that it is a path.\n\nThe same inputs give the same bytes and so the same PCRs.";
 
 /// What the application is in.
 #[derive(Debug, Args)]
@@ -51,6 +51,9 @@ pub(super) struct Inputs {
     /// Build SOURCE as an image from the Dockerfile in this directory first
     #[arg(long, value_name = "DIR")]
     docker_dir: Option<PathBuf>,
+    /// Fetch SOURCE by its tag, whatever the registry has there today; without this a digest is needed
+    #[arg(long)]
+    allow_tag: bool,
     /// Which image, where SOURCE holds several
     #[arg(long, value_name = "NAME")]
     reference: Option<String>,
@@ -83,6 +86,7 @@ impl Inputs {
             name: self.name,
             version: self.version,
             metadata: self.metadata,
+            allow_tag: self.allow_tag,
         }
     }
 }

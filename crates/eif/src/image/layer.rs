@@ -9,7 +9,8 @@ use crate::cpio::{Attributes, Special};
 use crate::packing::{Packing, XZ_MEMORY_KIB};
 
 use super::error::ImageError;
-use super::tree::{Kind, PathError, Spool, Tree};
+use super::sparse::{Expanded, SparseHeader};
+use super::tree::{Kind, MAX_FILE, PathError, Spool, Tree};
 
 /// Most bytes that one archive may unpack to: far above any enclave's memory, below what fills a disk
 /// unnoticed.
@@ -112,7 +113,21 @@ impl Applier<'_> {
             return Ok(());
         }
         let attributes = attributes(&entry).map_err(ImageError::layer(self.name))?;
-        self.note_xattrs(&mut entry, &path)?;
+        let sparse = self.extensions(&mut entry, &path)?;
+        let size = sparse
+            .as_ref()
+            .map_or_else(|| entry.size(), |(_, size)| *size);
+        if size > MAX_FILE {
+            let problem =
+                format!("has {size} bytes, a file in an enclave image has at most {MAX_FILE}");
+            return Err(ImageError::entry(self.name, &path, problem));
+        }
+        if let Some((path, size)) = sparse {
+            let body =
+                Expanded::new(&mut entry, size).and_then(|mut body| self.spool.store(&mut body));
+            let kind = Kind::File(body.map_err(ImageError::layer(self.name))?);
+            return self.check(&path, |tree| tree.set(&path, attributes, kind).map(drop));
+        }
         let kind = match entry.header().entry_type() {
             EntryType::Directory => {
                 return self.check(&path, |tree| tree.directory(&path, attributes));
@@ -203,14 +218,16 @@ impl Applier<'_> {
         })
     }
 
-    fn note_xattrs<R: Read>(
+    /// Notes lost extended attributes; name and size of a sparse file, if it is one.
+    fn extensions<R: Read>(
         &mut self,
         entry: &mut Entry<'_, R>,
         path: &[u8],
-    ) -> Result<(), ImageError> {
+    ) -> Result<Option<(Vec<u8>, u64)>, ImageError> {
         let failed = ImageError::layer(self.name);
+        let mut sparse = SparseHeader::default();
         let Some(extensions) = entry.pax_extensions().map_err(&failed)? else {
-            return Ok(());
+            return Ok(None);
         };
         for extension in extensions {
             let extension = extension.map_err(&failed)?;
@@ -218,8 +235,9 @@ impl Applier<'_> {
             if key.starts_with(b"SCHILY.xattr.") || key.starts_with(b"LIBARCHIVE.xattr.") {
                 self.lost.insert(String::from_utf8_lossy(path).into_owned());
             }
+            sparse.note(key, extension.value_bytes());
         }
-        Ok(())
+        sparse.file().map_err(&failed)
     }
 }
 

@@ -17,6 +17,7 @@ mod module;
 mod oci;
 mod rootfs;
 mod runtime;
+mod sparse;
 mod tree;
 
 use std::collections::BTreeSet;

@@ -19,6 +19,12 @@ const MAX_LINKS: usize = 40;
 /// recursions here stay shallow.
 const MAX_DEPTH: usize = 1024;
 
+/// Largest file (bytes): a newc archive has 32 bits for its length.
+pub(crate) const MAX_FILE: u64 = u32::MAX as u64;
+
+/// Most bytes of all files of an image: far above any enclave's memory, below what fills a disk unnoticed.
+const MAX_SPOOL: u64 = 64 << 30;
+
 /// Index of a node in its tree.
 pub(crate) type NodeId = usize;
 
@@ -354,11 +360,18 @@ impl Spool {
         Self { file, len: 0 }
     }
 
-    /// Appends a body.
+    /// Appends a body. A few bytes of an archive may stand for a sparse file of any size, so what is written is limited,
+    /// not what is read.
     pub(crate) fn store(&mut self, body: &mut dyn Read) -> io::Result<Body> {
         let offset = self.len;
         self.file.seek(SeekFrom::Start(offset))?;
-        let len = io::copy(body, &mut self.file)?;
+        let limit = MAX_FILE.min(MAX_SPOOL.saturating_sub(offset));
+        let len = io::copy(&mut body.take(limit + 1), &mut self.file)?;
+        if len > limit {
+            let text =
+                format!("a file has more than {limit} bytes, which is all that there is room for");
+            return Err(io::Error::other(text));
+        }
         self.len += len;
         Ok(Body::Spool { offset, len })
     }

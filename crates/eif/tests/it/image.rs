@@ -680,6 +680,62 @@ fn lost_attributes_are_reported() {
     );
 }
 
+/// An entry of a PAX archive with these extended headers.
+fn pax(headers: &[(&str, &str)], name: &str, body: &[u8]) -> Vec<u8> {
+    let mut archive = tar::Builder::new(Vec::new());
+    let headers = headers.iter().map(|(key, value)| (*key, value.as_bytes()));
+    archive.append_pax_extensions(headers).unwrap();
+    let mut header = Header::new_ustar();
+    header.set_uid(0);
+    header.set_gid(0);
+    header.set_mode(0o644);
+    header.set_size(body.len().try_into().unwrap());
+    archive.append_data(&mut header, name, body).unwrap();
+    archive.into_inner().unwrap()
+}
+
+#[test]
+fn sparse_files_have_their_zeros() {
+    let mut body = b"1\n4\n3\n".to_vec();
+    body.resize(512, 0);
+    body.extend_from_slice(b"abc");
+    let headers = [
+        ("GNU.sparse.major", "1"),
+        ("GNU.sparse.minor", "0"),
+        ("GNU.sparse.name", "dir/sparse"),
+        ("GNU.sparse.realsize", "10"),
+    ];
+    let output = layered(&[pax(&headers, "dir/GNUSparseFile.7/sparse", &body)]).unwrap();
+    assert_eq!(output.file("dir/sparse").body, b"\0\0\0\0abc\0\0\0");
+    assert_eq!(output.paths(), ["dir", "dir/sparse"]);
+    let old = [("GNU.sparse.map", "4,3"), ("GNU.sparse.size", "10")];
+    let error = layered(&[pax(&old, "sparse", b"abc")]).err().unwrap();
+    assert!(
+        chain(&error).contains("another format than GNU's 1.0"),
+        "{}",
+        chain(&error)
+    );
+}
+
+/// A thousand bytes that say they are eight exabytes of zeros fill no disk.
+#[test]
+fn sparse_files_are_limited_by_what_they_become() {
+    let mut body = b"0\n".to_vec();
+    body.resize(512, 0);
+    let headers = [
+        ("GNU.sparse.major", "1"),
+        ("GNU.sparse.minor", "0"),
+        ("GNU.sparse.name", "bomb"),
+        ("GNU.sparse.realsize", "9223372036854775807"),
+    ];
+    let error = layered(&[pax(&headers, "x", &body)]).err().unwrap();
+    assert!(
+        chain(&error).contains("at most 4294967295"),
+        "{}",
+        chain(&error)
+    );
+}
+
 #[test]
 fn a_truncated_layer_is_an_error() {
     let whole = Layer::default().file("app", &"x".repeat(2000)).finish();
