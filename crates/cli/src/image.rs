@@ -244,7 +244,7 @@ fn guest() -> Outcome<GuestBinaries> {
     }
 }
 
-fn custom_metadata(path: &Path) -> Outcome<Value> {
+pub(crate) fn custom_metadata(path: &Path) -> Outcome<Value> {
     let text = std::fs::read(path)
         .map_err(|error| Failure::file(Some(Code::FILE_OPERATION), "read", path, error))?;
     if text.len() > MAX_CUSTOM_METADATA {

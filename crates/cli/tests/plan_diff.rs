@@ -123,3 +123,69 @@ fn what_is_no_image_is_not_compared() {
         done.stderr
     );
 }
+
+/// The registers of an image from finished parts are those of `pcr` over the same bytes.
+#[test]
+fn finished_parts_are_put_together() {
+    let desk = Desk::new();
+    let kernel = std::fs::read(desk.0.path("cache/kernel/6.12.0-test/vmlinuz")).unwrap();
+    let parts = [
+        kernel.as_slice(),
+        b"quiet",
+        b"070701 first",
+        b"070701 second",
+        b"070701 third",
+    ];
+    let path = |index: usize| desk.0.file(&format!("part{index}"), parts[index]);
+    let (kernel, output) = (path(0), desk.0.path("parts.eif"));
+    let ramdisks = [2, 3, 4].map(path);
+    let mut args = vec![
+        "eif",
+        "assemble",
+        "--kernel",
+        &kernel,
+        "--cmdline",
+        "quiet",
+        "--output",
+        &output,
+    ];
+    args.extend(ramdisks.iter().flat_map(|ramdisk| ["--ramdisk", ramdisk]));
+    let built = desk.run(&args).json();
+    let described = desk.run(&["describe-eif", "--eif-path", &output]).json();
+    assert_eq!(built["Measurements"], described["Measurements"]);
+    for (register, parts) in [
+        ("PCR0", &parts[..]),
+        ("PCR1", &parts[..3]),
+        ("PCR2", &parts[3..]),
+    ] {
+        let input = desk.0.file("input", &parts.concat());
+        assert_eq!(
+            desk.run(&["pcr", "--input", &input]).json()["PCR"],
+            built["Measurements"][register],
+            "{register}"
+        );
+    }
+    assert_eq!(described["Metadata"]["KernelVersion"], "6.12.0-test");
+    let bad = desk.0.file("bad", b"no archive");
+    let refused = desk.try_run(
+        &[
+            "eif",
+            "assemble",
+            "--kernel",
+            &kernel,
+            "--cmdline",
+            "",
+            "--ramdisk",
+            &bad,
+            "-o",
+            &output,
+        ],
+        &[],
+    );
+    assert_eq!(refused.status, 1);
+    assert!(
+        refused.stderr.contains("expected a newc cpio archive"),
+        "{}",
+        refused.stderr
+    );
+}

@@ -8,7 +8,6 @@ use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
-use aws_lc_rs::digest::{Context, SHA384};
 use enclos_attest::PcrValue;
 
 use crate::error::EifError;
@@ -17,7 +16,7 @@ use crate::format::{
     SECTION_HEADER_LEN, SectionHeader, SectionKind,
 };
 use crate::kernel::{self, KernelError};
-use crate::measure::{FirstRegisters, Measurements};
+use crate::measure::{FirstRegisters, Measurements, Rest};
 use crate::metadata::Metadata;
 use crate::ramdisk::{MAGIC_LEN, Packing};
 use crate::reader::check_cmdline;
@@ -268,7 +267,7 @@ pub(crate) struct ImageWriter<'w, W> {
     /// CRC of everything behind the header.
     crc: crc32fast::Hasher,
     hasher: FirstRegisters,
-    rest: Context,
+    rest: Rest,
     pcr8: Option<PcrValue>,
 }
 
@@ -283,7 +282,7 @@ impl<'w, W: Write + Seek> ImageWriter<'w, W> {
             position: HEADER_LEN,
             crc: crc32fast::Hasher::new(),
             hasher: FirstRegisters::new(),
-            rest: Context::new(&SHA384),
+            rest: Rest::default(),
             pcr8: None,
         })
     }
@@ -335,7 +334,8 @@ impl<'w, W: Write + Seek> ImageWriter<'w, W> {
     /// Adds the signature of what was written so far.
     #[cfg(feature = "build")]
     pub(crate) fn sign(&mut self, signer: &Signer) -> Result<(), BuildError> {
-        let measured = self.hasher.clone().finish(&self.rest.clone().finish());
+        let rest = self.rest.finish().map_err(BuildError::Write)?;
+        let measured = self.hasher.clone().finish(&rest);
         let section = signer.sign(&measured.pcr0).map_err(BuildError::Sign)?;
         self.pcr8 = Some(signer.pcr8());
         self.section(
@@ -358,7 +358,7 @@ impl<'w, W: Write + Seek> ImageWriter<'w, W> {
         self.seek(0)?;
         self.out.write_all(&self.header.encode())?;
         self.out.flush()?;
-        let measurements = self.hasher.finish(&self.rest.finish());
+        let measurements = self.hasher.finish(&self.rest.finish()?);
         Ok(Measurements {
             pcr8: self.pcr8,
             ..measurements
@@ -377,7 +377,7 @@ fn measured(kind: SectionKind) -> bool {
 struct Body<'b, W> {
     out: &'b mut W,
     hasher: Option<&'b mut FirstRegisters>,
-    rest: Option<&'b mut Context>,
+    rest: Option<&'b mut Rest>,
     crc: crc32fast::Hasher,
     head: Vec<u8>,
     len: u64,
@@ -419,7 +419,7 @@ impl<W: Write> Write for Body<'_, W> {
             hasher.update(buf);
         }
         if let Some(rest) = &mut self.rest {
-            rest.update(buf);
+            rest.update(buf)?;
         }
         let head = usize::try_from(kernel::HEAD_LEN)
             .unwrap_or(0)

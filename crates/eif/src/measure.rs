@@ -189,6 +189,41 @@ impl State {
     }
 }
 
+/// PCR2 of an image that is being written: hashed by a thread of its own, since PCR0 covers the same bytes.
+#[derive(Default)]
+pub(crate) struct Rest {
+    running: Option<(SyncSender<Vec<u8>>, thread::JoinHandle<Digest>)>,
+    finished: Option<Digest>,
+}
+
+impl Rest {
+    pub(crate) fn update(&mut self, bytes: &[u8]) -> io::Result<()> {
+        let (sender, _) = self.running.get_or_insert_with(|| {
+            let (sender, receiver) = sync_channel::<Vec<u8>>(4);
+            let hashing = move || {
+                let mut context = Context::new(&SHA384);
+                receiver.iter().for_each(|chunk| context.update(&chunk));
+                context.finish()
+            };
+            (sender, thread::spawn(hashing))
+        });
+        let gone = |_| io::Error::other("the hashing thread ended early");
+        sender.send(bytes.to_vec()).map_err(gone)
+    }
+
+    /// The digest of everything; nothing is added afterwards.
+    pub(crate) fn finish(&mut self) -> io::Result<Digest> {
+        if let Some((sender, thread)) = self.running.take() {
+            drop(sender);
+            let panicked = |_| io::Error::other("the hashing thread panicked");
+            self.finished = Some(thread.join().map_err(panicked)?);
+        }
+        Ok(*self
+            .finished
+            .get_or_insert_with(|| Context::new(&SHA384).finish()))
+    }
+}
+
 /// PCR0 and PCR1: one context, of which a copy is kept when the second ramdisk begins.
 #[derive(Clone)]
 pub(crate) struct FirstRegisters {

@@ -1,26 +1,57 @@
-//! `enclos eif`: signing with a key that is kept elsewhere. Measure here, sign there, attach here.
+//! `enclos eif`: images from finished parts, and signing with a key that is kept elsewhere: measure here, sign there, attach here.
 
 use std::fs::File;
 use std::io::BufReader;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
+use enclos_eif::image::{Parts, assemble_parts, source_date_epoch};
 use enclos_eif::signature::Curve;
 use enclos_eif::{Eif, Signer, ToBeSigned, measure};
 use serde_json::json;
 
 use crate::failure::{Failure, Outcome};
 use crate::nitro::{Measured, sign_in_place};
-use crate::signing::read;
+use crate::signing::{Signing, read};
 use crate::term;
 
-/// Sign an image with a key that is kept elsewhere
+/// Put finished parts together; sign with a key that is kept elsewhere
 #[derive(Debug, Subcommand)]
 pub(crate) enum EifCommand {
+    /// Put a kernel, a command line and finished ramdisks together, as AWS's eif_build does
+    Assemble(Box<Assemble>),
     /// Measure an image, and write what the certificate's key has to sign
     Measure(Measure),
     /// Add a signature that was made elsewhere; it is verified first
     Attach(Attach),
+}
+
+/// Options of `eif assemble`.
+#[derive(Debug, Args)]
+pub(crate) struct Assemble {
+    /// The kernel, a bzImage
+    #[arg(long, value_name = "FILE")]
+    kernel: PathBuf,
+    /// Kernel command line
+    #[arg(long, value_name = "TEXT")]
+    cmdline: String,
+    /// A ramdisk; the first is the runtime (PCR1), further ones are the application (PCR2)
+    #[arg(long = "ramdisk", value_name = "FILE", required = true)]
+    ramdisks: Vec<PathBuf>,
+    /// Where the EIF goes
+    #[arg(short, long, value_name = "FILE")]
+    output: PathBuf,
+    #[command(flatten)]
+    signing: Signing,
+    /// Name in the image's metadata (not measured); by default the kernel's file name
+    #[arg(long)]
+    name: Option<String>,
+    /// Version in the image's metadata (not measured)
+    #[arg(long, default_value = "1.0")]
+    version: String,
+    /// JSON file to add to the image's metadata, at most 4096 bytes (not measured)
+    #[arg(long, value_name = "FILE")]
+    metadata: Option<PathBuf>,
 }
 
 /// Options of `eif measure`.
@@ -57,9 +88,33 @@ pub(crate) struct Attach {
 
 pub(super) fn run(command: &EifCommand) -> Outcome {
     match command {
+        EifCommand::Assemble(args) => assemble(args),
         EifCommand::Measure(args) => run_measure(args),
         EifCommand::Attach(args) => attach(args),
     }
+}
+
+fn assemble(args: &Assemble) -> Outcome {
+    let kernel_name = || {
+        args.kernel
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned()
+    };
+    let metadata = args.metadata.as_deref().map(crate::image::custom_metadata);
+    let parts = Parts {
+        kernel: args.kernel.clone(),
+        cmdline: args.cmdline.clone(),
+        ramdisks: args.ramdisks.clone(),
+        name: args.name.clone().unwrap_or_else(kernel_name),
+        version: args.version.clone(),
+        custom_metadata: metadata.transpose()?.unwrap_or_default(),
+        epoch: source_date_epoch()?,
+    };
+    let signer = args.signing.signer()?;
+    let measured = assemble_parts(&parts, signer.as_ref(), &args.output)?;
+    term::json(&json!({ "Measurements": Measured::from(&measured) }))
 }
 
 fn run_measure(args: &Measure) -> Outcome {

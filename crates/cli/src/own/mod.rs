@@ -40,7 +40,7 @@ pub(crate) enum Command {
     /// Fetch or locate the kernel that images are built with
     #[command(subcommand)]
     Kernel(kernel::Kernel),
-    /// Sign an image with a key that is kept elsewhere
+    /// Put finished parts together; sign with a key that is kept elsewhere
     #[command(subcommand)]
     Eif(eif::EifCommand),
     /// Start the hypervisor and the gateway (and a KMS) in the background

@@ -22,7 +22,7 @@ mod tree;
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::io::{self, Seek, SeekFrom, Write};
+use std::io::{self, Read as _, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -140,15 +140,89 @@ pub fn assemble(
     signer: Option<&Signer>,
     output: &Path,
 ) -> Result<Built, ImageError> {
-    let folder = match output.parent() {
-        Some(folder) if folder != Path::new("") => folder,
-        _ => Path::new("."),
-    };
+    let folder = folder_of(output);
     let written = ImageError::file("write", output);
     let mut file = tempfile::NamedTempFile::new_in(folder).map_err(&written)?;
     let built = build(spec, signer, folder, &mut file)?;
     publish(file, output).map_err(&written)?;
     Ok(built)
+}
+
+/// Finished parts of an image: what AWS's `eif_build` takes.
+#[derive(Debug, Clone)]
+pub struct Parts {
+    /// The kernel, a bzImage.
+    pub kernel: PathBuf,
+    /// The measured command line.
+    pub cmdline: String,
+    /// The ramdisks: the first is the runtime (PCR1), the others are the application (PCR2).
+    pub ramdisks: Vec<PathBuf>,
+    /// Name of the image in its metadata.
+    pub name: String,
+    /// Version of the image in its metadata.
+    pub version: String,
+    /// The user's own metadata.
+    pub custom_metadata: Value,
+    /// Time of the build in seconds since 1970.
+    pub epoch: u32,
+}
+
+/// Puts finished parts together, signed if there is a signer. The file appears whole or not at all.
+///
+/// # Errors
+/// [`ImageError`]; the output file is then as it was before.
+pub fn assemble_parts(
+    parts: &Parts,
+    signer: Option<&Signer>,
+    output: &Path,
+) -> Result<Measurements, ImageError> {
+    let written = ImageError::file("write", output);
+    let mut file = tempfile::NamedTempFile::new_in(folder_of(output)).map_err(&written)?;
+    let head = read_head(&parts.kernel).map_err(ImageError::file("read", &parts.kernel))?;
+    let mut builder = Builder::new()
+        .kernel(parts.kernel.as_path())
+        .cmdline(parts.cmdline.trim())
+        .metadata(Metadata {
+            image_name: parts.name.clone(),
+            image_version: parts.version.clone(),
+            build_metadata: build_metadata(parts.epoch, kernel::version(&head)),
+            docker_info: Value::Object(serde_json::Map::new()),
+            custom_metadata: parts.custom_metadata.clone(),
+        });
+    for ramdisk in &parts.ramdisks {
+        builder = builder.ramdisk(ramdisk.as_path());
+    }
+    if let Some(signer) = signer {
+        builder = builder.sign(signer);
+    }
+    let measurements = builder.write(&mut file)?;
+    publish(file, output).map_err(&written)?;
+    Ok(measurements)
+}
+
+/// As much of a kernel as its version is in.
+fn read_head(kernel: &Path) -> io::Result<Vec<u8>> {
+    let mut head = Vec::new();
+    let file = fs::File::open(kernel)?;
+    file.take(kernel::VERSION_WITHIN).read_to_end(&mut head)?;
+    Ok(head)
+}
+
+fn folder_of(output: &Path) -> &Path {
+    match output.parent() {
+        Some(folder) if folder != Path::new("") => folder,
+        _ => Path::new("."),
+    }
+}
+
+fn build_metadata(epoch: u32, kernel_version: Option<String>) -> BuildMetadata {
+    BuildMetadata {
+        build_time: rfc3339(epoch),
+        build_tool: "enclos".into(),
+        build_tool_version: env!("CARGO_PKG_VERSION").into(),
+        operating_system: "Linux".into(),
+        kernel_version: kernel_version.unwrap_or_else(|| "Unknown".into()),
+    }
 }
 
 /// What [`assemble`] would build from the same inputs, measurements above all, without writing an image.
@@ -383,13 +457,7 @@ impl Application {
                 .clone()
                 .or(own_version)
                 .unwrap_or_else(|| "1.0".into()),
-            build_metadata: BuildMetadata {
-                build_time: rfc3339(spec.epoch),
-                build_tool: "enclos".into(),
-                build_tool_version: env!("CARGO_PKG_VERSION").into(),
-                operating_system: "Linux".into(),
-                kernel_version: kernel_version.unwrap_or_else(|| "Unknown".into()),
-            },
+            build_metadata: build_metadata(spec.epoch, kernel_version),
             docker_info: self.image.raw_config.clone(),
             custom_metadata: spec.custom_metadata.clone(),
         }
