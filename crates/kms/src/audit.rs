@@ -15,7 +15,9 @@ use crate::error::{ApiError, ErrorKind};
 use crate::grants::{Grant, Refusal};
 use crate::ops;
 use crate::policy::{Effect, FailedCondition, Outcome, StatementReport};
+use crate::sessions::Session;
 use crate::store::AuditRow;
+use crate::sts;
 
 /// Request parameters that an event repeats.
 const SHOWN: &[&str] = &[
@@ -83,6 +85,10 @@ pub(crate) struct Draft {
     pub(crate) region: String,
     pub(crate) caller: PrincipalArn,
     pub(crate) access_key_id: String,
+    /// The session of temporary credentials.
+    pub(crate) session: Option<Arc<Session>>,
+    /// `userIdentity.principalId`.
+    pub(crate) principal_id: String,
     pub(crate) source: String,
     pub(crate) user_agent: String,
     pub(crate) parameters: Value,
@@ -112,7 +118,7 @@ impl Draft {
             "eventVersion": "1.11",
             "userIdentity": self.identity(),
             "eventTime": self.time.replace_nanosecond(0).unwrap_or(self.time).format(&Rfc3339).unwrap_or_default(),
-            "eventSource": "kms.amazonaws.com",
+            "eventSource": if sts::OPERATIONS.contains(&self.operation.as_str()) { "sts.amazonaws.com" } else { "kms.amazonaws.com" },
             "eventName": self.operation,
             "awsRegion": self.region,
             "sourceIPAddress": self.source,
@@ -121,7 +127,7 @@ impl Draft {
             "responseElements": self.response,
             "requestID": self.request_id,
             "eventID": self.event_id,
-            "readOnly": ops::effect(&self.operation).is_some_and(|effect| effect != ops::Effect::Writes),
+            "readOnly": self.is_read_only(),
             "resources": self.resources.iter().map(|arn| resource(arn)).collect::<Vec<_>>(),
             "eventType": "AwsApiCall",
             "managementEvent": true,
@@ -143,6 +149,13 @@ impl Draft {
         event
     }
 
+    /// As in CloudTrail; what asks for credentials changes nothing.
+    fn is_read_only(&self) -> bool {
+        let looks =
+            ops::effect(&self.operation).is_some_and(|effect| effect != ops::Effect::Writes);
+        looks || sts::OPERATIONS.contains(&self.operation.as_str())
+    }
+
     fn identity(&self) -> Value {
         let kind = match self.caller.kind() {
             PrincipalKind::Root => "Root",
@@ -150,13 +163,17 @@ impl Draft {
             PrincipalKind::Role => "Role",
             PrincipalKind::Session => "AssumedRole",
         };
-        json!({
+        let mut identity = json!({
             "type": kind,
-            "principalId": self.caller.name(),
+            "principalId": self.principal_id,
             "arn": self.caller.as_str(),
             "accountId": &**self.caller.account(),
             "accessKeyId": self.access_key_id,
-        })
+        });
+        if let (Some(session), Some(members)) = (&self.session, identity.as_object_mut()) {
+            members.insert("sessionContext".to_owned(), session_context(session));
+        }
+        identity
     }
 
     fn additional(&self) -> Option<Value> {
@@ -169,6 +186,31 @@ impl Draft {
         }
         (!members.is_empty()).then_some(Value::Object(members))
     }
+}
+
+fn session_context(session: &Session) -> Value {
+    let issued = OffsetDateTime::from_unix_timestamp(session.claims.issued);
+    let issued = issued.ok().and_then(|time| time.format(&Rfc3339).ok());
+    let mut context = json!({
+        "attributes": { "creationDate": issued, "mfaAuthenticated": "false" },
+    });
+    let Some(members) = context.as_object_mut() else {
+        return context;
+    };
+    if session.principal.kind() == PrincipalKind::Role {
+        let issuer = json!({
+            "type": "Role",
+            "principalId": session.claims.role_id,
+            "arn": session.principal.as_str(),
+            "accountId": &**session.principal.account(),
+            "userName": session.principal.name(),
+        });
+        members.insert("sessionIssuer".to_owned(), issuer);
+    }
+    if let Some(source) = &session.claims.source_identity {
+        members.insert("sourceIdentity".to_owned(), source.as_str().into());
+    }
+    context
 }
 
 fn resource(arn: &str) -> Value {

@@ -18,6 +18,8 @@ pub enum ErrorKind {
     DryRunOperation,
     /// The import token is older than a day.
     ExpiredImportToken,
+    /// The session is over.
+    ExpiredToken,
     /// The authorization header lacks something.
     IncompleteSignature,
     /// The ciphertext belongs to another key than the one that was named.
@@ -60,12 +62,16 @@ pub enum ErrorKind {
     NotAuthorized,
     /// No such key, alias or policy.
     NotFound,
+    /// A session policy is too long.
+    PackedPolicyTooLarge,
     /// The body is larger than any valid request.
     RequestEntityTooLarge,
     /// The body is not the JSON that was expected.
     Serialization,
     /// A malformed tag.
     Tag,
+    /// The client calls too often.
+    Throttling,
     /// AWS KMS has no such operation.
     UnknownOperation,
     /// The access key is unknown.
@@ -86,6 +92,7 @@ impl ErrorKind {
             Self::Disabled => "DisabledException",
             Self::DryRunOperation => "DryRunOperationException",
             Self::ExpiredImportToken => "ExpiredImportTokenException",
+            Self::ExpiredToken => "ExpiredTokenException",
             Self::IncompleteSignature => "IncompleteSignatureException",
             Self::IncorrectKey => "IncorrectKeyException",
             Self::IncorrectKeyMaterial => "IncorrectKeyMaterialException",
@@ -107,9 +114,11 @@ impl ErrorKind {
             Self::MissingAuthenticationToken => "MissingAuthenticationTokenException",
             Self::NotAuthorized => "NotAuthorizedException",
             Self::NotFound => "NotFoundException",
+            Self::PackedPolicyTooLarge => "PackedPolicyTooLargeException",
             Self::RequestEntityTooLarge => "RequestEntityTooLargeException",
             Self::Serialization => "SerializationException",
             Self::Tag => "TagException",
+            Self::Throttling => "ThrottlingException",
             Self::UnknownOperation => "UnknownOperationException",
             Self::UnrecognizedClient => "UnrecognizedClientException",
             Self::UnsupportedOperation => "UnsupportedOperationException",

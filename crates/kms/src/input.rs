@@ -48,10 +48,15 @@ impl Input {
                 Err(_) => return Err(ApiError::bare(ErrorKind::Serialization)),
             },
         };
-        Ok(Self {
+        Ok(Self::of(members))
+    }
+
+    /// A structure that was read from elsewhere.
+    pub(crate) fn of(members: Map<String, Value>) -> Self {
+        Self {
             members,
             violations: Vec::new(),
-        })
+        }
     }
 
     /// Reports all violated constraints.
@@ -330,10 +335,7 @@ impl Input {
     pub(crate) fn structure(&self, name: &str) -> Result<Option<Input>, ApiError> {
         match self.member(name) {
             None => Ok(None),
-            Some(Value::Object(members)) => Ok(Some(Input {
-                members: members.clone(),
-                violations: Vec::new(),
-            })),
+            Some(Value::Object(members)) => Ok(Some(Input::of(members.clone()))),
             Some(other) => Err(cannot_convert(other, "a structure")),
         }
     }
@@ -347,10 +349,7 @@ impl Input {
         };
         list.iter()
             .map(|item| match item {
-                Value::Object(members) => Ok(Input {
-                    members: members.clone(),
-                    violations: Vec::new(),
-                }),
+                Value::Object(members) => Ok(Input::of(members.clone())),
                 other => Err(cannot_convert(other, "a structure")),
             })
             .collect::<Result<Vec<_>, _>>()

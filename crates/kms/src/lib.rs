@@ -14,10 +14,11 @@
 //! | [`policy`] | the policy language |
 //! | [`grants`] | grants |
 //! | [`authz`] | the decision over all policies and grants |
+//! | `authn`, `sts` | who calls; temporary credentials |
 //! | [`recipient`] | attestation documents and sealed answers |
 //! | [`crypto`] | sealing at rest, ciphertexts, CMS |
 //! | [`store`] | durability |
-//! | [`keyring`], [`principals`] | what is held in memory |
+//! | [`keyring`], [`principals`], [`identities`], [`sessions`] | what is held in memory |
 //! | [`server`], [`tls`] | sockets |
 //! | [`cli`] | the `enclos-kms` program |
 
@@ -26,21 +27,26 @@
 
 pub mod arn;
 mod audit;
+mod authn;
 pub mod authz;
 pub mod cli;
 pub mod crypto;
 pub mod error;
 pub mod grants;
+pub mod identities;
 mod input;
 pub mod keyring;
+pub mod limits;
 pub mod ops;
 pub mod policy;
 pub mod principals;
 pub mod recipient;
 pub mod server;
 pub mod service;
+pub mod sessions;
 pub mod sigv4;
 pub mod spec;
 pub mod store;
+mod sts;
 pub mod tags;
 pub mod tls;

@@ -27,7 +27,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio_rustls::TlsAcceptor;
 
 use crate::error::{ApiError, ErrorKind};
-use crate::service::{Answer, Channel, Request, Service};
+use crate::service::{Answer, Channel, JSON, Request, Service};
 
 /// Longest body, in bytes.
 pub const BODY_MAX: usize = 512 * 1024;
@@ -50,7 +50,6 @@ const CONNECTIONS: usize = 4096;
 /// How long a shutdown waits for requests under way.
 const DRAIN: Duration = Duration::from_secs(10);
 
-const JSON: HeaderValue = HeaderValue::from_static("application/x-amz-json-1.1");
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-amzn-requestid");
 const ERROR_TYPE: HeaderName = HeaderName::from_static("x-amzn-errortype");
 
@@ -231,7 +230,10 @@ async fn respond(
     if parts.method == Method::GET && parts.uri.path() == "/health" {
         return health(&service);
     }
-    if parts.method != Method::POST || parts.uri.path() != "/" {
+    // GET is for presigned requests to STS, which stand in the query as a whole.
+    let known = parts.method == Method::POST
+        || (parts.method == Method::GET && parts.uri.query().is_some());
+    if !known || parts.uri.path() != "/" {
         return failure(
             &ApiError::bare(ErrorKind::UnknownOperation),
             StatusCode::NOT_FOUND,
@@ -300,6 +302,7 @@ fn failure(error: &ApiError, status: StatusCode) -> Response<Full<Bytes>> {
     let mut response = render(Answer {
         status: status.as_u16(),
         body: error.to_json().to_string().into_bytes(),
+        content_type: JSON,
         request_id: crate::crypto::uuid().unwrap_or_default(),
         error: Some(error.kind().code()),
     });
@@ -318,7 +321,7 @@ fn render(answer: Answer) -> Response<Full<Bytes>> {
     *response.status_mut() =
         StatusCode::from_u16(answer.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let headers = response.headers_mut();
-    headers.insert(CONTENT_TYPE, JSON);
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(answer.content_type));
     if let Ok(id) = HeaderValue::from_str(&answer.request_id) {
         headers.insert(REQUEST_ID, id);
     }

@@ -17,18 +17,22 @@ use time::OffsetDateTime;
 
 use crate::arn::{KeyRef, Place, PrincipalArn, PrincipalKind};
 use crate::audit::{self, Draft};
+use crate::authn::Caller;
 use crate::authz::{self, Ask, Identity};
 use crate::crypto::seal::RootKey;
 use crate::error::{ApiError, Chain, ErrorKind};
 use crate::grants::{self, Grant, Grants, Reach, Terms, Use};
+use crate::identities::{Entity, Identities};
 use crate::input::Input;
 use crate::keyring::{Key, Keyring, LoadError};
+use crate::limits::Limits;
 use crate::ops;
 use crate::policy::{Context, Question};
 use crate::principals::Principals;
 use crate::recipient::{Attested, Trust};
-use crate::sigv4::{self, Authorization};
+use crate::sessions::Sessions;
 use crate::store::{Change, Store};
+use crate::sts;
 use crate::tags::TagStore;
 
 /// Where a request came in.
@@ -64,13 +68,18 @@ pub struct Request {
 pub struct Answer {
     /// HTTP status.
     pub status: u16,
-    /// JSON; empty for operations without output.
+    /// JSON, or XML from STS; empty for operations without output.
     pub body: Vec<u8>,
+    /// What the body is.
+    pub content_type: &'static str,
     /// `x-amzn-RequestId`.
     pub request_id: String,
     /// `x-amzn-ErrorType`.
     pub error: Option<&'static str>,
 }
+
+/// Content type of AWS's JSON protocol.
+pub const JSON: &str = "application/x-amz-json-1.1";
 
 /// The key management service of one data directory.
 #[derive(Debug)]
@@ -81,7 +90,10 @@ pub struct Service {
     pub(crate) tags: TagStore,
     pub(crate) root: Arc<RootKey>,
     pub(crate) trust: Trust,
-    principals: Principals,
+    pub(crate) principals: Principals,
+    pub(crate) identities: Identities,
+    pub(crate) sessions: Sessions,
+    pub(crate) limits: Limits,
     /// Held from reading a key or alias to having changed it. Requests that change nothing never take it.
     pub(crate) management: tokio::sync::Mutex<()>,
 }
@@ -97,6 +109,7 @@ impl Service {
         let tags = TagStore::load(store.tags().await?);
         let root = Arc::new(root);
         let principals = Principals::new(store.clone(), Arc::clone(&root));
+        let identities = Identities::new(store.clone());
         Ok(Self {
             store,
             keys,
@@ -105,8 +118,17 @@ impl Service {
             root,
             trust,
             principals,
+            identities,
+            sessions: Sessions::default(),
+            limits: Limits::default(),
             management: tokio::sync::Mutex::default(),
         })
+    }
+
+    /// The same service with a limit on how often one client may call.
+    #[must_use]
+    pub fn with_limits(self, limits: Limits) -> Self {
+        Self { limits, ..self }
     }
 
     /// Whether calls can be served and audited.
@@ -122,11 +144,20 @@ impl Service {
             Ok(id) => id,
             Err(error) => return render(String::new(), Err(ApiError::internal(&error))),
         };
-        let result = self.serve(&request, &request_id, now).await;
+        let is_sts = sts::is_for(&request);
+        let result = if is_sts {
+            sts::serve(self, &request, &request_id, now).await
+        } else {
+            self.serve(&request, &request_id, now).await
+        };
         if let Err(error) = &result {
             tracing::debug!(request_id, %error, "request refused");
         }
-        render(request_id, result)
+        if is_sts {
+            sts::render(request_id, result)
+        } else {
+            render(request_id, result)
+        }
     }
 
     async fn serve(
@@ -136,82 +167,55 @@ impl Service {
         now: OffsetDateTime,
     ) -> Result<Value, ApiError> {
         let operation = operation(&request.headers)?;
-        let (caller, access_key_id, region) = self.authenticate(request, now).await?;
+        let caller = self.authenticate(request, "kms", now).await?;
         let input = Input::parse(&request.body)?;
+        let parameters = audit::shown_parameters(&input.members);
+        let mut call = self.call(request, request_id, now, (operation, parameters), caller)?;
+        call.grant_tokens = grant_tokens(&input);
+        let result = ops::dispatch(operation, &mut call, input).await;
+        call.record(result).await
+    }
+
+    /// A call of an operation, with the parameters that its audit event shows.
+    pub(crate) fn call(
+        &self,
+        request: &Request,
+        request_id: &str,
+        now: OffsetDateTime,
+        (operation, parameters): (&str, Value),
+        caller: Caller,
+    ) -> Result<Call<'_>, ApiError> {
         let draft = Draft {
             time: now,
             event_id: crate::crypto::uuid().map_err(|error| ApiError::internal(&error))?,
             request_id: request_id.to_owned(),
             operation: operation.to_owned(),
-            region: region.clone(),
-            caller: caller.clone(),
-            access_key_id,
+            region: caller.region.clone(),
+            caller: caller.arn.clone(),
+            access_key_id: caller.access_key_id.clone(),
+            session: caller.session.clone(),
+            principal_id: caller.user_id(),
             source: request.source.to_string(),
             user_agent: header(&request.headers, "user-agent"),
-            parameters: audit::shown_parameters(&input.members),
+            parameters,
             response: Value::Null,
             resources: Vec::new(),
             recipient: None,
             denial: None,
         };
-        let here = Place::new(Arc::clone(caller.account()), region);
-        let grant_tokens = grant_tokens(&input);
-        let secure = request.channel == Channel::Tls;
-        let mut call = Call {
+        Ok(Call {
             service: self,
-            caller,
-            identity: Arc::default(),
-            here,
+            here: Place::new(Arc::clone(caller.arn.account()), caller.region.as_str()),
+            caller: caller.arn,
+            identity: caller.identity,
+            entity: caller.entity,
             now,
-            grant_tokens,
+            grant_tokens: Vec::new(),
             source: request.source,
-            secure,
+            secure: request.channel == Channel::Tls,
             draft,
             audited: false,
-        };
-        let result = ops::dispatch(operation, &mut call, input).await;
-        call.record(result).await
-    }
-
-    async fn authenticate(
-        &self,
-        request: &Request,
-        now: OffsetDateTime,
-    ) -> Result<(PrincipalArn, String, String), ApiError> {
-        let unknown = || {
-            ApiError::new(
-                ErrorKind::UnrecognizedClient,
-                "The security token included in the request is invalid.",
-            )
-        };
-        let authorization = Authorization::parse(&request.headers, now)?;
-        let access_key_id = authorization.access_key_id();
-        let principal = self
-            .principals
-            .find(access_key_id, request.channel == Channel::Dev)
-            .await
-            .map_err(|error| ApiError::internal(&error))?
-            .ok_or_else(unknown)?;
-        authorization.verify(
-            &principal.secret,
-            &sigv4::Request {
-                method: &request.method,
-                path: &request.path,
-                query: &request.query,
-                headers: &request.headers,
-                body: &request.body,
-            },
-        )?;
-        // No access key here has a session. Users of emulators are used to giving the development key a token.
-        let has_token = request.headers.contains_key("x-amz-security-token");
-        if has_token && !self.principals.is_dev(&principal) {
-            return Err(unknown());
-        }
-        Ok((
-            principal.arn.clone(),
-            access_key_id.to_owned(),
-            authorization.region().to_owned(),
-        ))
+        })
     }
 
     /// Does what time brings: deletes keys whose waiting period is over, forgets imported material that has expired,
@@ -253,25 +257,21 @@ fn header(headers: &HeaderMap, name: &str) -> String {
 }
 
 fn render(request_id: String, result: Result<Value, ApiError>) -> Answer {
-    match result {
-        Ok(Value::Null) => Answer {
-            status: 200,
-            body: Vec::new(),
-            request_id,
-            error: None,
-        },
-        Ok(value) => Answer {
-            status: 200,
-            body: value.to_string().into_bytes(),
-            request_id,
-            error: None,
-        },
-        Err(error) => Answer {
-            status: error.kind().status(),
-            body: error.to_json().to_string().into_bytes(),
-            request_id,
-            error: Some(error.kind().code()),
-        },
+    let (status, body, error) = match result {
+        Ok(Value::Null) => (200, Vec::new(), None),
+        Ok(value) => (200, value.to_string().into_bytes(), None),
+        Err(error) => (
+            error.kind().status(),
+            error.to_json().to_string().into_bytes(),
+            Some(error.kind().code()),
+        ),
+    };
+    Answer {
+        status,
+        body,
+        content_type: JSON,
+        request_id,
+        error,
     }
 }
 
@@ -282,6 +282,8 @@ pub(crate) struct Call<'a> {
     pub(crate) caller: PrincipalArn,
     /// The caller's own policies.
     pub(crate) identity: Arc<Identity>,
+    /// The user or role behind the caller.
+    pub(crate) entity: Option<Arc<Entity>>,
     /// The caller's account and region.
     pub(crate) here: Place,
     pub(crate) now: OffsetDateTime,
@@ -507,7 +509,7 @@ impl Call<'_> {
 
     /// Queues the audit row of a call that changed nothing; without it there is no answer. What an investigation
     /// would look for, refusals and releases to enclaves, is on disk before the caller knows.
-    async fn record(&self, result: Result<Value, ApiError>) -> Result<Value, ApiError> {
+    pub(crate) async fn record(&self, result: Result<Value, ApiError>) -> Result<Value, ApiError> {
         if self.audited {
             return result;
         }
@@ -522,7 +524,7 @@ impl Call<'_> {
         }
     }
 
-    fn context(&self, key: Option<&Key>, facts: &Facts<'_>) -> Context {
+    pub(crate) fn context(&self, key: Option<&Key>, facts: &Facts<'_>) -> Context {
         let mut context = Context::default();
         self.add_caller(&mut context);
         if let Some(key) = key {
@@ -582,20 +584,44 @@ impl Call<'_> {
         if self.caller.kind() == PrincipalKind::User {
             context.set("aws:username", self.caller.name());
         }
+        context.set("aws:userid", self.draft.principal_id.as_str());
+        self.add_tags(context);
+        if let Some(session) = &self.draft.session {
+            let claims = &session.claims;
+            let issued = OffsetDateTime::from_unix_timestamp(claims.issued).ok();
+            let issued = issued.and_then(|time| time.format(&RFC_3339).ok());
+            context.set("aws:TokenIssueTime", issued.unwrap_or_default());
+            context.set("aws:MultiFactorAuthPresent", "false");
+            if let Some(source) = &claims.source_identity {
+                context.set("aws:SourceIdentity", source.as_str());
+            }
+        }
         context.set("aws:SourceIp", self.source.to_string());
         context.set("aws:SecureTransport", self.secure.to_string());
         context.set("aws:RequestedRegion", &*self.here.region);
         context.set("aws:EpochTime", self.now.unix_timestamp().to_string());
-        let rfc3339 = time::format_description::well_known::Rfc3339;
         context.set(
             "aws:CurrentTime",
-            self.now.format(&rfc3339).unwrap_or_default(),
+            self.now.format(&RFC_3339).unwrap_or_default(),
         );
         context.set("aws:UserAgent", self.draft.user_agent.as_str());
         context.set("aws:PrincipalIsAWSService", "false");
         context.set("aws:ViaAWSService", "false");
     }
+
+    /// `aws:PrincipalTag/…`: a session's tags win over its role's.
+    fn add_tags(&self, context: &mut Context) {
+        let own = self.entity.iter().flat_map(|entity| &entity.profile.tags);
+        let session = self.draft.session.iter();
+        let session = session.flat_map(|session| &session.claims.tags);
+        for (name, value) in own.chain(session) {
+            context.set(&format!("aws:PrincipalTag/{name}"), value.as_str());
+        }
+    }
 }
+
+const RFC_3339: time::format_description::well_known::Rfc3339 =
+    time::format_description::well_known::Rfc3339;
 
 /// AWS lets a document of a debug enclave satisfy conditions that look at PCR3 and PCR4 alone. So do we, loudly.
 fn warn_of_debug_document(key: &Key, action: &str, facts: &Facts<'_>) {

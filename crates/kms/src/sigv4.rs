@@ -8,7 +8,10 @@
 //! 3. [`Authorization::verify`] rebuilds the canonical request from what arrived, the body's real hash
 //!    included, and compares signatures in constant time.
 //!
-//! Presigned URLs are not accepted. Texts are AWS's.
+//! The same parameters may stand in the query instead (a presigned URL); then `X-Amz-Expires` says how long they are good
+//! for. A signature may be used again while its time lasts, as on AWS. Texts are AWS's.
+
+use std::borrow::Cow;
 
 use aws_lc_rs::{constant_time, digest, hmac};
 use hyper::HeaderMap;
@@ -20,13 +23,20 @@ use crate::arn;
 use crate::error::{ApiError, ErrorKind};
 
 const ALGORITHM: &str = "AWS4-HMAC-SHA256";
-const SERVICE: &str = "kms";
 const TERMINATION: &str = "aws4_request";
 const BASIC_FORMAT: &[BorrowedFormatItem<'_>] =
     format_description!("[year][month][day]T[hour][minute][second]Z");
 
 /// How far a signature's time may lie from ours, either way: AWS's five minutes.
 const MAX_SKEW: Duration = Duration::minutes(5);
+
+/// The longest that a presigned URL may be good for, in seconds: seven days.
+const MAX_EXPIRES: i64 = 604_800;
+
+/// Header and query parameter of a session token.
+const TOKEN_HEADER: &str = "x-amz-security-token";
+const TOKEN_PARAMETER: &str = "X-Amz-Security-Token";
+const SIGNATURE_PARAMETER: &str = "X-Amz-Signature";
 
 /// A request as it arrived.
 #[derive(Debug, Clone, Copy)]
@@ -43,106 +53,100 @@ pub struct Request<'a> {
     pub body: &'a [u8],
 }
 
-/// An `Authorization` header whose form, scope and time are right. Its signature is not yet checked.
+/// Authentication parameters whose form, scope and time are right. Their signature is not yet checked.
 #[derive(Debug)]
 pub struct Authorization<'a> {
-    access_key_id: &'a str,
-    scope_date: &'a str,
-    region: &'a str,
+    access_key_id: String,
+    scope_date: String,
+    region: String,
     service: &'a str,
     timestamp: String,
-    signed_headers: Vec<&'a str>,
-    signature: &'a str,
+    signed_headers: Vec<String>,
+    signature: String,
+    security_token: Option<String>,
+    /// Seconds that a presigned URL is good for.
+    expires: Option<i64>,
 }
 
 impl<'a> Authorization<'a> {
-    /// Takes the header apart and checks what needs no secret.
+    /// Takes the header or the query apart and checks what needs no secret.
     ///
     /// # Errors
     /// `MissingAuthenticationTokenException`, `IncompleteSignatureException` or `InvalidSignatureException`
     /// with AWS's text.
-    pub fn parse(headers: &'a HeaderMap, now: OffsetDateTime) -> Result<Self, ApiError> {
-        let authorization = Self::parse_unscoped(headers)?;
-        authorization.check_scope(SERVICE)?;
+    pub fn parse(
+        headers: &HeaderMap,
+        query: &str,
+        service: &'a str,
+        now: OffsetDateTime,
+    ) -> Result<Self, ApiError> {
+        let parameters = match headers.get("authorization") {
+            Some(header) => Parameters::of_header(headers, header)?,
+            None => Parameters::of_query(query)?,
+        };
+        let authorization = Self::new(parameters, service)?;
         authorization.check_signed_headers(headers)?;
         authorization.check_time(now)?;
         Ok(authorization)
     }
 
-    fn parse_unscoped(headers: &'a HeaderMap) -> Result<Self, ApiError> {
-        let Some(header) = headers.get("authorization") else {
-            return Err(ApiError::new(
-                ErrorKind::MissingAuthenticationToken,
-                "Missing Authentication Token",
-            ));
-        };
-        let header = header
-            .to_str()
-            .map_err(|_| incomplete("Authorization header is not text"))?;
-        let (algorithm, parameters) = header.split_once(' ').unwrap_or((header, ""));
-        if algorithm != ALGORITHM {
-            return Err(incomplete(format!(
-                "Unsupported AWS 'algorithm': '{algorithm}'."
-            )));
-        }
-        let parameters = Parameters::parse(parameters);
-        let timestamp = request_time(headers);
-        parameters.check_complete(timestamp.is_some(), header)?;
-        let [access_key_id, scope_date, region, service, termination] =
-            split_credential(parameters.credential)?;
+    fn new(parameters: Parameters<'_>, service: &'a str) -> Result<Self, ApiError> {
+        let [
+            access_key_id,
+            scope_date,
+            region,
+            scope_service,
+            termination,
+        ] = split_credential(&parameters.credential)?;
         if termination != TERMINATION {
             return Err(invalid(format!(
                 "Credential should be scoped with correct termination: '{TERMINATION}', got '{termination}'"
             )));
         }
-        Ok(Self {
-            access_key_id,
-            scope_date,
-            region,
+        check_scope(
             service,
-            timestamp: timestamp.unwrap_or_default(),
-            signed_headers: parameters.signed_headers.split(';').collect(),
-            signature: parameters.signature,
+            [scope_date, region, scope_service],
+            &parameters.timestamp,
+        )?;
+        Ok(Self {
+            access_key_id: access_key_id.to_owned(),
+            scope_date: scope_date.to_owned(),
+            region: region.to_owned(),
+            service,
+            timestamp: parameters.timestamp.into_owned(),
+            signed_headers: parameters
+                .signed_headers
+                .split(';')
+                .map(str::to_owned)
+                .collect(),
+            signature: parameters.signature.into_owned(),
+            security_token: parameters.security_token.map(Cow::into_owned),
+            expires: parameters.expires,
         })
     }
 
     /// Whose secret is needed.
     #[must_use]
-    pub fn access_key_id(&self) -> &'a str {
-        self.access_key_id
+    pub fn access_key_id(&self) -> &str {
+        &self.access_key_id
     }
 
     /// The region of the credential scope.
     #[must_use]
-    pub fn region(&self) -> &'a str {
-        self.region
+    pub fn region(&self) -> &str {
+        &self.region
     }
 
-    fn check_scope(&self, service: &str) -> Result<(), ApiError> {
-        if self.service != service {
-            return Err(invalid(format!(
-                "Credential should be scoped to correct service: '{service}'. "
-            )));
-        }
-        if !arn::is_region(self.region) {
-            return Err(invalid(format!(
-                "Credential should be scoped to a valid region, not '{}'. ",
-                self.region
-            )));
-        }
-        let day = self.timestamp.get(..8).unwrap_or_default();
-        if self.scope_date != day {
-            return Err(invalid(format!(
-                "Date in Credential scope does not match YYYYMMDD from ISO-8601 version of date from HTTP: '{}' != '{day}', from '{}'.",
-                self.scope_date, self.timestamp
-            )));
-        }
-        Ok(())
+    /// The session token that came along.
+    #[must_use]
+    pub fn security_token(&self) -> Option<&str> {
+        self.security_token.as_deref()
     }
 
     /// `host` and every `x-amz-*` header must be under the signature: they decide what is done.
     fn check_signed_headers(&self, headers: &HeaderMap) -> Result<(), ApiError> {
-        if !self.signed_headers.contains(&"host") {
+        let is_signed = |name: &str| self.signed_headers.iter().any(|signed| signed == name);
+        if !is_signed("host") {
             return Err(invalid(
                 "'Host' or ':authority' must be a 'SignedHeader' in the AWS Authorization.",
             ));
@@ -150,7 +154,7 @@ impl<'a> Authorization<'a> {
         let unsigned = headers
             .keys()
             .map(hyper::header::HeaderName::as_str)
-            .find(|name| name.starts_with("x-amz-") && !self.signed_headers.contains(name));
+            .find(|name| name.starts_with("x-amz-") && !is_signed(name));
         match unsigned {
             Some(name) => Err(invalid(format!(
                 "'{name}' must be a 'SignedHeader' in the AWS Authorization."
@@ -169,11 +173,15 @@ impl<'a> Authorization<'a> {
             })?
             .assume_utc();
         let show = |time: OffsetDateTime| time.format(BASIC_FORMAT).unwrap_or_default();
-        if signed < now - MAX_SKEW {
+        let (life, shown) = match self.expires {
+            Some(seconds) => (Duration::seconds(seconds), format!("{seconds} sec.")),
+            None => (MAX_SKEW, "5 min.".to_owned()),
+        };
+        if signed < now - life {
             return Err(invalid(format!(
-                "Signature expired: {} is now earlier than {} ({} - 5 min.)",
+                "Signature expired: {} is now earlier than {} ({} - {shown})",
                 self.timestamp,
-                show(now - MAX_SKEW),
+                show(now - life),
                 show(now)
             )));
         }
@@ -209,7 +217,7 @@ impl<'a> Authorization<'a> {
             "{ALGORITHM}\n{}\n{}/{}/{}/{TERMINATION}\n{hash}",
             self.timestamp, self.scope_date, self.region, self.service
         );
-        let key = signing_key(secret, self.scope_date, self.region, self.service);
+        let key = signing_key(secret, &self.scope_date, &self.region, self.service);
         Ok(hmac::sign(&key, string_to_sign.as_bytes()))
     }
 
@@ -240,34 +248,124 @@ impl<'a> Authorization<'a> {
     }
 }
 
-/// The three parameters of the header, empty where absent.
+fn check_scope(
+    service: &str,
+    [scope_date, region, scope_service]: [&str; 3],
+    timestamp: &str,
+) -> Result<(), ApiError> {
+    if scope_service != service {
+        return Err(invalid(format!(
+            "Credential should be scoped to correct service: '{service}'. "
+        )));
+    }
+    if !arn::is_region(region) {
+        return Err(invalid(format!(
+            "Credential should be scoped to a valid region, not '{region}'. "
+        )));
+    }
+    let day = timestamp.get(..8).unwrap_or_default();
+    if scope_date != day {
+        return Err(invalid(format!(
+            "Date in Credential scope does not match YYYYMMDD from ISO-8601 version of date from HTTP: '{scope_date}' != '{day}', from '{timestamp}'."
+        )));
+    }
+    Ok(())
+}
+
+/// What authenticates a request, wherever it stood; empty where absent.
 #[derive(Default)]
 struct Parameters<'a> {
-    credential: &'a str,
-    signed_headers: &'a str,
-    signature: &'a str,
+    credential: Cow<'a, str>,
+    signed_headers: Cow<'a, str>,
+    signature: Cow<'a, str>,
+    timestamp: Cow<'a, str>,
+    security_token: Option<Cow<'a, str>>,
+    expires: Option<i64>,
 }
 
 impl<'a> Parameters<'a> {
-    fn parse(text: &'a str) -> Self {
+    fn of_header(
+        headers: &'a HeaderMap,
+        header: &'a hyper::header::HeaderValue,
+    ) -> Result<Self, ApiError> {
+        let header = header
+            .to_str()
+            .map_err(|_| incomplete("Authorization header is not text"))?;
+        let (algorithm, list) = header.split_once(' ').unwrap_or((header, ""));
+        check_algorithm(algorithm)?;
         let mut parameters = Self::default();
-        for part in text.split([',', ' ']).filter(|part| !part.is_empty()) {
+        for part in list.split([',', ' ']).filter(|part| !part.is_empty()) {
             match part.split_once('=') {
-                Some(("Credential", value)) => parameters.credential = value,
-                Some(("SignedHeaders", value)) => parameters.signed_headers = value,
-                Some(("Signature", value)) => parameters.signature = value,
+                Some(("Credential", value)) => parameters.credential = value.into(),
+                Some(("SignedHeaders", value)) => parameters.signed_headers = value.into(),
+                Some(("Signature", value)) => parameters.signature = value.into(),
                 _ => {}
             }
         }
-        parameters
+        let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
+        let timestamp = text("x-amz-date").or_else(|| text("date"));
+        parameters.check_complete(timestamp.is_some(), header)?;
+        parameters.timestamp = timestamp.unwrap_or_default().into();
+        parameters.security_token = text(TOKEN_HEADER).map(Cow::from);
+        Ok(parameters)
+    }
+
+    fn of_query(query: &'a str) -> Result<Self, ApiError> {
+        let mut parameters = Self::default();
+        let (mut algorithm, mut expires) = (None, None);
+        for (name, value) in query_pairs(query) {
+            let value = String::from_utf8(value)
+                .map_err(|_| incomplete(format!("The query parameter '{name}' is not text.")))?;
+            match name.as_str() {
+                "X-Amz-Algorithm" => algorithm = Some(value),
+                "X-Amz-Credential" => parameters.credential = value.into(),
+                "X-Amz-Date" => parameters.timestamp = value.into(),
+                "X-Amz-Expires" => expires = Some(value),
+                "X-Amz-SignedHeaders" => parameters.signed_headers = value.into(),
+                SIGNATURE_PARAMETER => parameters.signature = value.into(),
+                TOKEN_PARAMETER => parameters.security_token = Some(value.into()),
+                _ => {}
+            }
+        }
+        let Some(algorithm) = algorithm else {
+            return Err(ApiError::new(
+                ErrorKind::MissingAuthenticationToken,
+                "Missing Authentication Token",
+            ));
+        };
+        check_algorithm(&algorithm)?;
+        parameters.check_query()?;
+        parameters.expires = Some(check_expires(expires.as_deref())?);
+        Ok(parameters)
+    }
+
+    fn check_query(&self) -> Result<(), ApiError> {
+        let given = [
+            ("X-Amz-Credential", &self.credential),
+            (SIGNATURE_PARAMETER, &self.signature),
+            ("X-Amz-SignedHeaders", &self.signed_headers),
+            ("X-Amz-Date", &self.timestamp),
+        ];
+        let missing: Vec<String> = given
+            .iter()
+            .filter(|(_, value)| value.is_empty())
+            .map(|(name, _)| format!("AWS query-string parameters must include '{name}'. "))
+            .collect();
+        if missing.is_empty() {
+            return Ok(());
+        }
+        Err(incomplete(format!(
+            "{}Re-examine the query-string parameters.",
+            missing.concat()
+        )))
     }
 
     fn check_complete(&self, has_date: bool, header: &str) -> Result<(), ApiError> {
         let mut missing = String::new();
         for (name, value) in [
-            ("Credential", self.credential),
-            ("Signature", self.signature),
-            ("SignedHeaders", self.signed_headers),
+            ("Credential", &self.credential),
+            ("Signature", &self.signature),
+            ("SignedHeaders", &self.signed_headers),
         ] {
             if value.is_empty() {
                 missing.push_str(&format!(
@@ -290,6 +388,27 @@ impl<'a> Parameters<'a> {
     }
 }
 
+fn check_algorithm(algorithm: &str) -> Result<(), ApiError> {
+    match algorithm {
+        ALGORITHM => Ok(()),
+        other => Err(incomplete(format!(
+            "Unsupported AWS 'algorithm': '{other}'."
+        ))),
+    }
+}
+
+fn check_expires(text: Option<&str>) -> Result<i64, ApiError> {
+    let seconds = text.and_then(|text| text.parse().ok());
+    seconds
+        .filter(|seconds| (1..=MAX_EXPIRES).contains(seconds))
+        .ok_or_else(|| {
+            incomplete(format!(
+                "X-Amz-Expires must be a number of seconds between 1 and {MAX_EXPIRES}, got '{}'.",
+                text.unwrap_or_default()
+            ))
+        })
+}
+
 fn split_credential(credential: &str) -> Result<[&str; 5], ApiError> {
     // Access key ids hold no slash, so the split is unambiguous.
     <[&str; 5]>::try_from(credential.split('/').collect::<Vec<_>>()).map_err(|_| {
@@ -297,11 +416,6 @@ fn split_credential(credential: &str) -> Result<[&str; 5], ApiError> {
             "Credential must have exactly 5 slash-delimited elements, e.g. keyid/date/region/service/term, got '{credential}'"
         ))
     })
-}
-
-fn request_time(headers: &HeaderMap) -> Option<String> {
-    let value = headers.get("x-amz-date").or_else(|| headers.get("date"))?;
-    value.to_str().ok().map(str::to_owned)
 }
 
 fn signing_key(secret: &[u8], date: &str, region: &str, service: &str) -> hmac::Key {
@@ -342,6 +456,7 @@ fn canonical_path(path: &str) -> String {
     }
 }
 
+/// All parameters but the signature itself, sorted.
 fn canonical_query(query: &str) -> String {
     let mut pairs: Vec<(String, String)> = query
         .split('&')
@@ -350,6 +465,7 @@ fn canonical_query(query: &str) -> String {
             let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
             (encode(&decode(name), b""), encode(&decode(value), b""))
         })
+        .filter(|(name, _)| name != SIGNATURE_PARAMETER)
         .collect();
     pairs.sort();
     let pairs: Vec<String> = pairs
@@ -357,6 +473,17 @@ fn canonical_query(query: &str) -> String {
         .map(|(name, value)| format!("{name}={value}"))
         .collect();
     pairs.join("&")
+}
+
+/// Names and values of a query, decoded. A name that is not text has no meaning here and is left out.
+pub(crate) fn query_pairs(query: &str) -> impl Iterator<Item = (String, Vec<u8>)> {
+    query
+        .split('&')
+        .filter(|pair| !pair.is_empty())
+        .filter_map(|pair| {
+            let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+            Some((String::from_utf8(decode(name)).ok()?, decode(value)))
+        })
 }
 
 fn encode(bytes: &[u8], keep: &[u8]) -> String {

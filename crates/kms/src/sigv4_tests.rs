@@ -222,7 +222,7 @@ fn awss_suite_verifies() {
             headers: &headers,
             body: body.as_bytes(),
         };
-        let authorization = Authorization::parse_unscoped(&headers).unwrap();
+        let authorization = Authorization::parse(&headers, query, "service", NOW).unwrap();
         assert_eq!(authorization.access_key_id(), "AKIDEXAMPLE", "{name}");
         assert_eq!(authorization.verify(SECRET, &request), Ok(()), "{name}");
         assert!(
@@ -261,7 +261,7 @@ fn authorization(credential: &str, signed: &str) -> String {
 const SCOPE: &str = "AKID/20150830/us-east-1/kms/aws4_request";
 
 fn refusal(lines: &str) -> (ErrorKind, String) {
-    let error = Authorization::parse(&headers(lines), NOW).unwrap_err();
+    let error = Authorization::parse(&headers(lines), "", "kms", NOW).unwrap_err();
     (error.kind(), error.message().unwrap_or_default().to_owned())
 }
 
@@ -269,7 +269,7 @@ fn refusal(lines: &str) -> (ErrorKind, String) {
 fn a_well_formed_header_is_accepted_up_to_its_signature() {
     let lines = format!("{HOST}{DATE}{}", authorization(SCOPE, "host;x-amz-date"));
     let headers = headers(&lines);
-    let authorization = Authorization::parse(&headers, NOW).unwrap();
+    let authorization = Authorization::parse(&headers, "", "kms", NOW).unwrap();
     assert_eq!(
         (authorization.access_key_id(), authorization.region()),
         ("AKID", "us-east-1")
@@ -398,7 +398,7 @@ fn headers_that_decide_must_be_signed() {
 fn time_has_five_minutes_both_ways() {
     let lines = format!("{HOST}{DATE}{}", authorization(SCOPE, "host;x-amz-date"));
     let headers = headers(&lines);
-    let at = |offset: Duration| Authorization::parse(&headers, NOW + offset);
+    let at = |offset: Duration| Authorization::parse(&headers, "", "kms", NOW + offset);
     assert!(at(Duration::minutes(5)).is_ok());
     assert!(at(Duration::minutes(-5)).is_ok());
     let late = at(Duration::seconds(301)).unwrap_err();
@@ -445,7 +445,7 @@ fn a_claimed_body_hash_must_be_the_bodys() {
         authorization(SCOPE, "host;x-amz-content-sha256;x-amz-date")
     );
     let headers = headers(&lines);
-    let authorization = Authorization::parse(&headers, NOW).unwrap();
+    let authorization = Authorization::parse(&headers, "", "kms", NOW).unwrap();
     let request = Request {
         method: "POST",
         path: "/",
@@ -454,4 +454,99 @@ fn a_claimed_body_hash_must_be_the_bodys() {
         body: b"",
     };
     assert!(authorization.verify(SECRET, &request).is_err());
+}
+
+/// A presigned request as AWS's own signer makes it.
+fn presigned(seconds: u64) -> (HeaderMap, String) {
+    use aws_sigv4::http_request::{
+        SignableBody, SignableRequest, SignatureLocation, SigningSettings, sign,
+    };
+    let identity = aws_credential_types::Credentials::new(
+        "AKID",
+        std::str::from_utf8(SECRET).unwrap(),
+        Some("to/ken+".to_owned()),
+        None,
+        "test",
+    )
+    .into();
+    let mut settings = SigningSettings::default();
+    settings.signature_location = SignatureLocation::QueryParams;
+    settings.expires_in = Some(std::time::Duration::from_secs(seconds));
+    let parameters = aws_sigv4::sign::v4::SigningParams::builder()
+        .identity(&identity)
+        .region("us-east-1")
+        .name("sts")
+        .time(NOW.into())
+        .settings(settings)
+        .build()
+        .unwrap()
+        .into();
+    let query = "Action=GetCallerIdentity&Version=2011-06-15";
+    let uri = format!("https://sts.amazonaws.com/?{query}");
+    let headers = [("host", "sts.amazonaws.com")];
+    let request =
+        SignableRequest::new("GET", &uri, headers.into_iter(), SignableBody::Bytes(b"")).unwrap();
+    let (instructions, _) = sign(request, &parameters).unwrap().into_parts();
+    let mut query = query.to_owned();
+    for (name, value) in instructions.params() {
+        query.push_str(&format!("&{name}={}", encode(value.as_bytes(), b"")));
+    }
+    (self::headers("host:sts.amazonaws.com\n"), query)
+}
+
+fn verify(headers: &HeaderMap, query: &str, now: OffsetDateTime) -> Result<(), ApiError> {
+    let request = Request {
+        method: "GET",
+        path: "/",
+        query,
+        headers,
+        body: b"",
+    };
+    Authorization::parse(headers, query, "sts", now)?.verify(SECRET, &request)
+}
+
+#[test]
+fn presigned_requests_verify_while_their_time_lasts() {
+    let (headers, query) = presigned(60);
+    assert_eq!(verify(&headers, &query, NOW), Ok(()));
+    let authorization = Authorization::parse(&headers, &query, "sts", NOW).unwrap();
+    assert_eq!(authorization.security_token(), Some("to/ken+"));
+    assert_eq!(
+        verify(&headers, &query, NOW + Duration::seconds(60)),
+        Ok(())
+    );
+    let late = verify(&headers, &query, NOW + Duration::seconds(61)).unwrap_err();
+    assert!(
+        late.message().unwrap().starts_with("Signature expired"),
+        "{late}"
+    );
+    let early = verify(&headers, &query, NOW - Duration::seconds(301)).unwrap_err();
+    assert!(
+        early
+            .message()
+            .unwrap()
+            .starts_with("Signature not yet current"),
+        "{early}"
+    );
+    let other = query.replace("GetCallerIdentity", "GetSessionToken");
+    assert_eq!(verify(&headers, &other, NOW).unwrap_err(), mismatch());
+    let longer = query.replace("X-Amz-Expires=60", "X-Amz-Expires=61");
+    assert_eq!(verify(&headers, &longer, NOW).unwrap_err(), mismatch());
+}
+
+#[test]
+fn presigned_requests_are_checked_for_form() {
+    let (headers, query) = presigned(60);
+    for expires in ["0", "604801", "-1", "x", ""] {
+        let query = query.replace("X-Amz-Expires=60", &format!("X-Amz-Expires={expires}"));
+        let error = verify(&headers, &query, NOW).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::IncompleteSignature, "{expires}");
+    }
+    for name in ["Credential", "Date", "SignedHeaders", "Signature"] {
+        let query = query.replace(&format!("X-Amz-{name}="), "Other=");
+        let error = verify(&headers, &query, NOW).unwrap_err();
+        assert!(error.message().unwrap().contains(name), "{error}");
+    }
+    let nothing = verify(&headers, "Action=GetCallerIdentity", NOW).unwrap_err();
+    assert_eq!(nothing.kind(), ErrorKind::MissingAuthenticationToken);
 }

@@ -18,7 +18,8 @@ use rcgen::{
     KeyUsagePurpose,
 };
 use rustls::crypto::aws_lc_rs;
-use rustls::server::{ClientHello, ResolvesServerCert};
+use rustls::server::danger::ClientCertVerifier;
+use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
 use rustls::sign::CertifiedKey;
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
@@ -66,6 +67,15 @@ pub enum TlsError {
         /// Why not.
         #[source]
         source: rcgen::Error,
+    },
+    /// Clients cannot be verified.
+    #[error("the authority of client certificates in {path} cannot be used")]
+    ClientAuthority {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: rustls::server::VerifierBuilderError,
     },
     /// rustls refuses certificate or key.
     #[error("certificate and private key cannot be used for TLS")]
@@ -126,17 +136,24 @@ impl ServerCertificate {
         Ok(())
     }
 
-    /// A rustls configuration that presents it.
+    /// A rustls configuration that presents it. With `client_ca` it admits only clients that present a certificate of
+    /// one of the authorities in that file.
     ///
     /// # Errors
-    /// If rustls has no usable protocol version, which cannot be with its own defaults.
-    pub fn server_config(self: &Arc<Self>) -> Result<rustls::ServerConfig, TlsError> {
+    /// If the file is no authority's.
+    pub fn server_config(
+        self: &Arc<Self>,
+        client_ca: Option<&Path>,
+    ) -> Result<rustls::ServerConfig, TlsError> {
         let resolver: Arc<dyn ResolvesServerCert> = Arc::<Self>::clone(self);
-        let mut config =
+        let builder =
             rustls::ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
-                .with_safe_default_protocol_versions()?
-                .with_no_client_auth()
-                .with_cert_resolver(resolver);
+                .with_safe_default_protocol_versions()?;
+        let builder = match client_ca {
+            None => builder.with_no_client_auth(),
+            Some(path) => builder.with_client_cert_verifier(client_verifier(path)?),
+        };
+        let mut config = builder.with_cert_resolver(resolver);
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
         Ok(config)
     }
@@ -151,6 +168,20 @@ impl Source {
         let key = CertifiedKey::from_der(chain, key, &aws_lc_rs::default_provider())?;
         Ok(Arc::new(key))
     }
+}
+
+fn client_verifier(path: &Path) -> Result<Arc<dyn ClientCertVerifier>, TlsError> {
+    let mut roots = rustls::RootCertStore::empty();
+    for certificate in read_certificates(path)? {
+        roots.add(certificate)?;
+    }
+    let provider = Arc::new(aws_lc_rs::default_provider());
+    WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
+        .build()
+        .map_err(|source| TlsError::ClientAuthority {
+            path: path.to_owned(),
+            source,
+        })
 }
 
 /// Where the certificate of a data directory's own authority is.

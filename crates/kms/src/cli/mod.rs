@@ -9,8 +9,10 @@
 //! | 4 | another server uses the data directory |
 
 mod audit;
+mod identity;
 mod principal;
 mod serve;
+mod table;
 
 use std::io::{IsTerminal as _, Write as _};
 use std::path::PathBuf;
@@ -35,6 +37,9 @@ enum Command {
     /// Manage who may call: access keys of account roots, users and roles.
     #[command(subcommand)]
     Principal(principal::Command),
+    /// Manage users and roles: their policies, and who may assume a role.
+    #[command(subcommand)]
+    Identity(identity::Command),
     /// Print the audit trail.
     Audit(audit::Arguments),
 }
@@ -106,6 +111,7 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
         match arguments.command {
             Command::Serve(arguments) => serve::run(arguments).await,
             Command::Principal(command) => principal::run(command).await,
+            Command::Identity(command) => identity::run(command).await,
             Command::Audit(arguments) => audit::run(arguments).await,
         }
     })

@@ -8,12 +8,10 @@ use zeroize::Zeroizing;
 
 use super::{Data, Failure, print};
 use crate::arn::PrincipalArn;
-use crate::crypto::random;
 use crate::crypto::seal::{self, RootKey};
+use crate::crypto::{random, random_array};
+use crate::identities::letters;
 use crate::store::{self, PrincipalRow};
-
-/// Letters of an access key id after its prefix, as AWS's (base 32).
-const ALPHABET: &[u8; 32] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZ234567";
 
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Command {
@@ -83,15 +81,8 @@ async fn add(data: &Data, arn: &PrincipalArn) -> Result<(), Failure> {
 }
 
 fn new_access_key_id() -> Result<String, crate::crypto::RandomError> {
-    let mut bytes = [0; 16];
-    random(&mut bytes)?;
-    let letters = bytes
-        .iter()
-        .filter_map(|byte| ALPHABET.get(usize::from(byte % 32)));
-    Ok("AKIA"
-        .chars()
-        .chain(letters.map(|letter| char::from(*letter)))
-        .collect())
+    let bytes: [u8; 16] = random_array()?;
+    Ok(letters("AKIA", bytes.iter()))
 }
 
 async fn list(data: &Data, json: bool) -> Result<(), Failure> {

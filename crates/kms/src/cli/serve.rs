@@ -15,6 +15,7 @@ use tokio::sync::watch;
 use super::{CANNOT_LISTEN, Data, Failure, IN_USE, print};
 use crate::crypto::seal::RootKey;
 use crate::error::Chain;
+use crate::limits::Limits;
 use crate::recipient::Trust;
 use crate::server::Listener;
 use crate::service::Service;
@@ -69,6 +70,14 @@ pub(super) struct Arguments {
     /// Trust AWS's own Nitro Enclaves root as well
     #[arg(long)]
     trust_aws: bool,
+
+    /// Refuse TLS clients without a certificate of this authority, PEM
+    #[arg(long, value_name = "FILE", conflicts_with = "dev")]
+    client_ca: Option<PathBuf>,
+
+    /// Most calls of one access key in a second; more are throttled. No limit by default
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    rate_limit: Option<u32>,
 }
 
 /// Why a data directory cannot be used.
@@ -102,7 +111,8 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
     let root = RootKey::open(&data.join("root.key"), true)?;
     let trust = trust(&arguments)?;
     let (store, writer) = Store::open(&data).await?;
-    let service = Arc::new(Service::new(store.clone(), root, trust).await?);
+    let service = Service::new(store.clone(), root, trust).await?;
+    let service = Arc::new(service.with_limits(Limits::new(arguments.rate_limit)));
     let (stop, stopped) = watch::channel(false);
     let listeners = listeners(&arguments, &data, &stopped).await?;
 
@@ -193,7 +203,7 @@ async fn listeners(
     }
     if !arguments.dev {
         let certificate = ServerCertificate::new(source(arguments, data))?;
-        let config = certificate.server_config()?;
+        let config = certificate.server_config(arguments.client_ca.as_deref())?;
         let listener = Listener::tls(arguments.listen, config)
             .await
             .map_err(cannot)?;

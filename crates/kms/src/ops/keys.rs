@@ -387,6 +387,8 @@ pub(crate) fn due_event(operation: &str, key: &Key, now: OffsetDateTime) -> Audi
         region: key.row.region.clone(),
         caller: PrincipalArn::root(&key.row.account),
         access_key_id: String::new(),
+        session: None,
+        principal_id: key.row.account.clone(),
         source: "AWS Internal".to_owned(),
         user_agent: "AWS Internal".to_owned(),
         parameters: Value::Null,

@@ -20,7 +20,18 @@ fn error(text: impl Into<String>) -> PolicyError {
 /// Versions of the policy language; variables exist from the second on.
 const VERSIONS: [&str; 2] = ["2008-10-17", "2012-10-17"];
 
-pub(super) fn parse(text: &str) -> Result<Policy, PolicyError> {
+/// What a policy is attached to, which decides what its statements must and must not say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// A key: principals, actions of kms, resources.
+    Key,
+    /// A user, role or session: no principals, actions of any service, resources.
+    Identity,
+    /// A role: principals, actions of any service, no resources.
+    Trust,
+}
+
+pub(super) fn parse(text: &str, kind: Kind) -> Result<Policy, PolicyError> {
     let Strict(value) = serde_json::from_str(text).map_err(|cause| {
         error(format!(
             "The policy is not in the valid JSON format: {cause}"
@@ -49,7 +60,7 @@ pub(super) fn parse(text: &str) -> Result<Policy, PolicyError> {
         .into_iter()
         .enumerate()
         .map(|(index, value)| {
-            statement(value, variables)
+            statement(value, variables, kind)
                 .map_err(|PolicyError(text)| error(format!("{text} (statement {})", index + 1)))
         })
         .collect();
@@ -73,7 +84,7 @@ fn check_unique_sids(statements: &[Statement]) -> Result<(), PolicyError> {
     Ok(())
 }
 
-fn statement(value: &Value, variables: bool) -> Result<Statement, PolicyError> {
+fn statement(value: &Value, variables: bool, kind: Kind) -> Result<Statement, PolicyError> {
     let Value::Object(members) = value else {
         return Err(error(
             "Syntax errors in policy: a statement must be a JSON object.",
@@ -105,7 +116,7 @@ fn statement(value: &Value, variables: bool) -> Result<Statement, PolicyError> {
             ));
         }
     };
-    let principals = principals(members)?;
+    let principals = principals_of(members, kind)?;
     if principals.negated && effect == Effect::Allow {
         return Err(error(
             "Policy contains a statement with one or more invalid principals: NotPrincipal goes with Deny only.",
@@ -115,9 +126,8 @@ fn statement(value: &Value, variables: bool) -> Result<Statement, PolicyError> {
         sid,
         effect,
         principals,
-        actions: actions(members)?,
-        resources: selector(members, "Resource", "NotResource", variables)?
-            .ok_or_else(|| error("Policy statement must contain resources."))?,
+        actions: actions(members, kind)?,
+        resources: resources(members, variables, kind)?,
         conditions: conditions(members.get("Condition"), variables)?,
     })
 }
@@ -179,21 +189,55 @@ fn selector(
     Ok(Some(Selector { negated, patterns }))
 }
 
-fn actions(members: &Map<String, Value>) -> Result<Selector, PolicyError> {
+fn resources(
+    members: &Map<String, Value>,
+    variables: bool,
+    kind: Kind,
+) -> Result<Selector, PolicyError> {
+    let selector = selector(members, "Resource", "NotResource", variables)?;
+    match (selector, kind) {
+        (Some(_), Kind::Trust) => Err(error("Has prohibited field Resource")),
+        (None, Kind::Trust) => Ok(Selector {
+            negated: false,
+            patterns: vec![Pattern::parse("*", false)],
+        }),
+        (Some(selector), _) => Ok(selector),
+        (None, _) => Err(error("Policy statement must contain resources.")),
+    }
+}
+
+fn actions(members: &Map<String, Value>, kind: Kind) -> Result<Selector, PolicyError> {
     let actions = selector(members, "Action", "NotAction", false)?
         .ok_or_else(|| error("Policy statement must contain actions."))?;
     for pattern in &actions.patterns {
         let raw = pattern.raw();
-        let kms = raw
-            .split_once(':')
-            .is_some_and(|(vendor, name)| vendor.eq_ignore_ascii_case("kms") && !name.is_empty());
-        if !kms && raw != "*" {
+        let (vendor, name) = raw.split_once(':').unwrap_or_default();
+        let known = match kind {
+            Kind::Key => vendor.eq_ignore_ascii_case("kms"),
+            Kind::Identity | Kind::Trust => !vendor.is_empty(),
+        };
+        if (!known || name.is_empty()) && raw != "*" {
+            let of = if kind == Kind::Key { " of kms" } else { "" };
             return Err(error(format!(
-                "Policy contains a statement with an invalid action: {raw:?} is no action of kms."
+                "Policy contains a statement with an invalid action: {raw:?} is no action{of}."
             )));
         }
     }
     Ok(actions)
+}
+
+/// Who a statement is about. A policy of a principal is about that principal.
+fn principals_of(members: &Map<String, Value>, kind: Kind) -> Result<Principals, PolicyError> {
+    if kind != Kind::Identity {
+        return principals(members);
+    }
+    match one_of(members, "Principal", "NotPrincipal")? {
+        Some(_) => Err(error("Policy document should not specify a principal.")),
+        None => Ok(Principals {
+            anyone: true,
+            ..Principals::default()
+        }),
+    }
 }
 
 fn principals(members: &Map<String, Value>) -> Result<Principals, PolicyError> {

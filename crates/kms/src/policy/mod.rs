@@ -1,6 +1,7 @@
-//! Key policies: who may do what with a key, under which conditions.
+//! Policies: who may do what with a key, under which conditions.
 //!
-//! [`Policy::parse`] checks a document once; [`Policy::evaluate`] answers for one request. As on AWS a
+//! Key policies, policies of users, roles and sessions, and roles' trust policies are one language with other
+//! elements required. [`Policy::parse`] and its neighbours check a document once; [`Policy::evaluate`] answers for one request. As on AWS a
 //! matching Deny wins over everything, and without a matching Allow the answer is no.
 //!
 //! A statement whose principal is an *account* (`arn:aws:iam::A:root`, or `A` alone) does two things on AWS:
@@ -30,7 +31,7 @@ pub enum Effect {
     Deny,
 }
 
-/// A key policy.
+/// A policy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Policy {
     statements: Vec<Statement>,
@@ -133,7 +134,23 @@ impl Policy {
     /// # Errors
     /// If it is not a key policy; the text says which element.
     pub fn parse(text: &str) -> Result<Self, PolicyError> {
-        document::parse(text)
+        document::parse(text, document::Kind::Key)
+    }
+
+    /// Reads and checks a policy of a user, role or session.
+    ///
+    /// # Errors
+    /// If it is none; the text says which element.
+    pub fn parse_identity(text: &str) -> Result<Self, PolicyError> {
+        document::parse(text, document::Kind::Identity)
+    }
+
+    /// Reads and checks a role's trust policy.
+    ///
+    /// # Errors
+    /// If it is none; the text says which element.
+    pub fn parse_trust(text: &str) -> Result<Self, PolicyError> {
+        document::parse(text, document::Kind::Trust)
     }
 
     /// Answers a question.

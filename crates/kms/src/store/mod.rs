@@ -15,6 +15,7 @@
 //! process starts and for lists.
 
 mod grants;
+mod identities;
 mod schema;
 mod tags;
 
@@ -35,6 +36,7 @@ use crate::spec::{KeySpec, KeyUsage, Origin};
 use crate::tags::Tags;
 
 pub use grants::GrantRow;
+pub use identities::{IdentityRow, delete_identity, identities, put_identity};
 
 /// How long audit rows may wait for company before they are committed.
 const GATHER: Duration = Duration::from_millis(10);

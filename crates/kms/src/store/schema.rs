@@ -40,6 +40,15 @@ const MIGRATIONS: &[(&str, &str)] = &[
          ALTER TABLE materials ADD COLUMN valid_to_ms INTEGER;
          ALTER TABLE materials ADD COLUMN description TEXT;",
     ),
+    (
+        "identities",
+        "CREATE TABLE identities (
+            arn TEXT NOT NULL PRIMARY KEY,
+            unique_id TEXT NOT NULL UNIQUE,
+            created_ms INTEGER NOT NULL,
+            profile TEXT NOT NULL
+         ) STRICT;",
+    ),
 ];
 
 const FIRST: &str = "CREATE TABLE keys (

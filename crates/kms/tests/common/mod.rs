@@ -280,9 +280,37 @@ impl Client {
         self.send("POST", "/", &headers, body)
     }
 
+    /// Calls an operation of STS: its status and XML.
+    pub(crate) fn sts(&self, form: &str) -> (u16, String) {
+        let form = format!("Version=2011-06-15&{form}");
+        let headers = vec![
+            ("host".to_owned(), self.address.to_string()),
+            (
+                "content-type".to_owned(),
+                "application/x-www-form-urlencoded; charset=utf-8".to_owned(),
+            ),
+        ];
+        let headers = self.sign("sts", headers, form.as_bytes());
+        let reply = self.raw(&request("POST", "/", &headers, form.as_bytes()));
+        let text = String::from_utf8(reply).unwrap();
+        let (head, body) = text.split_once("\r\n\r\n").unwrap();
+        let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+        (status, body.to_owned())
+    }
+
+    /// This client with the credentials of an answer of STS.
+    pub(crate) fn with_session(&self, xml: &str) -> Self {
+        Self {
+            id: element(xml, "AccessKeyId"),
+            secret: element(xml, "SecretAccessKey"),
+            token: Some(element(xml, "SessionToken")),
+            ..self.clone()
+        }
+    }
+
     /// Headers of a signed request.
     pub(crate) fn signed(&self, target: &str, body: &[u8]) -> Vec<(String, String)> {
-        let mut headers = vec![
+        let headers = vec![
             ("host".to_owned(), self.address.to_string()),
             (
                 "content-type".to_owned(),
@@ -290,6 +318,15 @@ impl Client {
             ),
             ("x-amz-target".to_owned(), target.to_owned()),
         ];
+        self.sign("kms", headers, body)
+    }
+
+    fn sign(
+        &self,
+        service: &str,
+        mut headers: Vec<(String, String)>,
+        body: &[u8],
+    ) -> Vec<(String, String)> {
         let identity =
             Credentials::new(&self.id, &self.secret, self.token.clone(), None, "test").into();
         let skew = Duration::from_secs(self.skew.unsigned_abs());
@@ -297,7 +334,7 @@ impl Client {
         let parameters = v4::SigningParams::builder()
             .identity(&identity)
             .region(&self.region)
-            .name("kms")
+            .name(service)
             .time(if self.skew < 0 {
                 now - skew
             } else {
@@ -371,6 +408,14 @@ impl Client {
             serde_json::json!({ "KeyId": key, "PolicyName": "default", "Policy": policy.to_string() }),
         )
     }
+}
+
+/// The text of an XML element.
+pub(crate) fn element(xml: &str, name: &str) -> String {
+    let (_, rest) = xml
+        .split_once(&format!("<{name}>"))
+        .unwrap_or_else(|| panic!("no {name} in {xml}"));
+    rest.split_once("</").unwrap().0.to_owned()
 }
 
 pub(crate) fn plaintext(output: &Value) -> Vec<u8> {

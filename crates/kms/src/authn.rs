@@ -1,0 +1,177 @@
+//! Who calls: a signature, an access key or a session, and the policies that come with it.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use time::OffsetDateTime;
+use zeroize::Zeroizing;
+
+use crate::arn::PrincipalArn;
+use crate::authz::Identity;
+use crate::error::{ApiError, ErrorKind};
+use crate::identities::{self, Entity};
+use crate::service::{Channel, Request, Service};
+use crate::sessions::Session;
+use crate::sigv4::{self, Authorization};
+
+/// An authenticated caller.
+#[derive(Debug)]
+pub(crate) struct Caller {
+    /// Who.
+    pub(crate) arn: PrincipalArn,
+    /// The role or user behind it, if it has an entry.
+    pub(crate) entity: Option<Arc<Entity>>,
+    /// All its policies.
+    pub(crate) identity: Arc<Identity>,
+    /// The session, if the credentials are temporary.
+    pub(crate) session: Option<Arc<Session>>,
+    pub(crate) access_key_id: String,
+    /// The region of the signature.
+    pub(crate) region: String,
+}
+
+impl Caller {
+    /// `aws:userid`.
+    pub(crate) fn user_id(&self) -> String {
+        let session = self.session.as_deref();
+        let principal = session.map_or(&self.arn, |session| &session.principal);
+        let id = identities::unique_id(principal, self.entity.as_deref());
+        match session.and_then(|session| session.claims.name.as_deref()) {
+            Some(name) => format!("{id}:{name}"),
+            None => id,
+        }
+    }
+}
+
+/// AWS's answer to an access key or token that is not known.
+fn unknown() -> ApiError {
+    ApiError::new(
+        ErrorKind::UnrecognizedClient,
+        "The security token included in the request is invalid.",
+    )
+}
+
+/// What a signature is checked with, and whose it is.
+struct Credentials {
+    arn: PrincipalArn,
+    secret: Zeroizing<Vec<u8>>,
+    session: Option<Arc<Session>>,
+}
+
+impl Service {
+    /// Finds out who sent a request to an AWS service (`kms`, `sts`).
+    pub(crate) async fn authenticate(
+        &self,
+        request: &Request,
+        service: &str,
+        now: OffsetDateTime,
+    ) -> Result<Caller, ApiError> {
+        let authorization = Authorization::parse(&request.headers, &request.query, service, now)?;
+        let credentials = self.credentials(&authorization, request.channel).await?;
+        authorization.verify(
+            &credentials.secret,
+            &sigv4::Request {
+                method: &request.method,
+                path: &request.path,
+                query: &request.query,
+                headers: &request.headers,
+                body: &request.body,
+            },
+        )?;
+        let access_key_id = authorization.access_key_id().to_owned();
+        self.limits.admit(&access_key_id, Instant::now())?;
+        self.caller(
+            credentials,
+            access_key_id,
+            authorization.region().to_owned(),
+            now,
+        )
+        .await
+    }
+
+    async fn credentials(
+        &self,
+        authorization: &Authorization<'_>,
+        channel: Channel,
+    ) -> Result<Credentials, ApiError> {
+        let id = authorization.access_key_id();
+        let token = authorization.security_token();
+        let principal = self
+            .principals
+            .find(id, channel == Channel::Dev)
+            .await
+            .map_err(|error| ApiError::internal(&error))?;
+        match (principal, token) {
+            // Users of emulators are used to giving the development key a token.
+            (Some(principal), token) if token.is_none() || self.principals.is_dev(&principal) => {
+                Ok(Credentials {
+                    arn: principal.arn.clone(),
+                    secret: principal.secret.clone(),
+                    session: None,
+                })
+            }
+            (None, Some(token)) => {
+                let session = self.sessions.find(&self.root, id, token);
+                let session = session.ok_or_else(unknown)?;
+                Ok(Credentials {
+                    arn: session.caller.clone(),
+                    secret: Zeroizing::new(session.claims.secret.as_bytes().to_vec()),
+                    session: Some(session),
+                })
+            }
+            _ => Err(unknown()),
+        }
+    }
+
+    async fn caller(
+        &self,
+        credentials: Credentials,
+        access_key_id: String,
+        region: String,
+        now: OffsetDateTime,
+    ) -> Result<Caller, ApiError> {
+        let Credentials { arn, session, .. } = credentials;
+        let principal = session.as_ref().map_or(&arn, |session| &session.principal);
+        let entity = self.identities.find(principal).await;
+        let entity = entity.map_err(|error| ApiError::internal(&error))?;
+        let mut identity = entity
+            .as_ref()
+            .map(|entity| Arc::clone(&entity.identity))
+            .unwrap_or_default();
+        if let Some(session) = &session {
+            check_session(session, entity.as_deref(), now)?;
+            if !session.policies.is_empty() {
+                let mut limited = Identity::clone(&identity);
+                limited.session.clone_from(&session.policies);
+                identity = Arc::new(limited);
+            }
+        }
+        Ok(Caller {
+            arn,
+            entity,
+            identity,
+            session,
+            access_key_id,
+            region,
+        })
+    }
+}
+
+/// A session ends with its time, and with the role that it is of.
+fn check_session(
+    session: &Session,
+    entity: Option<&Entity>,
+    now: OffsetDateTime,
+) -> Result<(), ApiError> {
+    if session.claims.expires <= now.unix_timestamp() {
+        return Err(ApiError::new(
+            ErrorKind::ExpiredToken,
+            "The security token included in the request is expired",
+        ));
+    }
+    let role = entity.map(|entity| entity.unique_id.as_str());
+    match session.claims.role_id.as_deref() {
+        Some(id) if role != Some(id) => Err(unknown()),
+        _ => Ok(()),
+    }
+}

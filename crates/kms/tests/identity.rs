@@ -1,0 +1,556 @@
+//! Users, roles and sessions: what their policies give, what limits them, when they end.
+
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test may panic")]
+
+mod common;
+
+use std::time::{Duration, Instant};
+
+use common::{Client, Server, element};
+use serde_json::{Value, json};
+
+const ACCOUNT: &str = "000000000000";
+const USER: &str = "arn:aws:iam::000000000000:user/alice";
+const ROLE: &str = "arn:aws:iam::000000000000:role/team/app";
+const SESSION: &str = "arn:aws:sts::000000000000:assumed-role/app/one";
+
+fn document(statements: &Value) -> String {
+    json!({ "Version": "2012-10-17", "Statement": statements }).to_string()
+}
+
+fn allow(action: &str) -> Value {
+    json!({ "Effect": "Allow", "Action": action, "Resource": "*" })
+}
+
+/// Runs `identity put`; each pair is an option and either its value or a policy document to put into a file.
+fn put(server: &Server, arn: &str, options: &[(&str, Value)]) {
+    let mut arguments = vec![
+        "identity".to_owned(),
+        "put".to_owned(),
+        "--arn".to_owned(),
+        arn.to_owned(),
+    ];
+    for (number, (option, value)) in options.iter().enumerate() {
+        let (name, prefix) = option.split_once(' ').unwrap_or((option, ""));
+        arguments.push(name.to_owned());
+        match value {
+            Value::String(text) => arguments.push(text.clone()),
+            Value::Null => {}
+            statements => {
+                let path = server.data.join(format!("policy-{number}.json"));
+                std::fs::write(&path, document(statements)).unwrap();
+                arguments.push(format!("{prefix}{}", path.display()));
+            }
+        }
+    }
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let output = server.tool(&arguments);
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
+
+fn trusting(principal: &str) -> Value {
+    json!([{ "Effect": "Allow", "Principal": { "AWS": principal }, "Action": "sts:AssumeRole" }])
+}
+
+fn assume(client: &Client, more: &str) -> (u16, String) {
+    client.sts(&format!(
+        "Action=AssumeRole&RoleArn={ROLE}&RoleSessionName=one{more}"
+    ))
+}
+
+fn assumed(client: &Client, more: &str) -> Client {
+    let (status, xml) = assume(client, more);
+    assert_eq!(status, 200, "{xml}");
+    client.with_session(&xml)
+}
+
+fn describe(client: &Client, key: &str) -> u16 {
+    client.call("DescribeKey", json!({ "KeyId": key })).status
+}
+
+/// Waits until the server has looked again: what a tool wrote counts after two seconds at most.
+fn eventually(what: impl Fn() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !what() {
+        assert!(Instant::now() < deadline, "it never came true");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+#[test]
+fn an_identity_policy_counts_where_the_key_policy_delegates() {
+    let server = Server::tls();
+    let root = server.client();
+    put(
+        &server,
+        USER,
+        &[(
+            "--policy kms=",
+            json!([allow("kms:DescribeKey"), allow("kms:CreateKey")]),
+        )],
+    );
+    let user = server.principal(USER);
+    let key = root.create_key();
+    assert_eq!(describe(&user, &key), 200);
+    let reply = user.call("GetKeyPolicy", json!({ "KeyId": key }));
+    assert!(
+        reply
+            .error()
+            .1
+            .ends_with("because no identity-based policy allows the kms:GetKeyPolicy action"),
+        "{reply:?}"
+    );
+    user.create_key();
+    assert_eq!(
+        user.call("ListKeys", json!({})).error_type(),
+        "AccessDeniedException"
+    );
+    // A key policy that does not name the account leaves nothing to identity policies.
+    let only = json!({ "Effect": "Allow", "Principal": { "AWS": ROLE }, "Action": "kms:*", "Resource": "*" });
+    let input = json!({ "KeyId": key, "PolicyName": "default", "Policy": document(&json!([only])), "BypassPolicyLockoutSafetyCheck": true });
+    root.call("PutKeyPolicy", input).ok();
+    let reply = user.call("DescribeKey", json!({ "KeyId": key }));
+    assert!(
+        reply
+            .error()
+            .1
+            .ends_with("because no resource-based policy allows the kms:DescribeKey action"),
+        "{reply:?}"
+    );
+}
+
+#[test]
+fn a_deny_anywhere_wins() {
+    let server = Server::tls();
+    let root = server.client();
+    let deny = json!({ "Effect": "Deny", "Action": "kms:DescribeKey", "Resource": "*" });
+    put(
+        &server,
+        USER,
+        &[
+            ("--policy a=", json!([allow("kms:*")])),
+            ("--policy b=", json!([deny])),
+        ],
+    );
+    let user = server.principal(USER);
+    let key = root.create_key();
+    let named = json!([
+        { "Effect": "Allow", "Principal": { "AWS": ACCOUNT }, "Action": "kms:*", "Resource": "*" },
+        { "Effect": "Allow", "Principal": { "AWS": USER }, "Action": "kms:*", "Resource": "*" }
+    ]);
+    root.put_policy(&key, &named).ok();
+    let reply = user.call("DescribeKey", json!({ "KeyId": key }));
+    assert!(
+        reply
+            .error()
+            .1
+            .ends_with("with an explicit deny in an identity-based policy"),
+        "{reply:?}"
+    );
+    user.call("GetKeyPolicy", json!({ "KeyId": key })).ok();
+    let events = server.audit(1);
+    let denied = events
+        .iter()
+        .find(|event| event["errorCode"] == "AccessDenied")
+        .unwrap();
+    let policies = &denied["additionalEventData"]["denial"]["policies"];
+    assert_eq!(policies[1]["policy"], "b");
+    assert_eq!(policies[1]["statements"][0]["outcome"], "applied");
+}
+
+#[test]
+fn a_boundary_limits_what_policies_give() {
+    let server = Server::tls();
+    let root = server.client();
+    put(
+        &server,
+        USER,
+        &[
+            ("--policy a=", json!([allow("kms:*")])),
+            ("--boundary", json!([allow("kms:DescribeKey")])),
+        ],
+    );
+    let user = server.principal(USER);
+    let key = root.create_key();
+    assert_eq!(describe(&user, &key), 200);
+    let reply = user.call("GetKeyPolicy", json!({ "KeyId": key }));
+    assert!(
+        reply
+            .error()
+            .1
+            .ends_with("because no permissions boundary allows the kms:GetKeyPolicy action"),
+        "{reply:?}"
+    );
+    put(&server, USER, &[("--no-boundary", Value::Null)]);
+    eventually(|| user.call("GetKeyPolicy", json!({ "KeyId": key })).status == 200);
+}
+
+#[test]
+fn a_role_is_assumed_and_its_session_ends() {
+    let server = Server::tls();
+    let root = server.client();
+    put(
+        &server,
+        ROLE,
+        &[
+            ("--trust", trusting(USER)),
+            ("--policy a=", json!([allow("kms:DescribeKey")])),
+        ],
+    );
+    put(&server, USER, &[]);
+    let user = server.principal(USER);
+    let key = root.create_key();
+    assert_eq!(describe(&user, &key), 400);
+    let session = assumed(&user, "");
+    assert_eq!(describe(&session, &key), 200);
+    let (status, xml) = session.sts("Action=GetCallerIdentity");
+    assert_eq!(
+        (
+            status,
+            element(&xml, "Arn").as_str(),
+            element(&xml, "Account").as_str()
+        ),
+        (200, SESSION, ACCOUNT)
+    );
+    assert!(
+        element(&xml, "UserId").starts_with("AROA") && element(&xml, "UserId").ends_with(":one"),
+        "{xml}"
+    );
+    // The token belongs to its key, and the key to its token.
+    let without = Client {
+        token: None,
+        ..session.clone()
+    };
+    assert_eq!(
+        without.call("ListKeys", json!({})).error_type(),
+        "UnrecognizedClientException"
+    );
+    let other = Client {
+        token: assumed(&user, "").token,
+        ..session.clone()
+    };
+    assert_eq!(
+        other.call("ListKeys", json!({})).error_type(),
+        "UnrecognizedClientException"
+    );
+    // The audit trail knows both.
+    let events = server.audit(1);
+    let used = events
+        .iter()
+        .find(|event| event["userIdentity"]["type"] == "AssumedRole")
+        .unwrap();
+    assert_eq!(used["userIdentity"]["arn"], SESSION);
+    assert_eq!(
+        used["userIdentity"]["sessionContext"]["sessionIssuer"]["arn"],
+        ROLE
+    );
+    let made = events
+        .iter()
+        .find(|event| event["eventName"] == "AssumeRole")
+        .unwrap();
+    assert_eq!(made["eventSource"], "sts.amazonaws.com");
+    assert_eq!(made["requestParameters"]["roleArn"], ROLE);
+    assert_eq!(
+        made["responseElements"]["credentials"].get("secretAccessKey"),
+        None
+    );
+    assert!(!server.log().contains(&session.secret));
+    // A role that is removed, even if one of its name is made again, ends its sessions.
+    assert!(
+        server
+            .tool(&["identity", "remove", "--arn", ROLE])
+            .status
+            .success()
+    );
+    put(
+        &server,
+        ROLE,
+        &[("--policy a=", json!([allow("kms:DescribeKey")]))],
+    );
+    eventually(|| session.call("DescribeKey", json!({ "KeyId": key })).status == 400);
+    assert_eq!(
+        session
+            .call("DescribeKey", json!({ "KeyId": key }))
+            .error_type(),
+        "UnrecognizedClientException"
+    );
+}
+
+#[test]
+fn who_may_assume_a_role() {
+    let server = Server::tls();
+    let user = server.principal(USER);
+    let denied = |client: &Client, more: &str| {
+        let (status, xml) = assume(client, more);
+        assert_eq!(
+            (status, element(&xml, "Code").as_str()),
+            (403, "AccessDenied"),
+            "{xml}"
+        );
+        element(&xml, "Message")
+    };
+    let text =
+        format!("User: {USER} is not authorized to perform: sts:AssumeRole on resource: {ROLE}");
+    assert_eq!(denied(&user, ""), text);
+    let trust = json!([{ "Effect": "Allow", "Principal": { "AWS": ACCOUNT }, "Action": "sts:AssumeRole",
+        "Condition": { "StringEquals": { "sts:ExternalId": "right" } } }]);
+    put(&server, ROLE, &[("--trust", trust)]);
+    // The account is trusted, so a policy of the user must admit too.
+    eventually(|| !server.log().is_empty());
+    assert_eq!(denied(&user, "&ExternalId=right"), text);
+    put(
+        &server,
+        USER,
+        &[(
+            "--policy a=",
+            json!([{ "Effect": "Allow", "Action": "sts:AssumeRole", "Resource": ROLE }]),
+        )],
+    );
+    eventually(|| assume(&user, "&ExternalId=right").0 == 200);
+    assert_eq!(denied(&user, "&ExternalId=wrong"), text);
+    assert_eq!(denied(&user, ""), text);
+    assert_eq!(
+        denied(&server.client(), ""),
+        "Roles may not be assumed by root accounts."
+    );
+}
+
+#[test]
+fn a_session_policy_limits_the_session() {
+    let server = Server::tls();
+    let root = server.client();
+    put(
+        &server,
+        ROLE,
+        &[
+            ("--trust", trusting(USER)),
+            ("--policy a=", json!([allow("kms:*")])),
+        ],
+    );
+    let user = server.principal(USER);
+    let key = root.create_key();
+    let policy = document(&json!([allow("kms:DescribeKey")]));
+    let encoded: String = policy.bytes().map(|byte| format!("%{byte:02X}")).collect();
+    let session = assumed(&user, &format!("&Policy={encoded}"));
+    assert_eq!(describe(&session, &key), 200);
+    let reply = session.call("GetKeyPolicy", json!({ "KeyId": key }));
+    assert!(
+        reply
+            .error()
+            .1
+            .ends_with("because no session policy allows the kms:GetKeyPolicy action"),
+        "{reply:?}"
+    );
+    // What names the role is limited too; what names the session is not.
+    let statement = |principal: &str| {
+        json!([
+            { "Effect": "Allow", "Principal": { "AWS": ACCOUNT }, "Action": "kms:*", "Resource": "*" },
+            { "Effect": "Allow", "Principal": { "AWS": principal }, "Action": "kms:GetKeyPolicy", "Resource": "*" }
+        ])
+    };
+    root.put_policy(&key, &statement(ROLE)).ok();
+    assert_eq!(
+        session.call("GetKeyPolicy", json!({ "KeyId": key })).status,
+        400
+    );
+    root.put_policy(&key, &statement(SESSION)).ok();
+    session.call("GetKeyPolicy", json!({ "KeyId": key })).ok();
+}
+
+#[test]
+fn session_tags_and_names_reach_conditions() {
+    let server = Server::tls();
+    let root = server.client();
+    let trust = json!([{ "Effect": "Allow", "Principal": { "AWS": USER }, "Action": ["sts:AssumeRole", "sts:TagSession"] }]);
+    let tagged = json!([{ "Effect": "Allow", "Action": "kms:DescribeKey", "Resource": "*",
+        "Condition": { "StringEquals": { "aws:PrincipalTag/team": "${aws:ResourceTag/team}" } } }]);
+    put(
+        &server,
+        ROLE,
+        &[("--trust", trust), ("--policy a=", tagged)],
+    );
+    let user = server.principal(USER);
+    let key = root.create_key();
+    let tags = json!([{ "TagKey": "team", "TagValue": "red" }]);
+    root.call("TagResource", json!({ "KeyId": key, "Tags": tags }))
+        .ok();
+    let with = |value: &str| {
+        assumed(
+            &user,
+            &format!("&Tags.member.1.Key=team&Tags.member.1.Value={value}"),
+        )
+    };
+    assert_eq!(describe(&with("red"), &key), 200);
+    assert_eq!(describe(&with("blue"), &key), 400);
+    assert_eq!(describe(&assumed(&user, ""), &key), 400);
+}
+
+#[test]
+fn sts_answers_as_aws_does() {
+    let server = Server::tls();
+    put(&server, ROLE, &[("--trust", trusting(USER))]);
+    let user = server.principal(USER);
+    let root = server.client();
+    let (status, xml) = root.sts("Action=GetCallerIdentity");
+    assert_eq!(
+        (status, element(&xml, "Arn")),
+        (200, format!("arn:aws:iam::{ACCOUNT}:root"))
+    );
+    let rows = [
+        (
+            assume(&user, "&DurationSeconds=7200"),
+            400,
+            "ValidationError",
+            "MaxSessionDuration",
+        ),
+        (
+            assume(&user, "&DurationSeconds=1"),
+            400,
+            "ValidationError",
+            "greater than or equal to 900",
+        ),
+        (
+            user.sts("Action=AssumeRole"),
+            400,
+            "ValidationError",
+            "3 validation errors",
+        ),
+        (
+            user.sts(
+                "Action=AssumeRole&RoleArn=arn:aws:iam::000000000000:user/x&RoleSessionName=ab",
+            ),
+            400,
+            "ValidationError",
+            "is invalid",
+        ),
+        (
+            assume(&user, "&Policy=x"),
+            400,
+            "MalformedPolicyDocument",
+            "JSON",
+        ),
+        (
+            user.sts("Action=Nonsense"),
+            400,
+            "InvalidAction",
+            "Could not find operation Nonsense for version 2011-06-15",
+        ),
+    ];
+    for ((status, xml), expected, code, text) in rows {
+        let shown = (status, element(&xml, "Code"));
+        if code == "ValidationError" && text == "3 validation errors" {
+            // Absent members are listed together.
+            assert_eq!(shown, (expected, code.to_owned()), "{xml}");
+            assert!(
+                element(&xml, "Message").contains("validation errors detected"),
+                "{xml}"
+            );
+            continue;
+        }
+        assert_eq!(shown, (expected, code.to_owned()), "{xml}");
+        assert!(element(&xml, "Message").contains(text), "{xml}");
+    }
+    let wrong = Client {
+        secret: "x".to_owned(),
+        ..user.clone()
+    };
+    let (status, xml) = wrong.sts("Action=GetCallerIdentity");
+    assert_eq!(
+        (status, element(&xml, "Code").as_str()),
+        (403, "SignatureDoesNotMatch")
+    );
+    let unknown = Client {
+        id: "AKIAUNKNOWN".to_owned(),
+        ..user.clone()
+    };
+    let (status, xml) = unknown.sts("Action=GetCallerIdentity");
+    assert_eq!(
+        (status, element(&xml, "Code").as_str()),
+        (403, "InvalidClientTokenId")
+    );
+    // A user's own session has the user's permissions, and makes no further one.
+    let (status, xml) = user.sts("Action=GetSessionToken");
+    assert_eq!(status, 200, "{xml}");
+    let session = user.with_session(&xml);
+    let (_, xml) = session.sts("Action=GetCallerIdentity");
+    assert_eq!(element(&xml, "Arn"), USER);
+    let (status, xml) = session.sts("Action=GetSessionToken");
+    assert_eq!(
+        (status, element(&xml, "Code").as_str()),
+        (403, "AccessDenied")
+    );
+}
+
+#[test]
+fn one_client_cannot_take_it_all() {
+    let server = Server::with(&["--rate-limit", "5"]);
+    let client = server.client();
+    let replies: Vec<_> = (0..40)
+        .map(|_| client.call("ListKeys", json!({})))
+        .collect();
+    let (done, throttled): (Vec<_>, Vec<_>) = replies.iter().partition(|reply| reply.status == 200);
+    assert!(done.len() >= 5, "{}", done.len());
+    let refused = throttled.first().expect("nothing was throttled");
+    assert_eq!(
+        refused.error(),
+        (
+            "ThrottlingException",
+            "You have exceeded the rate at which you may call KMS. Reduce the frequency of your calls."
+        )
+    );
+}
+
+#[test]
+fn tools_refuse_what_the_server_could_not_use() {
+    let server = Server::dev();
+    let bad = server.data.join("bad.json");
+    std::fs::write(
+        &bad,
+        document(
+            &json!([{ "Effect": "Allow", "Principal": "*", "Action": "kms:*", "Resource": "*" }]),
+        ),
+    )
+    .unwrap();
+    let path = bad.display().to_string();
+    let policy = format!("a={path}");
+    for arguments in [
+        &["identity", "put", "--arn", USER, "--policy", &policy][..],
+        &["identity", "put", "--arn", USER, "--trust", &path],
+        &["identity", "put", "--arn", USER, "--remove-policy", "a"],
+        &["identity", "show", "--arn", USER],
+        &["identity", "remove", "--arn", USER],
+    ] {
+        let output = server.tool(arguments);
+        assert_eq!(output.status.code(), Some(1), "{arguments:?}");
+    }
+    let root = format!("arn:aws:iam::{ACCOUNT}:root");
+    assert_eq!(
+        server
+            .tool(&["identity", "show", "--arn", &root])
+            .status
+            .code(),
+        Some(2)
+    );
+    put(
+        &server,
+        USER,
+        &[
+            ("--policy a=", json!([allow("kms:*")])),
+            ("--tag", json!("team=red")),
+        ],
+    );
+    let output = server.tool(&["identity", "list", "--json"]);
+    let list: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(list[0]["Arn"], USER);
+    assert_eq!(list[0]["Policies"]["a"]["Statement"][0]["Action"], "kms:*");
+    assert_eq!(list[0]["Tags"], json!({ "team": "red" }));
+    let table = String::from_utf8(server.tool(&["identity", "list"]).stdout).unwrap();
+    assert!(
+        table.starts_with("PRINCIPAL ") && table.contains("alice"),
+        "{table}"
+    );
+}
