@@ -175,3 +175,51 @@ fn check_session(
         _ => Ok(()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::crypto::seal::RootKey;
+    use crate::sessions::{Claims, Sessions, issue};
+
+    #[test]
+    fn sessions_end_with_their_time_and_their_role() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = RootKey::open(&directory.path().join("root.key"), true).unwrap();
+        let claims = Claims {
+            access_key_id: "ASIA".to_owned(),
+            secret: Zeroizing::new("secret".to_owned()),
+            arn: "arn:aws:iam::111122223333:role/app".to_owned(),
+            role_id: Some("AROA1".to_owned()),
+            name: Some("one".to_owned()),
+            issued: 1_000,
+            expires: 1_900,
+            policies: Vec::new(),
+            source_identity: None,
+            tags: BTreeMap::new(),
+            transitive: Vec::new(),
+        };
+        let token = issue(&root, &claims).unwrap();
+        let session = Sessions::default().find(&root, "ASIA", &token).unwrap();
+        let role = |id: &str| Entity {
+            unique_id: id.to_owned(),
+            profile: identities::Profile::default(),
+            identity: Arc::default(),
+            trust: None,
+        };
+        let at = |seconds: i64, role: Option<&Entity>| {
+            let now = OffsetDateTime::from_unix_timestamp(seconds).unwrap();
+            check_session(&session, role, now).map_err(|error| error.kind())
+        };
+        let same = role("AROA1");
+        assert_eq!(at(1_899, Some(&same)), Ok(()));
+        assert_eq!(at(1_900, Some(&same)), Err(ErrorKind::ExpiredToken));
+        assert_eq!(at(1_000, None), Err(ErrorKind::UnrecognizedClient));
+        assert_eq!(
+            at(1_000, Some(&role("AROA2"))),
+            Err(ErrorKind::UnrecognizedClient)
+        );
+    }
+}

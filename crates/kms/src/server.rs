@@ -51,6 +51,7 @@ const CONNECTIONS: usize = 4096;
 const DRAIN: Duration = Duration::from_secs(10);
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-amzn-requestid");
+const WARNINGS: HeaderName = HeaderName::from_static("x-enclos-policy-warnings");
 const ERROR_TYPE: HeaderName = HeaderName::from_static("x-amzn-errortype");
 
 /// A bound socket and what it speaks.
@@ -305,6 +306,7 @@ fn failure(error: &ApiError, status: StatusCode) -> Response<Full<Bytes>> {
         content_type: JSON,
         request_id: crate::crypto::uuid().unwrap_or_default(),
         error: Some(error.kind().code()),
+        warnings: Vec::new(),
     });
     if status == StatusCode::PAYLOAD_TOO_LARGE {
         // The rest of the body is not read, so the connection cannot carry another request.
@@ -324,6 +326,11 @@ fn render(answer: Answer) -> Response<Full<Bytes>> {
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(answer.content_type));
     if let Ok(id) = HeaderValue::from_str(&answer.request_id) {
         headers.insert(REQUEST_ID, id);
+    }
+    if !answer.warnings.is_empty()
+        && let Ok(warnings) = HeaderValue::from_str(&answer.warnings.join(", "))
+    {
+        headers.insert(WARNINGS, warnings);
     }
     if let Some(error) = answer.error {
         headers.insert(ERROR_TYPE, HeaderValue::from_static(error));

@@ -76,6 +76,8 @@ pub struct Answer {
     pub request_id: String,
     /// `x-amzn-ErrorType`.
     pub error: Option<&'static str>,
+    /// `x-enclos-policy-warnings`: what is legal in a new key policy and seldom meant.
+    pub warnings: Vec<String>,
 }
 
 /// Content type of AWS's JSON protocol.
@@ -94,6 +96,8 @@ pub struct Service {
     pub(crate) identities: Identities,
     pub(crate) sessions: Sessions,
     pub(crate) limits: Limits,
+    /// Refuse key policies that the linter finds fault with.
+    pub(crate) strict_policies: bool,
     /// Held from reading a key or alias to having changed it. Requests that change nothing never take it.
     pub(crate) management: tokio::sync::Mutex<()>,
 }
@@ -121,6 +125,7 @@ impl Service {
             identities,
             sessions: Sessions::default(),
             limits: Limits::default(),
+            strict_policies: false,
             management: tokio::sync::Mutex::default(),
         })
     }
@@ -129,6 +134,15 @@ impl Service {
     #[must_use]
     pub fn with_limits(self, limits: Limits) -> Self {
         Self { limits, ..self }
+    }
+
+    /// The same service, which refuses key policies that the linter finds fault with.
+    #[must_use]
+    pub fn with_strict_policies(self, strict_policies: bool) -> Self {
+        Self {
+            strict_policies,
+            ..self
+        }
     }
 
     /// Whether calls can be served and audited.
@@ -145,10 +159,11 @@ impl Service {
             Err(error) => return render(String::new(), Err(ApiError::internal(&error))),
         };
         let is_sts = sts::is_for(&request);
+        let mut warnings = Vec::new();
         let result = if is_sts {
             sts::serve(self, &request, &request_id, now).await
         } else {
-            self.serve(&request, &request_id, now).await
+            self.serve(&request, &request_id, now, &mut warnings).await
         };
         if let Err(error) = &result {
             tracing::debug!(request_id, %error, "request refused");
@@ -156,7 +171,10 @@ impl Service {
         if is_sts {
             sts::render(request_id, result)
         } else {
-            render(request_id, result)
+            Answer {
+                warnings,
+                ..render(request_id, result)
+            }
         }
     }
 
@@ -165,6 +183,7 @@ impl Service {
         request: &Request,
         request_id: &str,
         now: OffsetDateTime,
+        warnings: &mut Vec<String>,
     ) -> Result<Value, ApiError> {
         let operation = operation(&request.headers)?;
         let caller = self.authenticate(request, "kms", now).await?;
@@ -173,6 +192,7 @@ impl Service {
         let mut call = self.call(request, request_id, now, (operation, parameters), caller)?;
         call.grant_tokens = grant_tokens(&input);
         let result = ops::dispatch(operation, &mut call, input).await;
+        warnings.append(&mut call.warnings);
         call.record(result).await
     }
 
@@ -214,6 +234,7 @@ impl Service {
             source: request.source,
             secure: request.channel == Channel::Tls,
             draft,
+            warnings: Vec::new(),
             audited: false,
         })
     }
@@ -272,6 +293,7 @@ fn render(request_id: String, result: Result<Value, ApiError>) -> Answer {
         content_type: JSON,
         request_id,
         error,
+        warnings: Vec::new(),
     }
 }
 
@@ -288,6 +310,8 @@ pub(crate) struct Call<'a> {
     pub(crate) here: Place,
     pub(crate) now: OffsetDateTime,
     pub(crate) draft: Draft,
+    /// What the answer's header says about a new key policy.
+    pub(crate) warnings: Vec<String>,
     grant_tokens: Vec<String>,
     source: IpAddr,
     secure: bool,

@@ -421,7 +421,7 @@ fn check_source_identity(call: &Call<'_>, wanted: &Wanted) -> Result<(), ApiErro
 
 fn duration(call: &Call<'_>, wanted: &Wanted, entity: &Entity) -> Result<i64, ApiError> {
     let longest = entity.profile.max_session.unwrap_or(MAX_SESSION);
-    let duration = wanted.duration.unwrap_or(MAX_SESSION.min(longest));
+    let duration = wanted.duration.unwrap_or(MAX_SESSION);
     if call.draft.session.is_some() && duration > CHAINED_MAX {
         return Err(ApiError::validation(
             "The requested DurationSeconds exceeds the 1 hour session limit for roles assumed by role chaining.",
@@ -560,6 +560,7 @@ pub(crate) fn render(request_id: String, result: Result<Value, ApiError>) -> Ans
         content_type: XML,
         request_id,
         error,
+        warnings: Vec::new(),
     }
 }
 

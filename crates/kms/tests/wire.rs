@@ -800,3 +800,59 @@ fn other_accounts_need_both_sides() {
         "{text}"
     );
 }
+
+#[test]
+fn new_policies_are_looked_through() {
+    let pins = |names: &[&str]| {
+        let values: serde_json::Map<String, Value> = names
+            .iter()
+            .map(|name| {
+                (
+                    format!("kms:RecipientAttestation:{name}"),
+                    json!("ab".repeat(48)),
+                )
+            })
+            .collect();
+        json!({ "Sid": "Release", "Effect": "Allow", "Principal": { "AWS": ROLE }, "Action": "kms:Decrypt",
+                "Resource": "*", "Condition": { "StringEqualsIgnoreCase": values } })
+    };
+    let good = json!({ "Effect": "Allow", "Principal": { "AWS": "000000000000" }, "NotAction": [
+        "kms:Decrypt", "kms:ReEncryptFrom", "kms:DeriveSharedSecret", "kms:CreateGrant", "kms:PutKeyPolicy"],
+        "Resource": "*" });
+    let put = |server: &Server, statements: Value| {
+        let policy = json!({ "Version": "2012-10-17", "Statement": statements }).to_string();
+        let input = json!({ "Policy": policy, "BypassPolicyLockoutSafetyCheck": true });
+        server.client().call("CreateKey", input)
+    };
+    let header = |reply: &common::Reply| {
+        reply
+            .headers
+            .lines()
+            .find_map(|line| line.strip_prefix("x-enclos-policy-warnings: "))
+            .map(str::to_owned)
+    };
+    let server = Server::dev();
+    let weak = put(&server, json!([admin(), pins(&["PCR3"])]));
+    assert_eq!(weak.status, 200);
+    assert_eq!(
+        header(&weak).unwrap(),
+        "delegation-bypass=1, admits-debug=2"
+    );
+    assert!(server.log().contains("debug-mode enclaves, whose memory"));
+    let partial = put(&server, json!([good, pins(&["PCR0"])]));
+    assert_eq!(header(&partial).unwrap(), "lockout, partial-image=2");
+    let whole = put(&server, json!([good, pins(&["PCR0", "PCR1", "PCR2"])]));
+    assert_eq!(header(&whole).unwrap(), "lockout");
+
+    let strict = Server::with(&["--strict-policies"]);
+    let refused = put(&strict, json!([good, pins(&["PCR0"])]));
+    let (kind, text) = refused.error();
+    assert_eq!(kind, "MalformedPolicyDocumentException");
+    assert!(
+        text.starts_with("Refused by --strict-policies: statement 2 (\"Release\") pins PCR0"),
+        "{text}"
+    );
+    let accepted = put(&strict, json!([good, pins(&["PCR0", "PCR1", "PCR2"])]));
+    assert_eq!(accepted.status, 200);
+    strict.client().create_key();
+}

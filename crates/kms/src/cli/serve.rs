@@ -75,6 +75,10 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "FILE", conflicts_with = "dev")]
     client_ca: Option<PathBuf>,
 
+    /// Refuse key policies that are legal and seldom meant: those that would get a warning
+    #[arg(long)]
+    strict_policies: bool,
+
     /// Most calls of one access key in a second; more are throttled. No limit by default
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     rate_limit: Option<u32>,
@@ -112,7 +116,10 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
     let trust = trust(&arguments)?;
     let (store, writer) = Store::open(&data).await?;
     let service = Service::new(store.clone(), root, trust).await?;
-    let service = Arc::new(service.with_limits(Limits::new(arguments.rate_limit)));
+    let service = service
+        .with_limits(Limits::new(arguments.rate_limit))
+        .with_strict_policies(arguments.strict_policies);
+    let service = Arc::new(service);
     let (stop, stopped) = watch::channel(false);
     let listeners = listeners(&arguments, &data, &stopped).await?;
 

@@ -144,7 +144,7 @@ fn check_supported(kind: &Kind, input: &Input) -> Result<(), ApiError> {
 
 /// The policy of a new key: the caller's, checked, or the default.
 pub(crate) fn new_policy(
-    call: &Call<'_>,
+    call: &mut Call<'_>,
     policy: Option<String>,
     bypass: bool,
 ) -> Result<String, ApiError> {
@@ -152,6 +152,7 @@ pub(crate) fn new_policy(
         Some(text) => {
             let parsed = Policy::parse(&text).map_err(super::policies::malformed)?;
             super::policies::check_lockout(call, &parsed, bypass)?;
+            super::policies::check_findings(call, &parsed)?;
             Ok(text)
         }
         None => Ok(policy::default_policy(&call.here.account)),

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use crate::arn::PrincipalArn;
 use crate::error::{ApiError, ErrorKind};
 use crate::input::Input;
-use crate::keyring::Key;
+use crate::policy::lint::{Finding, lint};
 use crate::policy::{Context, Policy, PolicyError, Question, Verdict};
 use crate::service::Call;
 
@@ -48,7 +48,7 @@ pub(crate) async fn put(call: &mut Call<'_>, mut input: Input) -> Result<Value, 
     check_name(name)?;
     let policy = Policy::parse(&text).map_err(malformed)?;
     check_lockout(call, &policy, bypass)?;
-    warn_of_weak_conditions(&key, &policy);
+    check_findings(call, &policy)?;
     super::keys::update(call, &key, |row| row.policy = text).await?;
     Ok(Value::Null)
 }
@@ -91,13 +91,10 @@ pub(crate) fn malformed(error: PolicyError) -> ApiError {
 
 /// AWS's lockout safety check: the author, or the author's account, must be able to put the next policy.
 pub(crate) fn check_lockout(
-    call: &Call<'_>,
+    call: &mut Call<'_>,
     policy: &Policy,
     bypass: bool,
 ) -> Result<(), ApiError> {
-    if bypass {
-        return Ok(());
-    }
     let context = Context::default();
     let root = PrincipalArn::root(&call.here.account);
     let admits = |principal: &PrincipalArn| {
@@ -112,28 +109,33 @@ pub(crate) fn check_lockout(
     if admits(&call.caller) || admits(&root) {
         return Ok(());
     }
+    if bypass {
+        tracing::warn!(request_id = %call.draft.request_id, "the new key policy lets neither its author nor their account replace it");
+        call.warnings.push("lockout".to_owned());
+        return Ok(());
+    }
     Err(ApiError::new(
         ErrorKind::MalformedPolicyDocument,
         "The new key policy will not allow you to update the key policy in the future.",
     ))
 }
 
-/// The mistakes that everyone makes once with attestation conditions.
-fn warn_of_weak_conditions(key: &Key, policy: &Policy) {
-    let prefix = "kms:recipientattestation";
-    let keys: Vec<&str> = policy
-        .condition_keys("kms:Decrypt")
-        .filter(|key| key.starts_with(prefix))
-        .collect();
-    if keys.contains(&prefix) {
-        tracing::warn!(key = %key.arn, "the policy tests kms:RecipientAttestation, which is never present; pin kms:RecipientAttestation:ImageSha384 or a PCR");
+/// Tells what is legal and seldom meant, or refuses it if the server is strict.
+pub(crate) fn check_findings(call: &mut Call<'_>, policy: &Policy) -> Result<(), ApiError> {
+    let findings = lint(policy);
+    if call.service.strict_policies && !findings.is_empty() {
+        let texts: Vec<String> = findings.iter().map(Finding::to_string).collect();
+        return Err(ApiError::new(
+            ErrorKind::MalformedPolicyDocument,
+            format!("Refused by --strict-policies: {}", texts.join("; ")),
+        ));
     }
-    let pins_image = keys.iter().any(|key| {
-        ["imagesha384", "pcr0", "pcr1", "pcr2", "pcr8"]
-            .iter()
-            .any(|pcr| key.ends_with(&format!(":{pcr}")))
-    });
-    if !keys.is_empty() && !pins_image {
-        tracing::warn!(key = %key.arn, "the policy pins no measurement of the image (PCR0, PCR1, PCR2 or PCR8): debug-mode enclaves satisfy it");
+    for finding in &findings {
+        tracing::warn!(request_id = %call.draft.request_id, code = finding.code.name(), "the new key policy: {finding}");
     }
+    let shown = findings
+        .iter()
+        .map(|finding| format!("{}={}", finding.code.name(), finding.statement));
+    call.warnings.extend(shown);
+    Ok(())
 }

@@ -229,6 +229,29 @@ impl Condition {
         }
     }
 
+    /// Whether it cannot hold unless the request has the key.
+    #[must_use]
+    pub(super) fn demands_value(&self) -> bool {
+        if self.test == Test::Null {
+            return !self.holds_when_absent();
+        }
+        !self.negated && !self.if_exists && self.quantifier != Quantifier::All
+    }
+
+    /// Whether it holds when the request does not have the key.
+    #[must_use]
+    pub(super) fn holds_when_absent(&self) -> bool {
+        self.holds(&Context::default(), Effect::Deny)
+    }
+
+    /// The policy's values as they stand there.
+    pub(super) fn raw_values(&self) -> impl Iterator<Item = &str> {
+        let is_null = self.test == Test::Null;
+        let values = self.values.iter().map(Pattern::raw);
+        // A Null test asks for any value at all.
+        values.map(move |value| if is_null { "*" } else { value })
+    }
+
     /// Condition key in lower case.
     #[must_use]
     pub fn lower_key(&self) -> &str {

@@ -13,6 +13,7 @@ mod condition;
 mod context;
 mod document;
 mod json;
+pub mod lint;
 mod pattern;
 
 use crate::arn::{PrincipalArn, PrincipalKind};
@@ -221,14 +222,6 @@ impl Policy {
                     .iter()
                     .any(|pattern| pattern.raw().contains("${"))
         })
-    }
-
-    /// Lower-case condition keys of Allow statements that are about `action`.
-    pub fn condition_keys<'a>(&'a self, action: &'a str) -> impl Iterator<Item = &'a str> {
-        self.statements
-            .iter()
-            .filter(move |s| s.effect == Effect::Allow && s.actions.selects_action(action))
-            .flat_map(|statement| statement.conditions.iter().map(Condition::lower_key))
     }
 }
 
