@@ -321,7 +321,13 @@ fn alias_names() {
         client.call("CreateAlias", input)
     };
     for (name, expected) in [
-        ("app", ("ValidationException", "Invalid identifier")),
+        (
+            "app",
+            (
+                "ValidationException",
+                "Alias must start with the prefix \"alias/\". Please see https://docs.aws.amazon.com/kms/latest/developerguide/kms-alias.html",
+            ),
+        ),
         (
             "alias/a:b",
             (

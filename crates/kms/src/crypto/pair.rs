@@ -626,3 +626,7 @@ fn ml_dsa_seed(spec: KeySpec, pkcs8: &[u8]) -> Result<Zeroizing<Vec<u8>>, PairEr
     }
     Err(PairError::Key)
 }
+
+#[cfg(test)]
+#[path = "pair_tests.rs"]
+mod tests;

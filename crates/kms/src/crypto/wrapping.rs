@@ -145,3 +145,72 @@ impl Token {
 fn label(key: &str) -> Vec<u8> {
     format!("enclos-kms import token {key}").into_bytes()
 }
+
+#[cfg(test)]
+mod tests {
+    use aws_lc_rs::rsa::{OAEP_SHA256_MGF1SHA256, OaepPublicEncryptingKey, PublicEncryptingKey};
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn root() -> (tempfile::TempDir, RootKey) {
+        let directory = tempfile::tempdir().unwrap();
+        let root = RootKey::open(&directory.path().join("root.key"), true).unwrap();
+        (directory, root)
+    }
+
+    fn token(algorithm: WrappingAlgorithm) -> Token {
+        Token::generate(algorithm, KeySpec::Rsa2048, 1_000).unwrap()
+    }
+
+    fn encrypt(token: &Token, plaintext: &[u8]) -> Vec<u8> {
+        let key = PublicEncryptingKey::from_der(&token.public_der().unwrap()).unwrap();
+        let key = OaepPublicEncryptingKey::new(key).unwrap();
+        let mut out = vec![0; key.ciphertext_size()];
+        let encrypted = key.encrypt(&OAEP_SHA256_MGF1SHA256, plaintext, &mut out, None);
+        encrypted.unwrap().to_vec()
+    }
+
+    #[test]
+    fn a_token_is_for_one_key_and_a_time() {
+        let (_directory, root) = root();
+        let made = token(WrappingAlgorithm::RsaesOaepSha256);
+        let wrapped = encrypt(&made, b"material");
+        let sealed = made.seal(&root, "k").unwrap();
+        let opened = Token::open(&root, "k", &sealed, 999).unwrap();
+        assert_eq!(&**opened.unwrap(&wrapped).unwrap(), b"material");
+        let refused = |key, sealed: &[u8], now| Token::open(&root, key, sealed, now).map(drop);
+        assert_eq!(refused("k", &sealed, 1_000), Err(TokenError::Expired));
+        assert_eq!(refused("j", &sealed, 0), Err(TokenError::Invalid));
+        for at in [0, 20, sealed.len() - 1] {
+            let mut damaged = sealed.clone();
+            damaged[at] ^= 1;
+            assert_eq!(refused("k", &damaged, 0), Err(TokenError::Invalid));
+        }
+        // What the root key sealed for another purpose is no token.
+        let other = root.seal(b"enclos-kms key material k|1|a", b"x").unwrap();
+        assert_eq!(refused("k", &other, 0), Err(TokenError::Invalid));
+    }
+
+    #[test]
+    fn a_wrapped_aes_key_of_a_wrong_length_is_refused() {
+        let made = token(WrappingAlgorithm::RsaAesKeyWrapSha256);
+        for length in [0, 15, 24, 33] {
+            let wrapped = [encrypt(&made, &vec![1; length]), vec![0; 40]].concat();
+            assert_eq!(made.unwrap(&wrapped).map(drop), Err(PairError::Ciphertext));
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+        #[test]
+        fn nothing_unwraps_by_chance(bytes in proptest::collection::vec(any::<u8>(), 0..600)) {
+            static TOKENS: std::sync::LazyLock<Vec<Token>> = std::sync::LazyLock::new(|| {
+                [WrappingAlgorithm::RsaesOaepSha1, WrappingAlgorithm::RsaAesKeyWrapSha256].map(token).into()
+            });
+            for token in &*TOKENS {
+                prop_assert!(token.unwrap(&bytes).is_err());
+            }
+        }
+    }
+}

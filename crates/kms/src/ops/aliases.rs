@@ -17,9 +17,13 @@ use crate::store::{AliasRow, Change, key_id};
 /// Aliases that belong to AWS's own keys.
 const RESERVED: &str = "alias/aws/";
 
+/// What AWS says of names without the prefix: CreateAlias explains itself, the other operations do not.
+const NEEDS_PREFIX: &str = "Alias must start with the prefix \"alias/\". Please see https://docs.aws.amazon.com/kms/latest/developerguide/kms-alias.html";
+const INVALID: &str = "Invalid identifier";
+
 /// `CreateAlias`.
 pub(crate) async fn create(call: &mut Call<'_>, mut input: Input) -> Result<Value, ApiError> {
-    let (name, target) = parameters(&mut input)?;
+    let (name, target) = parameters(&mut input, NEEDS_PREFIX)?;
     let _management = call.service.management.lock().await;
     let key = target_key(call, &target)?;
     authorize(call, &name, &key, "kms:CreateAlias")?;
@@ -47,7 +51,7 @@ pub(crate) async fn create(call: &mut Call<'_>, mut input: Input) -> Result<Valu
 
 /// `UpdateAlias`.
 pub(crate) async fn update(call: &mut Call<'_>, mut input: Input) -> Result<Value, ApiError> {
-    let (name, target) = parameters(&mut input)?;
+    let (name, target) = parameters(&mut input, INVALID)?;
     let _management = call.service.management.lock().await;
     let key = target_key(call, &target)?;
     let (alias, old_key) = existing(call, &name)?;
@@ -69,7 +73,7 @@ pub(crate) async fn update(call: &mut Call<'_>, mut input: Input) -> Result<Valu
 pub(crate) async fn delete(call: &mut Call<'_>, mut input: Input) -> Result<Value, ApiError> {
     let name = alias_name(&mut input)?;
     input.finish()?;
-    check_name(&name)?;
+    check_name(&name, INVALID)?;
     let _management = call.service.management.lock().await;
     let (_, key) = existing(call, &name)?;
     authorize(call, &name, &key, "kms:DeleteAlias")?;
@@ -120,11 +124,11 @@ fn entry(call: &Call<'_>, row: &AliasRow) -> Value {
     })
 }
 
-fn parameters(input: &mut Input) -> Result<(String, String), ApiError> {
+fn parameters(input: &mut Input, no_prefix: &str) -> Result<(String, String), ApiError> {
     let name = alias_name(input)?;
     let target = input.required_key_id("TargetKeyId")?;
     input.finish()?;
-    check_name(&name)?;
+    check_name(&name, no_prefix)?;
     if target.starts_with("alias/") || target.contains(":alias/") {
         return Err(ApiError::validation(
             "Aliases must refer to keys. Not aliases",
@@ -140,9 +144,10 @@ fn alias_name(input: &mut Input) -> Result<String, ApiError> {
     Ok(input.require("AliasName", name))
 }
 
-fn check_name(name: &str) -> Result<(), ApiError> {
+fn check_name(name: &str, no_prefix: &str) -> Result<(), ApiError> {
     match name.strip_prefix("alias/") {
-        None | Some("") => Err(ApiError::validation("Invalid identifier")),
+        None => Err(ApiError::validation(no_prefix)),
+        Some("") => Err(ApiError::validation(INVALID)),
         Some(_) if name.starts_with(RESERVED) => Err(ApiError::bare(ErrorKind::NotAuthorized)),
         Some(rest) if rest.contains(':') => Err(ApiError::validation(format!(
             "{name} contains invalid characters for an alias"

@@ -55,8 +55,7 @@ pub(crate) async fn parameters(call: &mut Call<'_>, mut input: Input) -> Result<
     key.not_pending_deletion()?;
     check_wrapping(&key, algorithm, spec)?;
     let valid_to_ms = call.now_ms() + TOKEN_MS;
-    let made = tokio::task::spawn_blocking(move || Token::generate(algorithm, spec, valid_to_ms));
-    let token = made.await.map_err(|error| ApiError::internal(&error))?;
+    let token = materials::apart(move || Token::generate(algorithm, spec, valid_to_ms)).await?;
     let token = token.map_err(|error| ApiError::internal(&error))?;
     let public = token
         .public_der()

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use aws_lc_rs::digest;
+use tokio::sync::Semaphore;
 
 use crate::crypto::blob::MaterialId;
 use crate::crypto::material::KeyMaterial;
@@ -13,13 +14,29 @@ use crate::service::Service;
 use crate::spec::{KeySpec, KeyUsage};
 use crate::store::Change;
 
-/// Makes key material. RSA keys take long and are made where no request waits for them.
+/// RSA keys that are made at once. More would take time from everybody who makes none.
+const AT_ONCE: usize = 2;
+
+static MAKING: Semaphore = Semaphore::const_new(AT_ONCE);
+
+/// Runs what takes up to seconds where no request waits for it, behind what runs there already.
+pub(crate) async fn apart<T: Send + 'static>(
+    make: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, ApiError> {
+    let _permit = MAKING
+        .acquire()
+        .await
+        .map_err(|error| ApiError::internal(&error))?;
+    tokio::task::spawn_blocking(make)
+        .await
+        .map_err(|error| ApiError::internal(&error))
+}
+
+/// Makes key material; RSA keys apart.
 pub(crate) async fn generate(spec: KeySpec, usage: KeyUsage) -> Result<KeyMaterial, ApiError> {
     let made = match spec {
         KeySpec::Rsa2048 | KeySpec::Rsa3072 | KeySpec::Rsa4096 => {
-            tokio::task::spawn_blocking(move || KeyMaterial::generate(spec, usage))
-                .await
-                .map_err(|error| ApiError::internal(&error))?
+            apart(move || KeyMaterial::generate(spec, usage)).await?
         }
         _ => KeyMaterial::generate(spec, usage),
     };

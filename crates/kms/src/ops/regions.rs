@@ -158,19 +158,15 @@ fn is_region(text: &str) -> bool {
         && number.bytes().all(|b| b.is_ascii_digit())
 }
 
-fn check_primary(key: &Key) -> Result<(), ApiError> {
-    match key.is_primary() {
-        true => Ok(()),
-        false => Err(not_primary(key)),
+/// Refuses replicas what only their primary has.
+pub(crate) fn check_primary(key: &Key) -> Result<(), ApiError> {
+    if key.is_primary() {
+        return Ok(());
     }
-}
-
-/// AWS's refusal of operations that only a primary key has.
-pub(crate) fn not_primary(key: &Key) -> ApiError {
-    ApiError::new(
+    Err(ApiError::new(
         ErrorKind::UnsupportedOperation,
         format!("{} is not a multi-region primary key.", key.arn),
-    )
+    ))
 }
 
 #[cfg(test)]

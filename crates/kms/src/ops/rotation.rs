@@ -312,8 +312,8 @@ pub(crate) fn wrong_origin(key: &Key) -> ApiError {
 
 /// Of multi-Region keys, the primary decides for all.
 fn check_primary(key: &Key) -> Result<(), ApiError> {
-    if !key.is_multi_region() || key.is_primary() {
-        return Ok(());
+    match key.is_multi_region() {
+        true => super::regions::check_primary(key),
+        false => Ok(()),
     }
-    Err(super::regions::not_primary(key))
 }

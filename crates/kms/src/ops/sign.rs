@@ -128,7 +128,9 @@ pub(crate) fn public_key(call: &mut Call<'_>, mut input: Input) -> Result<Value,
     };
     let key = call.find(&key_id)?;
     using.authorize(call, &key)?;
-    key.usable(call.now_ms())?;
+    // A disabled key still shows its public half, whatever AWS's table of key states says.
+    key.not_pending_deletion()?;
+    key.not_pending_import(call.now_ms())?;
     if !key.row.spec.is_asymmetric() {
         return Err(ApiError::new(
             ErrorKind::UnsupportedOperation,
