@@ -16,7 +16,7 @@ use crate::grants::{Grant, Refusal};
 use crate::ops;
 use crate::policy::{Effect, FailedCondition, Outcome, StatementReport};
 use crate::sessions::Session;
-use crate::store::AuditRow;
+use crate::store::{AuditRow, Used};
 use crate::sts;
 
 /// Request parameters that an event repeats.
@@ -95,6 +95,8 @@ pub(crate) struct Draft {
     pub(crate) response: Value,
     /// ARNs of the keys and aliases concerned.
     pub(crate) resources: Vec<String>,
+    /// Row ids of the keys that the call computes with.
+    pub(crate) used: Vec<String>,
     /// `additionalEventData.recipient`.
     pub(crate) recipient: Option<Value>,
     /// `additionalEventData.denial`.
@@ -109,8 +111,20 @@ impl Draft {
             time_ms: unix_ms(self.time),
             operation: self.operation.clone(),
             event: self.event(error, error_code.as_deref()).to_string(),
+            used: self.used(error),
             error_code,
         }
+    }
+
+    /// The keys whose last use this call is: none if it failed, or was a dry run.
+    fn used(&self, error: Option<&ApiError>) -> Option<Used> {
+        let counts = error.is_none() && !self.used.is_empty();
+        let counts = counts && ops::usage::is_use(&self.operation);
+        counts.then(|| Used {
+            keys: self.used.clone(),
+            event_id: self.event_id.clone(),
+            request_id: self.request_id.clone(),
+        })
     }
 
     fn event(&self, error: Option<&ApiError>, error_code: Option<&str>) -> Value {

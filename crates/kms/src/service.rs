@@ -220,6 +220,7 @@ impl Service {
             parameters,
             response: Value::Null,
             resources: Vec::new(),
+            used: Vec::new(),
             recipient: None,
             denial: None,
         };

@@ -18,7 +18,7 @@ use hyper::HeaderMap;
 use hyper::header::{HeaderName, HeaderValue};
 use serde_json::{Map, Value, json};
 
-const REQUESTS: usize = 3_000;
+const REQUESTS: usize = 10_000;
 
 const MEMBERS: &[&str] = &[
     "AliasName",

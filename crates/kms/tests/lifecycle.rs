@@ -1055,3 +1055,56 @@ fn imported_material_goes_to_every_region() {
     assert_eq!(material(&owner.client, &key), material(&away.client, &key));
     away.client.decrypt(&ciphertext, json!({})).ok();
 }
+
+// --- last use ---------------------------------------------------------------------------------------
+
+#[test]
+fn the_last_use_is_known_and_survives_kill_nine() {
+    let directory = tempfile::tempdir().unwrap();
+    let arguments = ["--listen", "127.0.0.1:0", "--dev"];
+    let server = Server::start(directory.path(), &arguments);
+    let client = server.client();
+    let (key, other) = (client.create_key(), client.create_key());
+    let last = |client: &Client, key: &str| {
+        let output = client.call("GetKeyLastUsage", json!({ "KeyId": key })).ok();
+        assert_eq!(output["KeyId"], arn("eu-west-1", key));
+        assert_eq!(output["TrackingStartDate"], output["KeyCreationDate"]);
+        output["KeyLastUsage"].clone()
+    };
+    assert_eq!(last(&client, &key), json!({}));
+    let ciphertext = client.encrypt(&key, b"x", json!({}));
+    assert_eq!(last(&client, &key)["Operation"], "Encrypt");
+    // What changes nothing, fails or is a dry run is no use.
+    client.call("DescribeKey", json!({ "KeyId": key })).ok();
+    client
+        .call(
+            "Decrypt",
+            json!({ "CiphertextBlob": ciphertext, "DryRun": true }),
+        )
+        .error_type();
+    client
+        .decrypt(&ciphertext, json!({ "a": "1" }))
+        .error_type();
+    assert_eq!(last(&client, &key)["Operation"], "Encrypt");
+    client
+        .call(
+            "ReEncrypt",
+            json!({ "CiphertextBlob": ciphertext, "DestinationKeyId": other }),
+        )
+        .ok();
+    let used = last(&client, &key);
+    assert_eq!(
+        (&used["Operation"], &used),
+        (&json!("ReEncrypt"), &last(&client, &other))
+    );
+    let events = server.audit(9);
+    let event = events
+        .iter()
+        .find(|event| event["eventName"] == "ReEncrypt")
+        .unwrap();
+    assert_eq!(used["CloudTrailEventId"], event["eventID"]);
+    assert_eq!(used["KmsRequestId"], event["requestID"]);
+    server.kill();
+    let again = Server::start(directory.path(), &arguments);
+    assert_eq!(last(&again.client(), &other), used);
+}

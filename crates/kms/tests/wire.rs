@@ -420,6 +420,12 @@ fn lists_come_in_pages() {
     let one = client.call("ListAliases", json!({ "KeyId": keys[3] })).ok();
     assert_eq!(one["Aliases"][0]["AliasName"], json!(names[3]));
     assert_eq!(one["Aliases"].as_array().unwrap().len(), 1);
+    for (owners, count) in [(json!(["SELF"]), 5), (json!(["OTHER_ACCOUNTS_VIA_RAM"]), 0)] {
+        let output = client
+            .call("ListKeys", json!({ "ResourceOwners": owners }))
+            .ok();
+        assert_eq!(output["Keys"].as_array().unwrap().len(), count);
+    }
     let bad = client.call("ListKeys", json!({ "Marker": "§" }));
     assert_eq!(bad.error_type(), "InvalidMarkerException");
     let bad = client.call("ListKeys", json!({ "Limit": 1001 }));

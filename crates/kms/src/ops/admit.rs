@@ -49,7 +49,9 @@ impl Use<'_> {
             more: &more,
             ..Facts::default()
         };
-        call.authorize(key, self.action, &facts)
+        call.authorize(key, self.action, &facts)?;
+        call.draft.used.push(key.row.id.clone());
+        Ok(())
     }
 
     /// Finds the named key for a cryptographic operation, in AWS's order: existence, policy, state, usage.

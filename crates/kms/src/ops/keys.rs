@@ -222,9 +222,14 @@ pub(crate) fn describe(call: &mut Call<'_>, mut input: Input) -> Result<Value, A
 /// `ListKeys`.
 pub(crate) async fn list(call: &mut Call<'_>, mut input: Input) -> Result<Value, ApiError> {
     let (limit, marker) = page(&mut input, 100, 1000)?;
+    let owners = input.choices("ResourceOwners", &["SELF", "OTHER_ACCOUNTS_VIA_RAM"])?;
     input.finish()?;
     call.authorize_without_key("kms:ListKeys")?;
     let after = decode_marker(&marker)?;
+    // Nothing is shared through Resource Access Manager here.
+    if !owners.is_empty() && !owners.iter().any(|owner| owner == "SELF") {
+        return Ok(json!({ "Keys": [], "Truncated": false }));
+    }
     let (account, region) = (&call.here.account, &call.here.region);
     let mut ids = call
         .service
@@ -395,6 +400,7 @@ pub(crate) fn due_event(operation: &str, key: &Key, now: OffsetDateTime) -> Audi
         parameters: Value::Null,
         response: Value::Null,
         resources: vec![key.arn.to_string()],
+        used: Vec::new(),
         recipient: None,
         denial: None,
     };

@@ -16,6 +16,7 @@ pub(crate) mod regions;
 pub(crate) mod rotation;
 pub(crate) mod sign;
 pub(crate) mod tags;
+pub(crate) mod usage;
 
 use serde_json::Value;
 
@@ -86,7 +87,7 @@ operations! {
     "GenerateDataKeyWithoutPlaintext" Reads |call, input| data_keys::generate(call, input, false);
     "GenerateMac" Reads |call, input| mac::generate(call, input);
     "GenerateRandom" Reads |call, input| data_keys::random(call, input);
-    "GetKeyLastUsage" Refused;
+    "GetKeyLastUsage" Reads |call, input| usage::last(call, input).await;
     "GetKeyPolicy" Reads |call, input| policies::get(call, input);
     "GetKeyRotationStatus" Reads |call, input| rotation::status(call, input);
     "GetParametersForImport" Reads |call, input| import::parameters(call, input).await;

@@ -18,6 +18,7 @@ mod grants;
 mod identities;
 mod schema;
 mod tags;
+mod usage;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -37,6 +38,7 @@ use crate::tags::Tags;
 
 pub use grants::GrantRow;
 pub use identities::{IdentityRow, delete_identity, identities, put_identity};
+pub use usage::{LastUse, Used};
 
 /// How long audit rows may wait for company before they are committed.
 const GATHER: Duration = Duration::from_millis(10);
@@ -205,6 +207,8 @@ pub struct AuditRow {
     pub error_code: Option<String>,
     /// CloudTrail-shaped JSON.
     pub event: String,
+    /// Keys whose last use this is, if the call was one.
+    pub used: Option<Used>,
 }
 
 /// A durable change.
@@ -615,6 +619,7 @@ pub async fn audit(
                 operation: row.try_get(2)?,
                 error_code: row.try_get(3)?,
                 event: row.try_get(4)?,
+                used: None,
             };
             Ok((row.try_get(0)?, audit))
         })
@@ -795,7 +800,7 @@ async fn insert_audits(
             .execute(&mut *connection)
             .await?;
     }
-    Ok(())
+    usage::put(connection, rows).await
 }
 
 async fn apply_all(

@@ -49,6 +49,16 @@ const MIGRATIONS: &[(&str, &str)] = &[
             profile TEXT NOT NULL
          ) STRICT;",
     ),
+    (
+        super::usage::MIGRATION,
+        "CREATE TABLE key_usage (
+            key_id TEXT NOT NULL PRIMARY KEY REFERENCES keys (id) ON DELETE CASCADE,
+            operation TEXT NOT NULL,
+            time_ms INTEGER NOT NULL,
+            event_id TEXT NOT NULL,
+            request_id TEXT NOT NULL
+         ) STRICT;",
+    ),
 ];
 
 const FIRST: &str = "CREATE TABLE keys (
