@@ -49,7 +49,7 @@ const NEEDS: &[Need] = &[
                 .succeeds()
         },
         package: "python3-venv",
-        purpose: "install moto's tests of KMS apart from the system",
+        purpose: "install Python packages for tests apart from the system",
     },
     Need {
         present: || is_root() || in_path("newuidmap"),
@@ -95,6 +95,23 @@ const NEEDS: &[Need] = &[
         present: || in_path("openssl"),
         package: "openssl",
         purpose: "check from outside that key releases have the standard's shape",
+    },
+    Need {
+        present: || in_path("node"),
+        package: "nodejs",
+        purpose: "test the verifier in Node.js",
+    },
+    Need {
+        present: || {
+            let library =
+                |machine| format!("/usr/lib/{machine}-linux-gnu/faketime/libfaketime.so.1");
+            ["x86_64", "aarch64"]
+                .map(library)
+                .iter()
+                .any(|path| Path::new(path).exists())
+        },
+        package: "libfaketime",
+        purpose: "show another verifier of documents the time that a document is from",
     },
 ];
 

@@ -1,4 +1,4 @@
-//! The project's own commands: `cargo xtask demo`, `test`, `moto`, `differential`, `prepush`, `setup`, `install`, `bench-boot`.
+//! The project's own commands: `cargo xtask demo`, `test`, `moto`, `bindings`, `differential`, `prepush`, `setup`, `install`, `bench-boot`.
 //!
 //! Every command does all of its own set-up. This program stays small and compiles in seconds, because it must run
 //! before anything else can: it installs packages, builds the rest and hands over. What needs Enclos's own code
@@ -6,6 +6,7 @@
 
 #![forbid(unsafe_code)]
 
+mod bindings;
 mod build;
 mod direction;
 mod host;
@@ -44,15 +45,17 @@ enum Task {
         #[arg(long)]
         keep: bool,
     },
-    /// Unit tests, images against AWS's own code, then end-to-end tests in real virtual machines.
+    /// Unit tests, images against AWS's own code, bindings, then end-to-end tests in real virtual machines.
     Test {
-        /// Only end-to-end tests whose name contains this; the differential tests are left out then.
+        /// Only end-to-end tests whose name contains this; differential tests and bindings are left out then.
         filter: Option<String>,
     },
     /// Two hundred images, written, measured and described by AWS's own tools and by ours.
     Differential,
     /// Tests of KMS that moto's authors wrote, against ours.
     Moto,
+    /// The verifier in Python and Node.js, and other people's verifiers, on the shared vectors.
+    Bindings,
     /// What to run before a change is sent: format, lints, dependencies, style, docs, unit tests.
     Prepush {
         /// Leave the unit tests out.
@@ -96,6 +99,10 @@ fn run(task: Task) -> Result<()> {
             report.stage("Debian packages", host::install_missing)?;
             moto(&workspace, &mut report)
         }
+        Task::Bindings => {
+            report.stage("Debian packages", host::install_missing)?;
+            bindings::run(&workspace, &mut report)
+        }
         Task::Setup => set_up(&workspace, &mut report).map(drop),
         Task::Demo { keep } => {
             let built = set_up(&workspace, &mut report)?;
@@ -107,6 +114,7 @@ fn run(task: Task) -> Result<()> {
             let built = set_up(&workspace, &mut report)?;
             if filter.is_none() {
                 peers::differential(&workspace, &mut report)?;
+                bindings::run(&workspace, &mut report)?;
             }
             end_to_end(&workspace, &built, &mut report, filter)
         }

@@ -32,10 +32,12 @@ pub(crate) fn unit_tests(workspace: &Workspace, report: &mut Report) -> Result<(
 }
 
 /// Workspaces of their own: what runs inside enclaves is built for another target; AWS's library links what ours may not.
-const OTHER_MANIFESTS: [&str; 3] = [
+const OTHER_MANIFESTS: [&str; 5] = [
     "examples/rust-backend/Cargo.toml",
     "e2e/guest/Cargo.toml",
     "e2e/differential/Cargo.toml",
+    "bindings/Cargo.toml",
+    "benches/attest-peers/Cargo.toml",
 ];
 
 fn format(workspace: &Workspace) -> Result<()> {
@@ -44,7 +46,7 @@ fn format(workspace: &Workspace) -> Result<()> {
         .run()?;
     for manifest in OTHER_MANIFESTS {
         Shell::cargo(workspace)
-            .args(["fmt", "--check", "--manifest-path", manifest])
+            .args(["fmt", "--all", "--check", "--manifest-path", manifest])
             .run()?;
     }
     Ok(())

@@ -1,0 +1,106 @@
+//! The verifier in other languages and beside other verifiers: all of them on the same vectors.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+
+use crate::report::Report;
+use crate::shell::Shell;
+use crate::workspace::Workspace;
+
+/// The bindings' workspace.
+const MANIFEST: &str = "bindings/Cargo.toml";
+
+/// The package that holds the other verifiers.
+const PEERS: &str = "benches/attest-peers/Cargo.toml";
+
+/// What Python needs, installed apart from the system.
+const REQUIREMENTS: [&str; 2] = [
+    "bindings/python/requirements.txt",
+    "crates/attest/tests/oracle.txt",
+];
+
+/// Builds the bindings and walks the shared vectors in every language and with every judge.
+pub(crate) fn run(workspace: &Workspace, report: &mut Report) -> Result<()> {
+    let python = report.stage("Python's packages", || python(workspace))?;
+    report.heading("Bindings: Node.js");
+    let build = ["build", "--quiet", "--locked", "--manifest-path", MANIFEST];
+    Shell::cargo(workspace).args(build).run()?;
+    node(workspace)?;
+    report.heading("Bindings: Python");
+    wheel(workspace, &python)?;
+    report.heading("Judges of the shared vectors");
+    judges(workspace, &python)
+}
+
+/// A Python of our own, with the packages of [`REQUIREMENTS`]; made again when they change.
+fn python(workspace: &Workspace) -> Result<PathBuf> {
+    let home = workspace.cache.join("python");
+    let python = home.join("bin/python");
+    let files = REQUIREMENTS.map(|file| workspace.path(file));
+    let texts = files.iter().map(|file| {
+        fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))
+    });
+    let wanted = texts.collect::<Result<Vec<_>>>()?.concat();
+    let stamp = home.join("installed");
+    if fs::read_to_string(&stamp).is_ok_and(|installed| installed == wanted) {
+        return Ok(python);
+    }
+    let venv = Shell::new("python3").args(["-m", "venv", "--clear"]);
+    venv.arg(&home).run()?;
+    let mut pip = Shell::new(&python).args(["-m", "pip", "--disable-pip-version-check"]);
+    pip = pip.args(["--quiet", "install"]);
+    for file in &files {
+        pip = pip.arg("--requirement").arg(file);
+    }
+    pip.run()?;
+    fs::write(&stamp, wanted).with_context(|| format!("cannot write {}", stamp.display()))?;
+    Ok(python)
+}
+
+fn node(workspace: &Workspace) -> Result<()> {
+    let package = workspace.path("bindings/node");
+    let built = workspace.target.join("debug/libenclos_node.so");
+    let native = package.join("enclos.node");
+    fs::copy(&built, &native).with_context(|| format!("cannot copy {}", built.display()))?;
+    let test = Shell::new("node").args(["--test", "--test-reporter", "dot"]);
+    test.arg(package.join("test/enclos.test.js")).run()
+}
+
+fn wheel(workspace: &Workspace, python: &Path) -> Result<()> {
+    let wheels = workspace.target.join("wheels/enclos");
+    drop(fs::remove_dir_all(&wheels));
+    let maturin = Shell::new(python).args(["-m", "maturin", "build", "--quiet", "--locked"]);
+    let maturin = maturin.env("CARGO_TARGET_DIR", &workspace.target);
+    let maturin = maturin.arg("--manifest-path");
+    let maturin = maturin.arg(workspace.path("bindings/python/Cargo.toml"));
+    maturin.arg("--out").arg(&wheels).run()?;
+    let pip = Shell::new(python).args(["-m", "pip", "--quiet", "install", "--force-reinstall"]);
+    let pip = pip.args(["--no-index", "--no-deps", "--find-links"]);
+    pip.arg(&wheels).arg("enclos").run()?;
+    let package = workspace.path("bindings/python");
+    let tests = Shell::new(python).args(["-m", "pytest", "--quiet", "-p", "no:cacheprovider"]);
+    tests.arg(&package).run()?;
+    let types = Shell::new(python).args(["-m", "mypy", "--cache-dir=/dev/null"]);
+    let types = types
+        .arg("--config-file")
+        .arg(package.join("pyproject.toml"));
+    types.arg(package.join("tests")).run()
+}
+
+/// With `CI` set, no judge may be missing.
+fn judges(workspace: &Workspace, python: &Path) -> Result<()> {
+    let vectors = [
+        "test",
+        "--quiet",
+        "-p",
+        "enclos-attest",
+        "--test",
+        "vectors",
+    ];
+    let vectors = Shell::cargo(workspace).args(vectors).env("CI", "1");
+    vectors.env("ENCLOS_PYTHON", python).run()?;
+    let peers = ["test", "--quiet", "--locked", "--manifest-path", PEERS];
+    Shell::cargo(workspace).args(peers).env("CI", "1").run()
+}
