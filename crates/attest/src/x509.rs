@@ -436,6 +436,14 @@ fn check_link(
     }
 }
 
+/// Reads a root: self-signed, and a CA.
+pub(crate) fn root(der: &[u8]) -> Result<Certificate, CertificateError> {
+    let root = Certificate::parse(der)?;
+    root.check_issued_by(&root)?;
+    root.check_ca(0)?;
+    Ok(root)
+}
+
 /// The key of this uncompressed point, which is on the curve.
 pub(crate) fn public_key(point: &[u8]) -> Result<ParsedPublicKey, CertificateError> {
     ParsedPublicKey::new(&ECDSA_P384_SHA384_ASN1, point).map_err(|_| CertificateError::Key)

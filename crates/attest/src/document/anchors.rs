@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::x509::{Certificate, CertificateError};
+use crate::x509::{self, Certificate, CertificateError};
 
 /// AWS Nitro Enclaves root G1, DER. Its SHA-256 is [`AWS_ROOT_SHA256`].
 const AWS_ROOT: &[u8] = include_bytes!("aws-root-g1.der");
@@ -85,7 +85,7 @@ impl TrustAnchors {
             let name = name.to_owned();
             return Err(AnchorError::Pem { name });
         };
-        let root = root(&der).map_err(|source| AnchorError::Certificate {
+        let root = x509::root(&der).map_err(|source| AnchorError::Certificate {
             name: name.to_owned(),
             source,
         })?;
@@ -136,13 +136,6 @@ fn to_der(bytes: &[u8]) -> Option<Vec<u8>> {
     (label == "CERTIFICATE").then_some(der)
 }
 
-fn root(der: &[u8]) -> Result<Certificate, CertificateError> {
-    let root = Certificate::parse(der)?;
-    root.check_issued_by(&root)?;
-    root.check_ca(0)?;
-    Ok(root)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -151,7 +144,7 @@ mod tests {
     fn the_embedded_root_is_the_pinned_one() {
         use aws_lc_rs::digest::{SHA256, digest};
         assert_eq!(hex::encode(digest(&SHA256, AWS_ROOT)), AWS_ROOT_SHA256);
-        root(AWS_ROOT).unwrap();
+        x509::root(AWS_ROOT).unwrap();
         assert_eq!(TrustAnchors::new().with_aws().iter().count(), 1);
     }
 }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use aws_lc_rs::digest::{SHA256, digest};
 use aws_lc_rs::signature::{ECDSA_P384_SHA384_ASN1_SIGNING, EcdsaKeyPair, KeyPair};
 use der::oid::ObjectIdentifier;
 use der::pem::{self, LineEnding};
@@ -14,7 +15,7 @@ use super::issue::{self, CertifiedKey, Template};
 use super::leaf::{IssuedLeaf, LEAF_LIFETIME};
 use super::{CertificateError, PkiError};
 use crate::time::UnixMillis;
-use crate::x509::{Certificate, spki_point};
+use crate::x509::{self, Certificate, spki_point};
 
 const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(24 * 3600);
@@ -35,6 +36,9 @@ const MODULE_ID_MAX: usize = INSTANCE_ID_MAX + 20;
 /// longest has 14.
 const REGION_MAX: usize = 64 - MODULE_ID_MAX - ".".len() - ".enclos".len();
 
+/// CA certificates between a root and a leaf: region, zone, instance.
+const CAS_BELOW_ROOT: u8 = 3;
+
 const KEY_LABEL: &str = "PRIVATE KEY";
 const CERTIFICATE_LABEL: &str = "CERTIFICATE";
 
@@ -46,6 +50,17 @@ pub struct Authority {
     zone: CertifiedKey,
     instance: CertifiedKey,
     location: Location,
+    endorsement: Option<Endorsement>,
+}
+
+/// Another root's certificate for this root's name and key: documents begin with that other root instead, so
+/// whoever trusts it accepts them.
+#[derive(Debug, Clone)]
+pub struct Endorsement {
+    /// The other root.
+    root: Certificate,
+    /// What it signed.
+    cross: Certificate,
 }
 
 /// Where the instance is: what the names below the root say.
@@ -86,7 +101,91 @@ impl Authority {
             zone,
             instance,
             location,
+            endorsement: None,
         })
+    }
+
+    /// A new authority at the same place, with a new root that this one has endorsed: its documents still begin
+    /// with this one's root, until [`Authority::drop_endorsement`]. Verifiers learn the new root
+    /// ([`Authority::own_root_certificate_pem`]) in between.
+    ///
+    /// # Errors
+    /// As [`Authority::create`] and [`Authority::endorse`].
+    pub fn rotate(&self, now: UnixMillis) -> Result<Self, PkiError> {
+        let Location {
+            region,
+            zone,
+            instance_id,
+        } = &self.location;
+        let mut next = Self::create(now, region, zone, instance_id)?;
+        next.endorsement = Some(self.endorse(next.root.certificate.der(), now)?);
+        Ok(next)
+    }
+
+    /// Signs another authority's root: a fleet under one root. It lasts as long as the shorter of both.
+    ///
+    /// # Errors
+    /// [`PkiError::Certificate`] when `root_der` is no root, [`PkiError::Endorsement`] when it is this one's own, and as
+    /// [`Authority::renew`] when this root cannot issue.
+    pub fn endorse(&self, root_der: &[u8], now: UnixMillis) -> Result<Endorsement, PkiError> {
+        self.check_root(now)?;
+        let unusable = |source| PkiError::Certificate {
+            which: "the root to be endorsed",
+            source,
+        };
+        let other = x509::root(root_der).map_err(unusable)?;
+        other.check_time(now).map_err(unusable)?;
+        if other.point() == self.root.certificate.point() {
+            return Err(PkiError::Endorsement {
+                problem: "it is this authority's own root",
+            });
+        }
+        let point = other.point().to_vec();
+        let own = &self.root.certificate;
+        let template = Template {
+            subject: other.subject().map_err(unusable)?.into(),
+            serial: issue::random_serial()?,
+            not_before: now
+                .minus(HOUR)
+                .max(other.not_before())
+                .max(own.not_before()),
+            not_after: other.not_after().min(own.not_after()),
+            extensions: vec![
+                issue::ca_constraints(Some(CAS_BELOW_ROOT))?,
+                self.root.authority_key()?,
+                issue::subject_key(&point)?,
+                issue::ca_usage()?,
+            ],
+            point,
+        };
+        let cross = template.sign(self.root.name()?, &self.root.key)?;
+        Endorsement::of(own.clone(), Certificate::parse(&cross).map_err(unusable)?)
+    }
+
+    /// Takes an endorsement of this authority's root: documents begin with the endorsing root from now on.
+    ///
+    /// # Errors
+    /// [`PkiError::Endorsement`] when it is for another root, [`PkiError::Certificate`] when it is not valid at `now`.
+    pub fn adopt(&mut self, endorsement: Endorsement, now: UnixMillis) -> Result<(), PkiError> {
+        if !endorsement.is_for(&self.root.certificate) {
+            return Err(PkiError::Endorsement {
+                problem: "it is for another root than this authority's",
+            });
+        }
+        let now_valid = [&endorsement.root, &endorsement.cross]
+            .into_iter()
+            .try_for_each(|certificate| certificate.check_time(now));
+        now_valid.map_err(|source| PkiError::Certificate {
+            which: "the endorsement",
+            source,
+        })?;
+        self.endorsement = Some(endorsement);
+        Ok(())
+    }
+
+    /// Lets documents begin with this authority's own root again; false when they do already.
+    pub fn drop_endorsement(&mut self) -> bool {
+        self.endorsement.take().is_some()
     }
 
     /// Re-issues, with new keys, what is below the root and not good for its next certificate at `now`; true
@@ -136,17 +235,33 @@ impl Authority {
         Ok(true)
     }
 
-    /// The root certificate, DER.
+    /// The root that documents begin with, DER: the endorsing one if there is one, the own one otherwise.
     #[must_use]
     pub fn root_certificate_der(&self) -> &[u8] {
-        self.root.certificate.der()
+        let endorsing = self.endorsement.as_ref();
+        endorsing
+            .map_or(&self.root.certificate, |by| &by.root)
+            .der()
     }
 
-    /// The root certificate, PEM.
+    /// The root that documents begin with, PEM.
     #[must_use]
     pub fn root_certificate_pem(&self) -> String {
-        // Encoding PEM fails for labels and line widths only, and these are constant.
-        to_pem(CERTIFICATE_LABEL, self.root.certificate.der()).unwrap_or_default()
+        certificate_pem(self.root_certificate_der())
+    }
+
+    /// The root whose key this authority holds, PEM.
+    #[must_use]
+    pub fn own_root_certificate_pem(&self) -> String {
+        certificate_pem(self.root.certificate.der())
+    }
+
+    /// Every certificate as documents carry them, root first: subject, SHA-256 of the DER (hex), first and last
+    /// moment of the validity.
+    #[must_use]
+    pub fn describe(&self) -> Vec<Described> {
+        let certificates = self.cas().into_iter();
+        certificates.map(Described::of).collect()
     }
 
     /// Issues a leaf certificate for an enclave's key, after [`Authority::renew`] at `now`.
@@ -198,6 +313,9 @@ impl Authority {
             text.push_str(&Zeroizing::new(to_pem(KEY_LABEL, key.as_ref())?));
             text.push_str(&to_pem(CERTIFICATE_LABEL, link.certificate.der())?);
         }
+        if let Some(endorsement) = &self.endorsement {
+            text.push_str(&endorsement.to_pem());
+        }
         Ok(text)
     }
 
@@ -212,11 +330,11 @@ impl Authority {
         let region = next("the region's certificate")?;
         let zone = next("the zone's certificate")?;
         let instance = next("the instance's certificate")?;
-        if blocks.next().is_some() {
-            return Err(PkiError::Stored {
-                problem: "more PEM blocks follow the instance's",
-            });
-        }
+        let rest: Vec<_> = blocks.collect();
+        let endorsement = match rest.len() {
+            0 => None,
+            _ => Some(Endorsement::of_blocks(&rest).map_err(stored)?),
+        };
         let location = Location::of(&root, &region, &zone, &instance)?;
         let authority = Self {
             root,
@@ -224,6 +342,7 @@ impl Authority {
             zone,
             instance,
             location,
+            endorsement,
         };
         authority.check_links()?;
         Ok(authority)
@@ -233,13 +352,28 @@ impl Authority {
         [&self.root, &self.region, &self.zone, &self.instance]
     }
 
+    /// The CA certificates of documents, root first.
+    fn cas(&self) -> Vec<&Certificate> {
+        let above = self.endorsement.as_ref().map(|by| [&by.root, &by.cross]);
+        let own = self.links().map(|link| &link.certificate);
+        match above {
+            Some(above) => above.into_iter().chain(own.into_iter().skip(1)).collect(),
+            None => own.to_vec(),
+        }
+    }
+
     fn cabundle(&self) -> Vec<Vec<u8>> {
-        self.links()
-            .map(|link| link.certificate.der().to_vec())
-            .to_vec()
+        let cas = self.cas().into_iter();
+        cas.map(|certificate| certificate.der().to_vec()).collect()
     }
 
     fn check_links(&self) -> Result<(), PkiError> {
+        let endorsement = self.endorsement.as_ref();
+        if endorsement.is_some_and(|endorsement| !endorsement.is_for(&self.root.certificate)) {
+            return Err(PkiError::Stored {
+                problem: "its endorsement is for another root",
+            });
+        }
         const NAMES: [&str; 4] = ["the root", "the region", "the zone", "the instance"];
         let links = self.links();
         for (position, (link, which)) in links.iter().zip(NAMES).enumerate() {
@@ -272,6 +406,86 @@ impl Authority {
         let certificate = &link.certificate;
         certificate.check_time(now).is_err()
             || now.plus(level.lifetime_below()) > certificate.not_after()
+    }
+}
+
+impl Endorsement {
+    /// Reads what [`Endorsement::to_pem`] wrote.
+    ///
+    /// # Errors
+    /// [`PkiError::Endorsement`] and [`PkiError::Certificate`] say what does not fit.
+    pub fn from_pem(text: &str) -> Result<Self, PkiError> {
+        Self::of_blocks(&pem_blocks(text)?)
+    }
+
+    /// Two certificates, PEM: the endorsing root, and what it signed. Public data.
+    #[must_use]
+    pub fn to_pem(&self) -> String {
+        certificate_pem(self.root.der()) + &certificate_pem(self.cross.der())
+    }
+
+    fn of_blocks(blocks: &[PemBlock]) -> Result<Self, PkiError> {
+        let [(first, root), (second, cross)] = blocks else {
+            return Err(PkiError::Endorsement {
+                problem: "expected two certificates: the endorsing root, and what it signed",
+            });
+        };
+        if [first, second]
+            .into_iter()
+            .any(|label| label != CERTIFICATE_LABEL)
+        {
+            return Err(PkiError::Endorsement {
+                problem: "it holds something else than certificates",
+            });
+        }
+        let unusable = |source| PkiError::Certificate {
+            which: "the endorsement",
+            source,
+        };
+        let root = x509::root(root).map_err(unusable)?;
+        Self::of(root, Certificate::parse(cross).map_err(unusable)?)
+    }
+
+    fn of(root: Certificate, cross: Certificate) -> Result<Self, PkiError> {
+        let checked = cross.check_issued_by(&root);
+        let checked = checked.and_then(|()| cross.check_ca(usize::from(CAS_BELOW_ROOT)));
+        let checked = checked.and_then(|()| root.check_ca(usize::from(CAS_BELOW_ROOT) + 1));
+        checked.map_err(|source| PkiError::Certificate {
+            which: "the endorsement",
+            source,
+        })?;
+        Ok(Self { root, cross })
+    }
+
+    /// Same name, same key: what `root` issued chains to the endorsement, too.
+    fn is_for(&self, root: &Certificate) -> bool {
+        let names = (self.cross.subject().ok(), root.subject().ok());
+        self.cross.point() == root.point() && names.0.is_some() && names.0 == names.1
+    }
+}
+
+/// One certificate of an authority, in words.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Described {
+    /// Its subject.
+    pub subject: String,
+    /// SHA-256 of its DER, hex.
+    pub sha256: String,
+    /// First moment of its validity.
+    pub not_before: UnixMillis,
+    /// Last second of its validity.
+    pub not_after: UnixMillis,
+}
+
+impl Described {
+    fn of(certificate: &Certificate) -> Self {
+        let subject = certificate.subject();
+        Self {
+            subject: subject.map_or_else(|error| error.to_string(), |name| name.to_string()),
+            sha256: hex::encode(digest(&SHA256, certificate.der())),
+            not_before: certificate.not_before(),
+            not_after: certificate.not_after(),
+        }
     }
 }
 
@@ -482,6 +696,19 @@ fn check_name(field: &'static str, text: &str, max: usize) -> Result<(), PkiErro
         found: text.to_owned(),
         max,
     })
+}
+
+/// What is wrong with an endorsement, when it is a stored authority's.
+fn stored(error: PkiError) -> PkiError {
+    match error {
+        PkiError::Endorsement { problem } => PkiError::Stored { problem },
+        other => other,
+    }
+}
+
+fn certificate_pem(der: &[u8]) -> String {
+    // Encoding PEM fails for labels and line widths only, and these are constant.
+    to_pem(CERTIFICATE_LABEL, der).unwrap_or_default()
 }
 
 fn to_pem(label: &str, der: &[u8]) -> Result<String, PkiError> {

@@ -18,7 +18,14 @@
 //!
 //! Everything below the root is re-issued, with new keys, whenever it would expire before a certificate that
 //! it has yet to issue, and whenever the clock has jumped to before its validity. So a leaf never outlives its
-//! issuers. Private keys live in memory that is wiped when they are dropped.
+//! issuers.
+//!
+//! A root can be endorsed by another one: documents then begin with that one, the endorsed root's certificate by it
+//! stands where the own root stood, and whoever trusts the other root accepts them. That is how a fleet comes
+//! under one root ([`Authority::endorse`], [`Authority::adopt`]) and how a root is replaced while verifiers still know the old
+//! one only ([`Authority::rotate`], later [`Authority::drop_endorsement`]).
+//!
+//! Private keys live in memory that is wiped when they are dropped.
 
 mod authority;
 mod issue;
@@ -28,7 +35,7 @@ mod tests;
 
 use aws_lc_rs::rand::{self, SecureRandom};
 
-pub use authority::Authority;
+pub use authority::{Authority, Described, Endorsement};
 pub use leaf::{IssuedLeaf, LEAF_LIFETIME, LeafIdentity, LeafKey, RENEWAL_MARGIN};
 
 use crate::time::UnixMillis;
@@ -94,6 +101,12 @@ pub enum PkiError {
         /// The rule that it breaks.
         #[source]
         source: CertificateError,
+    },
+    /// An endorsement of a root cannot be used.
+    #[error("not an endorsement that can be used: {problem}")]
+    Endorsement {
+        /// What is wrong with it.
+        problem: &'static str,
     },
     /// A certificate is for another key.
     #[error("{which} is for another key than the one at hand")]

@@ -318,6 +318,123 @@ fn relocation_keeps_the_root_and_changes_the_rest() {
     );
 }
 
+/// A document of an authority, verified under a root.
+fn verifies(authority: &mut Authority, root_pem: &str, now: UnixMillis) -> bool {
+    let key = LeafKey::generate().unwrap();
+    let leaf = authority
+        .issue_leaf(key.spki_der(), MODULE, 1, now)
+        .unwrap();
+    let identity = LeafIdentity::new(key, leaf).unwrap();
+    let image = crate::PcrIndex::all().take(3);
+    let document = identity.sign_document(&crate::document::Claims {
+        module_id: MODULE.to_owned(),
+        timestamp: now,
+        pcrs: image
+            .map(|index| (index, crate::PcrValue::of_role("x")))
+            .collect(),
+        public_key: None,
+        user_data: None,
+        nonce: None,
+    });
+    let anchors = crate::document::TrustAnchors::new().with_root("root", root_pem.as_bytes());
+    let document = UnverifiedDocument::parse(&document.unwrap()).unwrap();
+    let options = crate::document::VerifyOptions::default();
+    document.verify(&anchors.unwrap(), now, &options).is_ok()
+}
+
+#[test]
+fn a_root_is_replaced_while_verifiers_know_the_old_one_only() {
+    let mut old = authority();
+    let old_root = old.root_certificate_pem();
+    let mut new = old.rotate(NOW).unwrap();
+    let new_root = new.own_root_certificate_pem();
+    assert_ne!(old_root, new_root);
+    // Overlap: what verifiers know is what documents begin with, and the old authority still works.
+    assert_eq!(new.root_certificate_pem(), old_root);
+    assert!(verifies(&mut old, &old_root, NOW) && verifies(&mut new, &old_root, NOW));
+    assert!(!verifies(&mut new, &new_root, NOW));
+    // It survives storage and renewal.
+    let mut new = Authority::from_pem(&new.to_pem().unwrap()).unwrap();
+    let later = NOW.plus(30 * DAY);
+    assert!(verifies(&mut new, &old_root, later));
+    // Verifiers have learned the new root: the overlap ends.
+    assert!(new.drop_endorsement() && !new.drop_endorsement());
+    assert_eq!(new.root_certificate_pem(), new_root);
+    assert!(verifies(&mut new, &new_root, later) && !verifies(&mut new, &old_root, later));
+    let new = Authority::from_pem(&new.to_pem().unwrap()).unwrap();
+    assert_eq!(new.describe().len(), 4);
+}
+
+#[test]
+fn a_fleet_comes_under_one_root() {
+    let (fleet, mut member, other) = (authority(), authority(), authority());
+    let own_root = member.own_root_certificate_pem();
+    let own_der = member.root_certificate_der().to_vec();
+    let endorsement = fleet.endorse(&own_der, NOW).unwrap();
+    let endorsement = Endorsement::from_pem(&endorsement.to_pem()).unwrap();
+    member.adopt(endorsement.clone(), NOW).unwrap();
+    let fleet_root = fleet.root_certificate_pem();
+    assert_eq!(member.root_certificate_pem(), fleet_root);
+    assert!(verifies(&mut member, &fleet_root, NOW) && !verifies(&mut member, &own_root, NOW));
+    let described = member.describe();
+    assert_eq!(described.len(), 5);
+    assert!(described[1].subject != described[0].subject && described[0].sha256.len() == 64);
+
+    // Not somebody else's, not after its time, not one's own, not a certificate that is no root.
+    let mut stranger = other;
+    let error = stranger.adopt(endorsement.clone(), NOW).unwrap_err();
+    assert!(matches!(error, PkiError::Endorsement { .. }), "{error}");
+    let after = described[1].not_after.plus(SECOND);
+    let error = member.adopt(endorsement.clone(), after).unwrap_err();
+    assert!(matches!(error, PkiError::Certificate { .. }), "{error}");
+    let error = fleet
+        .endorse(fleet.root_certificate_der(), NOW)
+        .unwrap_err();
+    assert!(matches!(error, PkiError::Endorsement { .. }), "{error}");
+    let region = issue(&mut member, NOW)[2].der().to_vec();
+    let error = fleet.endorse(&region, NOW).unwrap_err();
+    assert!(matches!(error, PkiError::Certificate { .. }), "{error}");
+
+    // An endorsement is what its root signed.
+    let forged = member.own_root_certificate_pem() + &endorsement.to_pem();
+    let blocks: Vec<_> = forged
+        .split_inclusive("-----END CERTIFICATE-----\n")
+        .collect();
+    for text in [
+        [blocks[0], blocks[2]].concat(),
+        [blocks[2], blocks[1]].concat(),
+        blocks[1].to_owned(),
+        String::new(),
+    ] {
+        assert!(Endorsement::from_pem(&text).is_err(), "{text}");
+    }
+    // Storage with an endorsement of another root is refused.
+    let stored = stranger.to_pem().unwrap().to_string() + &endorsement.to_pem();
+    assert!(matches!(
+        Authority::from_pem(&stored),
+        Err(PkiError::Stored { .. })
+    ));
+}
+
+/// The clock of an endorsement is the shorter root's, and a jump back before it is an error, not a document.
+#[test]
+fn clocks_that_jump_do_not_make_endorsements_nobody_accepts() {
+    let fleet = authority();
+    let late = NOW.plus(365 * DAY);
+    let mut member = Authority::create(late, "eu-west-1", "eu-west-1a", "i-1").unwrap();
+    let root = member.root_certificate_der().to_vec();
+    let error = fleet.endorse(&root, NOW).unwrap_err();
+    assert!(matches!(error, PkiError::Certificate { .. }), "{error}");
+    let endorsement = fleet.endorse(&root, late).unwrap();
+    member.adopt(endorsement, late).unwrap();
+    let [first, second] = [&member.describe()[0], &member.describe()[1]].map(|d| d.not_after);
+    assert_eq!(second, first, "the fleet's root ends first");
+    let error = fleet.endorse(&root, second).unwrap_err();
+    assert!(matches!(error, PkiError::RootExpires { .. }), "{error}");
+    let error = fleet.endorse(&root, NOW.minus(DAY)).unwrap_err();
+    assert!(matches!(error, PkiError::ClockBeforeRoot { .. }), "{error}");
+}
+
 #[test]
 fn names_that_do_not_fit_are_refused() {
     let create = |region: &str, zone: &str, id: &str| {
