@@ -33,6 +33,7 @@ pub struct Builder<'a> {
     bench: &'a Workbench,
     dir: PathBuf,
     kms_ca: PathBuf,
+    kernel: Option<PathBuf>,
 }
 
 impl<'a> Builder<'a> {
@@ -42,7 +43,19 @@ impl<'a> Builder<'a> {
     /// The folder cannot be created.
     pub fn new(bench: &'a Workbench, dir: PathBuf, kms_ca: PathBuf) -> Result<Self> {
         fs::create_dir_all(&dir)?;
-        Ok(Self { bench, dir, kms_ca })
+        Ok(Self {
+            bench,
+            dir,
+            kms_ca,
+            kernel: None,
+        })
+    }
+
+    /// Builds with the kernel in this folder, not with the one that `enclos build` would take.
+    #[must_use]
+    pub fn with_kernel(self, kernel: PathBuf) -> Self {
+        let kernel = Some(kernel);
+        Self { kernel, ..self }
     }
 
     /// `examples/rust-backend`. `edit` may change the program's bytes.
@@ -143,6 +156,9 @@ impl<'a> Builder<'a> {
             .arg("--config")
             .arg(config);
         command.arg("--output").arg(&eif);
+        if let Some(kernel) = &self.kernel {
+            command.arg("--kernel").arg(kernel);
+        }
         let printed = child::read(&mut command, BUILD)?;
         let measurements = measurements(&printed)?;
         Ok(Image {

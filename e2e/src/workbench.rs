@@ -17,6 +17,8 @@ pub struct Workbench {
     pub bins: PathBuf,
     /// Static programs for enclaves.
     pub guest: PathBuf,
+    /// Folder with a folder for each kernel.
+    pub kernels: PathBuf,
     /// Root file system with the Flask example's packages.
     pub flask_rootfs: PathBuf,
     /// Root file system with the tests' Python clients.
@@ -34,6 +36,7 @@ impl Workbench {
             state: variable("ENCLOS_E2E_STATE")?,
             bins: variable("ENCLOS_E2E_BIN_DIR")?,
             guest: variable("ENCLOS_GUEST_DIR")?,
+            kernels: variable("ENCLOS_CACHE_DIR")?.join("kernel"),
             flask_rootfs: variable("ENCLOS_E2E_FLASK_ROOTFS")?,
             client_rootfs: variable("ENCLOS_E2E_CLIENT_ROOTFS")?,
         })

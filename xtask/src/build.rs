@@ -27,6 +27,12 @@ const HOST_PACKAGES: [&str; 5] = [
 
 const KERNEL_PACKAGE: &str = "linux-image-6.12-cloud-amd64";
 
+/// The lean kernel's source.
+const SOURCE_PACKAGE: &str = "linux-source-6.12";
+
+/// What the lean kernel's version ends with.
+const LEAN: &str = "-enclos";
+
 const GUEST_MANIFESTS: [&str; 2] = ["examples/rust-backend/Cargo.toml", "e2e/guest/Cargo.toml"];
 
 /// Builds everything; what is up to date costs nothing.
@@ -84,19 +90,36 @@ fn guest_cargo(workspace: &Workspace) -> Shell {
 /// A kernel that is in the cache is good enough. One that is not comes from apt, which on a new machine has yet to
 /// learn what there is.
 pub(crate) fn kernel(workspace: &Workspace) -> Result<()> {
-    let enclos = |command: &str| {
-        let enclos = Shell::new(workspace.host_bins().join("enclos"));
-        enclos
-            .args(["kernel", command])
-            .env("ENCLOS_CACHE_DIR", &workspace.cache)
-    };
-    if enclos("path").succeeds() {
+    if !newest_kernel(workspace).is_empty() {
         return Ok(());
     }
     if !host::apt_knows(KERNEL_PACKAGE) {
         host::update_index()?;
     }
-    enclos("fetch").read().map(drop)
+    enclos_kernel(workspace, "fetch").read().map(drop)
+}
+
+/// The lean kernel, built from source once for a cache. From then on images are built with it.
+pub(crate) fn lean_kernel(workspace: &Workspace) -> Result<()> {
+    if newest_kernel(workspace).ends_with(LEAN) {
+        return Ok(());
+    }
+    if !host::apt_knows(SOURCE_PACKAGE) {
+        host::update_index()?;
+    }
+    enclos_kernel(workspace, "build").read().map(drop)
+}
+
+/// Where the kernel is that images are built with; empty when there is none.
+fn newest_kernel(workspace: &Workspace) -> String {
+    let path = enclos_kernel(workspace, "path").read();
+    path.map(|path| path.trim().to_owned()).unwrap_or_default()
+}
+
+fn enclos_kernel(workspace: &Workspace, command: &str) -> Shell {
+    let enclos = Shell::new(workspace.host_bins().join("enclos"));
+    let enclos = enclos.args(["kernel", command]);
+    enclos.env("ENCLOS_CACHE_DIR", &workspace.cache)
 }
 
 impl Built {

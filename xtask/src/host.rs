@@ -20,7 +20,8 @@ struct Need {
     purpose: &'static str,
 }
 
-const NEEDS: &[Need] = &[
+/// What every command needs.
+const BASE: &[Need] = &[
     Need {
         present: || {
             in_path("qemu-system-x86_64") && Path::new("/usr/share/qemu/qboot.rom").exists()
@@ -43,15 +44,6 @@ const NEEDS: &[Need] = &[
         purpose: "fetch the Python example's wheels",
     },
     Need {
-        present: || {
-            Shell::new("python3")
-                .args(["-c", "import ensurepip"])
-                .succeeds()
-        },
-        package: "python3-venv",
-        purpose: "install Python packages for tests apart from the system",
-    },
-    Need {
         present: || is_root() || in_path("newuidmap"),
         package: "uidmap",
         purpose: "run mmdebstrap without being root",
@@ -65,6 +57,24 @@ const NEEDS: &[Need] = &[
         present: || in_path("cmake"),
         package: "cmake",
         purpose: "compile C that some crates carry",
+    },
+    Need {
+        present: || in_path("openssl"),
+        package: "openssl",
+        purpose: "check from outside that key releases have the standard's shape",
+    },
+];
+
+/// What the tests need besides, building the lean kernel included.
+const TESTS: &[Need] = &[
+    Need {
+        present: || {
+            Shell::new("python3")
+                .args(["-c", "import ensurepip"])
+                .succeeds()
+        },
+        package: "python3-venv",
+        purpose: "install Python packages for tests apart from the system",
     },
     Need {
         present: || in_path("pkg-config"),
@@ -92,9 +102,39 @@ const NEEDS: &[Need] = &[
         purpose: "test signing with a key in a PKCS#11 token",
     },
     Need {
-        present: || in_path("openssl"),
-        package: "openssl",
-        purpose: "check from outside that key releases have the standard's shape",
+        present: || in_path("flex"),
+        package: "flex",
+        purpose: "build the lean kernel",
+    },
+    Need {
+        present: || in_path("bison"),
+        package: "bison",
+        purpose: "build the lean kernel",
+    },
+    Need {
+        present: || in_path("bc"),
+        package: "bc",
+        purpose: "build the lean kernel",
+    },
+    Need {
+        present: || in_path("make"),
+        package: "make",
+        purpose: "build the lean kernel",
+    },
+    Need {
+        present: || in_path("patch"),
+        package: "patch",
+        purpose: "build the lean kernel",
+    },
+    Need {
+        present: || in_path("xz"),
+        package: "xz-utils",
+        purpose: "unpack the lean kernel's source",
+    },
+    Need {
+        present: || Path::new("/usr/include/gelf.h").is_file(),
+        package: "libelf-dev",
+        purpose: "build the lean kernel",
     },
     Need {
         present: || in_path("node"),
@@ -115,9 +155,20 @@ const NEEDS: &[Need] = &[
     },
 ];
 
-/// Installs what is missing, or says what it is.
+/// Installs what the demo and every other command need.
 pub(crate) fn install_missing() -> Result<()> {
-    let missing: Vec<&Need> = NEEDS.iter().filter(|need| !(need.present)()).collect();
+    install(BASE)
+}
+
+/// Installs what the tests need.
+pub(crate) fn install_missing_for_tests() -> Result<()> {
+    install_missing()?;
+    install(TESTS)
+}
+
+/// Installs what is missing, or says what it is.
+fn install(needs: &[Need]) -> Result<()> {
+    let missing: Vec<&Need> = needs.iter().filter(|need| !(need.present)()).collect();
     if missing.is_empty() {
         return Ok(());
     }
@@ -125,7 +176,7 @@ pub(crate) fn install_missing() -> Result<()> {
         bail!("{}", explanation(&missing));
     }
     let packages: Vec<&str> = missing.iter().map(|need| need.package).collect();
-    install(&packages)?;
+    apt_install(&packages)?;
     match missing.iter().find(|need| !(need.present)()) {
         None => Ok(()),
         Some(need) => bail!(
@@ -136,7 +187,7 @@ pub(crate) fn install_missing() -> Result<()> {
     }
 }
 
-fn install(packages: &[&str]) -> Result<()> {
+fn apt_install(packages: &[&str]) -> Result<()> {
     let hint = || format!("install by hand: apt-get install {}", packages.join(" "));
     update_index().with_context(hint)?;
     let mut arguments = vec!["install", "--yes", "--no-install-recommends"];
@@ -218,10 +269,9 @@ mod tests {
 
     #[test]
     fn the_explanation_names_package_and_purpose() {
-        let text = explanation(&NEEDS.iter().collect::<Vec<_>>());
+        let text = explanation(&BASE.iter().collect::<Vec<_>>());
         assert!(
-            NEEDS
-                .iter()
+            BASE.iter()
                 .all(|need| text.contains(need.package) && text.contains(need.purpose))
         );
     }

@@ -96,7 +96,7 @@ fn run(task: Task) -> Result<()> {
         Task::Prepush { no_tests } => prepush::run(&workspace, &mut report, !no_tests),
         Task::Install { prefix } => install::run(&workspace, &mut report, prefix),
         Task::Moto => {
-            report.stage("Debian packages", host::install_missing)?;
+            report.stage("Debian packages", host::install_missing_for_tests)?;
             moto(&workspace, &mut report)
         }
         Task::Bindings => {
@@ -116,10 +116,13 @@ fn run(task: Task) -> Result<()> {
                 peers::differential(&workspace, &mut report)?;
                 bindings::run(&workspace, &mut report)?;
             }
+            report.stage("Lean kernel (minutes, once)", || {
+                build::lean_kernel(&workspace)
+            })?;
             end_to_end(&workspace, &built, &mut report, filter)
         }
         Task::Differential => {
-            report.stage("Debian packages", host::install_missing)?;
+            report.stage("Debian packages", host::install_missing_for_tests)?;
             report.stage("Host programs", || build::host_programs(&workspace))?;
             peers::differential(&workspace, &mut report)
         }

@@ -24,7 +24,7 @@ pub(crate) fn run(workspace: &Workspace, report: &mut Report, tests: bool) -> Re
 /// Runs the unit tests of the workspace, some of which need programs of the host. The end-to-end tests stay out: they need
 /// the crate feature `vm`.
 pub(crate) fn unit_tests(workspace: &Workspace, report: &mut Report) -> Result<()> {
-    report.stage("Debian packages", host::install_missing)?;
+    report.stage("Debian packages", host::install_missing_for_tests)?;
     report.heading("Unit tests");
     Shell::cargo(workspace)
         .args(["test", "--workspace", "--no-fail-fast"])

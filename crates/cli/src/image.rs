@@ -59,6 +59,7 @@ fn with_spec(
     make: impl FnOnce(&BuildSpec) -> Result<Built, ImageError>,
 ) -> Outcome<Built> {
     let kernel = kernel(wanted.kernel.as_deref())?;
+    let cmdline = kernel.cmdline();
     let guest = guest()?;
     let config = wanted
         .config
@@ -82,10 +83,7 @@ fn with_spec(
         modules: kernel.modules,
         kernel: kernel.image,
         guest,
-        cmdline: wanted
-            .cmdline
-            .clone()
-            .unwrap_or_else(|| DEFAULT_CMDLINE.to_owned()),
+        cmdline: wanted.cmdline.clone().unwrap_or(cmdline),
         name: wanted.name.clone().or_else(|| source.name()),
         version: wanted.version.clone(),
         custom_metadata,
@@ -208,6 +206,18 @@ fn looks_like_path(named: &str) -> bool {
 struct Kernel {
     image: PathBuf,
     modules: PathBuf,
+    acpi: bool,
+}
+
+impl Kernel {
+    /// The command line of images with this kernel. Without ACPI, the kernel is told its devices' addresses by the engine,
+    /// which has to know that.
+    fn cmdline(&self) -> String {
+        match self.acpi {
+            true => DEFAULT_CMDLINE.to_owned(),
+            false => format!("{DEFAULT_CMDLINE} acpi=off"),
+        }
+    }
 }
 
 /// A folder as `enclos kernel fetch` leaves it; by default the newest in the cache.
@@ -223,9 +233,14 @@ fn kernel(given: Option<&Path>) -> Outcome<Kernel> {
         return Err(Failure::aws_text(Code::BLOBS, format_args!("no kernel at {}", image.display()))
             .hint("--kernel takes a folder with `vmlinuz` and `modules/`, such as `enclos kernel fetch` makes"));
     }
+    // A folder without a configuration holds a kernel of unknown making, most of which have ACPI.
+    let config = std::fs::read_to_string(folder.join("config")).unwrap_or_default();
     Ok(Kernel {
         image,
         modules: folder.join("modules"),
+        acpi: !config
+            .lines()
+            .any(|line| line == "# CONFIG_ACPI is not set"),
     })
 }
 

@@ -2,6 +2,9 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
 use serde_json::{Value, json};
 
 use crate::Fixture;
@@ -36,6 +39,39 @@ fn the_application_starts_as_its_image_says_and_sees_no_device() {
     assert_eq!(seen["rng_current"], "nsm-hwrng");
     let skew = host - seen["unix_time"].as_f64().unwrap();
     assert!(skew.abs() < 2.0, "the guest's clock is off by {skew} s");
+}
+
+#[test]
+fn the_lean_kernel_and_debians_give_an_application_the_same_machine() {
+    let fixture = Fixture::new();
+    let seen = kernels(&fixture).map(|(name, folder)| {
+        let builder = fixture.builder().with_kernel(folder);
+        let image = builder.test_program(&name, &["facts"], "").unwrap();
+        let enclave = fixture.stack.host.run(&image, &["--cpu-count", "2"]);
+        let mut seen = observation(enclave.unwrap().address);
+        assert_eq!(seen["rng_current"], "nsm-hwrng", "{name}");
+        assert_eq!(seen["block_devices"], json!([]), "{name}: no disk");
+        seen["unix_time"].take();
+        seen
+    });
+    assert_eq!(seen[0], seen[1]);
+}
+
+/// The newest kernel of each making.
+fn kernels(fixture: &Fixture) -> [(String, PathBuf); 2] {
+    let folders = std::fs::read_dir(&fixture.bench.kernels).unwrap();
+    let folders = folders.map(|entry| entry.unwrap().path());
+    let kernels: BTreeMap<String, PathBuf> = folders
+        .map(|path| (path.file_name().unwrap().to_str().unwrap().to_owned(), path))
+        .filter(|(name, _)| !name.starts_with('.'))
+        .collect();
+    ["-enclos", "-cloud-amd64"].map(|ending| {
+        let mut found = kernels.iter().filter(|(name, _)| name.ends_with(ending));
+        let (name, folder) = found
+            .next_back()
+            .unwrap_or_else(|| panic!("no kernel {ending}"));
+        (name.clone(), folder.clone())
+    })
 }
 
 #[test]

@@ -4,9 +4,15 @@
 //! them. Two constructions in the measured part would swallow what follows, and are handled here: a bare
 //! `--`, after which everything is arguments of init (the additions go before it), and an open quote (refused).
 //! The caller of `run-enclave` has no say in any of it.
+//!
+//! A kernel without ACPI finds its devices by `virtio_mmio.device=` words. An image says so by the measured word
+//! `acpi=off`; its machine then has no ACPI tables, and QEMU adds one such word for each device, at the very end.
 
 /// Longest command line that an x86 kernel takes (`COMMAND_LINE_SIZE`), the terminating zero included.
 const MAX_LEN: usize = 2048;
+
+/// Room for what QEMU adds for the vsock and the NSM: ` virtio_mmio.device=512@0xfeb00e00:12` twice, rounded up.
+const DEVICE_WORDS: usize = 128;
 
 /// Initcalls that cost time under TCG and serve nothing an enclave has: the jitter entropy source (the NSM
 /// seeds the guest), tracing and BPF conveniences.
@@ -24,6 +30,12 @@ pub enum CmdlineError {
     /// The measured part has an odd number of quotes.
     #[error("the image's kernel command line has a quote that is never closed; rebuild the image")]
     OpenQuote,
+    /// The words for the devices would become arguments of init.
+    #[error(
+        "the image's kernel command line has `acpi=off`, so the devices' addresses follow it, and a bare `--`, which \
+         would hide them from the kernel; rebuild the image without one of the two"
+    )]
+    HiddenDevices,
     /// The whole is too long for the kernel.
     #[error(
         "the kernel command line would be {len} bytes with the engine's part, and the kernel takes {max}; \
@@ -45,11 +57,20 @@ pub struct Machine {
     pub cpus: u32,
 }
 
+/// A complete command line.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cmdline {
+    /// What the kernel is told, but for the devices' addresses where there is no ACPI.
+    pub line: String,
+    /// Whether the machine describes its devices by ACPI tables.
+    pub acpi: bool,
+}
+
 /// Joins the measured command line with the engine's additions for `machine`.
 ///
 /// # Errors
 /// See [`CmdlineError`].
-pub fn join(measured: &str, machine: Machine) -> Result<String, CmdlineError> {
+pub fn join(measured: &str, machine: Machine) -> Result<Cmdline, CmdlineError> {
     let measured = measured.trim_end_matches(['\n', '\0', ' ']);
     if !measured.bytes().all(|byte| matches!(byte, b' '..=b'~')) {
         return Err(CmdlineError::NotPrintable);
@@ -58,12 +79,17 @@ pub fn join(measured: &str, machine: Machine) -> Result<String, CmdlineError> {
         return Err(CmdlineError::OpenQuote);
     }
     let (kernel, init) = split_at_init_arguments(measured);
+    let acpi = !words(kernel).any(|(_, word)| word == "acpi=off");
+    if !acpi && !init.is_empty() {
+        return Err(CmdlineError::HiddenDevices);
+    }
     let line = [kernel, &additions(machine), init].join(" ");
     let line = line.trim().to_owned();
-    if line.len() >= MAX_LEN {
-        return Err(CmdlineError::TooLong { len: line.len() });
+    let len = line.len() + if acpi { 0 } else { DEVICE_WORDS };
+    if len >= MAX_LEN {
+        return Err(CmdlineError::TooLong { len });
     }
-    Ok(line)
+    Ok(Cmdline { line, acpi })
 }
 
 /// Parameters that only the engine knows.
@@ -82,21 +108,23 @@ fn additions(machine: Machine) -> String {
 
 /// The part before a bare `--` outside quotes, and the part from it on.
 fn split_at_init_arguments(line: &str) -> (&str, &str) {
+    let found = words(line).find(|(_, word)| *word == "--");
+    found.map_or((line, ""), |(at, _)| line.split_at(at))
+}
+
+/// Words as the kernel sees them, spaces within quotes do not separate, each with its place.
+fn words(line: &str) -> impl Iterator<Item = (usize, &str)> {
     let mut quoted = false;
-    let mut start = 0;
-    for (at, byte) in line.bytes().chain([b' ']).enumerate() {
-        match byte {
-            b'"' => quoted = !quoted,
-            b' ' if !quoted => {
-                if &line[start..at] == "--" {
-                    return (&line[..start], &line[start..]);
-                }
-                start = at + 1;
-            }
-            _ => {}
-        }
-    }
-    (line, "")
+    let split = move |c: char| {
+        quoted ^= c == '"';
+        c == ' ' && !quoted
+    };
+    let mut at = 0;
+    line.split(split).map(move |word| {
+        let start = at;
+        at += word.len() + 1;
+        (start, word)
+    })
 }
 
 #[cfg(test)]
@@ -108,9 +136,33 @@ mod tests {
         cpus: 1,
     };
 
+    fn joined(measured: &str, machine: Machine) -> String {
+        let cmdline = join(measured, machine).unwrap();
+        assert!(cmdline.acpi);
+        cmdline.line
+    }
+
+    #[test]
+    fn an_image_without_acpi_gets_a_machine_without_it() {
+        let cmdline = join("quiet acpi=off panic=1", MACHINE).unwrap();
+        assert!(!cmdline.acpi);
+        let start = "quiet acpi=off panic=1 tsc_early_khz=";
+        assert!(cmdline.line.starts_with(start), "{}", cmdline.line);
+        assert!(join("quiet a=\"b acpi=off c\"", MACHINE).unwrap().acpi);
+        assert!(join("quiet -- acpi=off", MACHINE).unwrap().acpi);
+        assert_eq!(
+            join("acpi=off -- single", MACHINE),
+            Err(CmdlineError::HiddenDevices)
+        );
+        let room = MAX_LEN - 1 - DEVICE_WORDS - "acpi=off ".len() - 1 - additions(MACHINE).len();
+        assert!(join(&format!("acpi=off {}", "x".repeat(room)), MACHINE).is_ok());
+        let error = join(&format!("acpi=off {}", "x".repeat(room + 1)), MACHINE).unwrap_err();
+        assert_eq!(error, CmdlineError::TooLong { len: MAX_LEN });
+    }
+
     #[test]
     fn the_engine_has_the_last_word() {
-        let line = join("console=ttyS0 tsc_early_khz=1\n", MACHINE).unwrap();
+        let line = joined("console=ttyS0 tsc_early_khz=1\n", MACHINE);
         assert!(
             line.starts_with("console=ttyS0 tsc_early_khz=1 tsc_early_khz=2445430 "),
             "{line}"
@@ -120,18 +172,18 @@ mod tests {
 
     #[test]
     fn several_cpus_keep_their_lock_prefixes() {
-        let line = join("", Machine { cpus: 2, ..MACHINE }).unwrap();
+        let line = joined("", Machine { cpus: 2, ..MACHINE });
         assert!(!line.contains("noreplace-smp"));
         assert!(line.starts_with("tsc_early_khz="));
     }
 
     #[test]
     fn additions_go_before_the_arguments_of_init() {
-        let line = join("quiet -- verbose", MACHINE).unwrap();
+        let line = joined("quiet -- verbose", MACHINE);
         assert!(line.ends_with(" -- verbose"), "{line}");
-        let line = join("quiet --", MACHINE).unwrap();
+        let line = joined("quiet --", MACHINE);
         assert!(line.ends_with(" --"), "{line}");
-        let line = join("a=\"x -- y\" b--", MACHINE).unwrap();
+        let line = joined("a=\"x -- y\" b--", MACHINE);
         assert!(
             line.starts_with("a=\"x -- y\" b-- tsc_early_khz="),
             "{line}"
@@ -148,7 +200,7 @@ mod tests {
     #[test]
     fn the_length_limit_is_the_kernels() {
         let room = MAX_LEN - 1 - 1 - additions(MACHINE).len();
-        assert_eq!(join(&"x".repeat(room), MACHINE).unwrap().len(), MAX_LEN - 1);
+        assert_eq!(joined(&"x".repeat(room), MACHINE).len(), MAX_LEN - 1);
         let error = join(&"x".repeat(room + 1), MACHINE).unwrap_err();
         assert_eq!(error, CmdlineError::TooLong { len: MAX_LEN });
     }

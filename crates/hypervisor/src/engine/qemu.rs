@@ -21,6 +21,8 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use super::cmdline::Cmdline;
+
 /// Program name, looked up in `PATH` unless the operator names a file.
 pub const PROGRAM: &str = "qemu-system-x86_64";
 
@@ -43,8 +45,8 @@ pub struct Machine<'a> {
     pub kernel: BorrowedFd<'a>,
     /// Unpacked ramdisks, one after the other, a memfd.
     pub initrd: BorrowedFd<'a>,
-    /// Complete kernel command line.
-    pub cmdline: &'a str,
+    /// Complete kernel command line, and whether there is ACPI.
+    pub cmdline: &'a Cmdline,
     /// vhost-user socket of the vsock device.
     pub vsock: &'a Path,
     /// vhost-user socket of the NSM.
@@ -85,13 +87,14 @@ impl Machine<'_> {
         arguments.pair("-bios", "qboot.rom");
         arguments.pair("-kernel", &inherited(self.kernel));
         arguments.pair("-initrd", &inherited(self.initrd));
-        arguments.pair("-append", self.cmdline);
+        arguments.pair("-append", &self.cmdline.line);
         arguments.0
     }
 
     fn board(&self, arguments: &mut Arguments) {
         let serial = if self.console.is_some() { "on" } else { "off" };
-        let board = format!("microvm,rtc=on,isa-serial={serial},memory-backend=mem");
+        let acpi = if self.cmdline.acpi { "on" } else { "off" };
+        let board = format!("microvm,rtc=on,acpi={acpi},isa-serial={serial},memory-backend=mem");
         let memory = format!(
             "memory-backend-memfd,id=mem,size={}M,share=on",
             self.memory_mib
@@ -269,6 +272,11 @@ mod tests {
     use super::*;
 
     fn arguments(console: bool) -> Vec<String> {
+        arguments_of(console, true)
+    }
+
+    fn arguments_of(console: bool, acpi: bool) -> Vec<String> {
+        let line = "quiet a=b,c".to_owned();
         let file = File::open("/dev/null").unwrap();
         let machine = Machine {
             program: Path::new("/usr/bin/qemu-system-x86_64"),
@@ -276,7 +284,7 @@ mod tests {
             cpus: 2,
             kernel: file.as_fd(),
             initrd: file.as_fd(),
-            cmdline: "quiet a=b,c",
+            cmdline: &Cmdline { line, acpi },
             vsock: Path::new("/run/a,b/vs"),
             nsm: Path::new("/run/a,b/ns"),
             console: console.then(|| file.as_fd()),
@@ -320,6 +328,12 @@ mod tests {
                 "{forbidden}"
             );
         }
+    }
+
+    #[test]
+    fn a_machine_without_acpi_announces_devices_on_the_command_line() {
+        assert!(value_of(&arguments_of(false, true), "-machine")[0].contains(",acpi=on,"));
+        assert!(value_of(&arguments_of(false, false), "-machine")[0].contains(",acpi=off,"));
     }
 
     #[test]

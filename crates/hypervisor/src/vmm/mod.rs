@@ -45,7 +45,7 @@ use enclos_attest::pki::{IssuedLeaf, LeafKey};
 use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 
 use crate::daemon::authority::now;
-use crate::engine::cmdline;
+use crate::engine::cmdline::{self, Cmdline};
 use crate::engine::qemu::Machine;
 use crate::link::{Ended, FRAME_TIMEOUT, FromVmm, LaunchSpec, ToVmm};
 use crate::nsm_device::Module;
@@ -239,7 +239,7 @@ impl Vmm {
             tsc_khz: self.spec.tsc_khz,
             cpus: self.spec.cpus,
         };
-        let line = cmdline::join(&payload.cmdline, machine)?;
+        let cmdline = cmdline::join(&payload.cmdline, machine)?;
         let leaf = self.await_certificate()?;
         let pcrs = signer::boot_pcrs(&self.spec).map_err(StartError::Measurements)?;
         let nsm = Nsm::new(self.spec.id.clone(), &pcrs);
@@ -249,7 +249,7 @@ impl Vmm {
         made.map_err(system("make a directory"))?;
         let devices = self.devices(module, &private)?;
         self.say(&FromVmm::Ready);
-        let (console, engine) = self.launch(&payload, &line, &private)?;
+        let (console, engine) = self.launch(&payload, &cmdline, &private)?;
         sandbox::confine().map_err(StartError::Sandbox)?;
         self.say(&FromVmm::Launched);
         Ok(Running {
@@ -302,7 +302,7 @@ impl Vmm {
     fn launch(
         &self,
         payload: &Payload,
-        line: &str,
+        cmdline: &Cmdline,
         private: &Path,
     ) -> Result<(Option<Console>, Engine), StartError> {
         let serial = if self.spec.debug {
@@ -319,7 +319,7 @@ impl Vmm {
             cpus: self.spec.cpus,
             kernel: payload.kernel.as_fd(),
             initrd: payload.initrd.as_fd(),
-            cmdline: line,
+            cmdline,
             vsock: &private.join("vsock"),
             nsm: &private.join("nsm"),
             console: serial.as_ref().map(|(_, theirs)| theirs.as_fd()),
