@@ -80,10 +80,23 @@ impl<'a> Builder<'a> {
     /// # Errors
     /// The build fails.
     pub fn flask_backend(&self, name: &str) -> Result<Image> {
+        self.flask_backend_with(name, "")
+    }
+
+    /// The same with `env`, `NAME = "value",` in TOML, added to the application's environment.
+    ///
+    /// # Errors
+    /// The build fails.
+    pub fn flask_backend_with(&self, name: &str, env: &str) -> Result<Image> {
         let app = read(&self.bench.path("examples/flask-backend/app.py"))?;
         let rootfs = self.dir.join(format!("{name}.rootfs.tar"));
         add_to_archive(&self.bench.flask_rootfs, &rootfs, "app/app.py", &app)?;
         let config = self.example_config(name, "examples/flask-backend")?;
+        if !env.is_empty() {
+            let text = fs::read_to_string(&config)?;
+            let text = text.replacen("env = {", &format!("env = {{ {env}"), 1);
+            fs::write(&config, text)?;
+        }
         self.build(name, &rootfs, &config, 512)
     }
 

@@ -77,6 +77,27 @@ fn unmodified_boto3_decrypts_in_flask() {
     );
 }
 
+/// SDKs from before `AWS_ENDPOINT_URL_KMS` call the name that AWS's documentation gives, by TLS: DNS leads them to the agent, and the
+/// bundle in `AWS_CA_BUNDLE` makes them trust it. boto3 does what they do when told to ignore the variable.
+#[test]
+fn an_sdk_that_knows_no_endpoint_variable_decrypts_too() {
+    let fixture = Fixture::new();
+    let env = "AWS_IGNORE_CONFIGURED_ENDPOINT_URLS = \"true\",";
+    let image = fixture.builder().flask_backend_with("old-sdk", env);
+    let image = image.unwrap();
+    let secret = fixture.secret(&image);
+    let enclave = fixture.stack.host.run(&image, &[]).unwrap();
+    enclave.until_answering("/health").unwrap();
+    let reply = enclave
+        .post("/process", &json!({ "encrypted_data": secret.ciphertext }))
+        .unwrap();
+    let answer = String::from_utf8_lossy(&reply.body).into_owned();
+    assert!(
+        answer.contains("Processed: MEET ME AT NOON (4 words)"),
+        "{answer}"
+    );
+}
+
 #[test]
 fn the_host_itself_gets_nothing() {
     let fixture = Fixture::new();

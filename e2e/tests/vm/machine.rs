@@ -47,7 +47,7 @@ fn the_lean_kernel_and_debians_give_an_application_the_same_machine() {
     let seen = kernels(&fixture).map(|(name, folder)| {
         let builder = fixture.builder().with_kernel(folder);
         let image = builder.test_program(&name, &["facts"], "").unwrap();
-        let enclave = fixture.stack.host.run(&image, &["--cpu-count", "2"]);
+        let enclave = fixture.stack.host.run(&image, &[]);
         let mut seen = observation(enclave.unwrap().address);
         assert_eq!(seen["rng_current"], "nsm-hwrng", "{name}");
         assert_eq!(seen["block_devices"], json!([]), "{name}: no disk");
