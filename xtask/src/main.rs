@@ -100,7 +100,7 @@ fn run(task: Task) -> Result<()> {
             moto(&workspace, &mut report)
         }
         Task::Bindings => {
-            report.stage("Debian packages", host::install_missing)?;
+            report.stage("Debian packages", host::install_missing_for_tests)?;
             bindings::run(&workspace, &mut report)
         }
         Task::Setup => set_up(&workspace, &mut report).map(drop),
@@ -113,6 +113,7 @@ fn run(task: Task) -> Result<()> {
             prepush::unit_tests(&workspace, &mut report)?;
             let built = set_up(&workspace, &mut report)?;
             if filter.is_none() {
+                moto(&workspace, &mut report)?;
                 peers::differential(&workspace, &mut report)?;
                 bindings::run(&workspace, &mut report)?;
             }
