@@ -8,6 +8,7 @@ use std::io::Read;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child as Process, Command, ExitStatus, Output, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -18,6 +19,12 @@ use crate::wait;
 
 /// How long a process may take to end by itself when asked to.
 const GRACE: Duration = Duration::from_secs(15);
+
+/// Folders that go when everything has ended.
+static FOLDERS: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
+
+/// Whether a signal is how this program is meant to end.
+static SIGNAL_IS_EXPECTED: AtomicBool = AtomicBool::new(false);
 
 /// Ids of the children that run, oldest first.
 static RUNNING: Mutex<Vec<u32>> = Mutex::new(Vec::new());
@@ -182,13 +189,28 @@ pub fn read(command: &mut Command, limit: Duration) -> Result<String> {
 pub fn end_all_on_signal() -> Result<()> {
     ctrlc::set_handler(|| {
         end_all();
+        let expected = SIGNAL_IS_EXPECTED.load(Ordering::Relaxed);
         #[expect(
             clippy::exit,
             reason = "a signal handler's thread has nowhere to return to"
         )]
-        std::process::exit(130);
+        std::process::exit(if expected { 0 } else { 130 });
     })?;
     Ok(())
+}
+
+/// Removes `folder` too when a signal ends this program.
+pub(crate) fn remove_on_signal(folder: &Path) {
+    let mut folders = FOLDERS.lock().unwrap_or_else(PoisonError::into_inner);
+    folders.push(folder.to_owned());
+}
+
+/// Sleeps until a signal ends this program, as a success.
+pub fn until_signal() -> ! {
+    SIGNAL_IS_EXPECTED.store(true, Ordering::Relaxed);
+    loop {
+        std::thread::park();
+    }
 }
 
 fn end_all() {
@@ -199,6 +221,11 @@ fn end_all() {
         if gone.is_err() {
             let _ = send(id, Signal::KILL);
         }
+    }
+    let folders = FOLDERS.lock().unwrap_or_else(PoisonError::into_inner);
+    for folder in folders.iter() {
+        // One that is gone already was removed by its owner.
+        let _ = fs::remove_dir_all(folder);
     }
 }
 

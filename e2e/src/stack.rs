@@ -377,14 +377,17 @@ pub fn free_address() -> Result<SocketAddr> {
 fn scratch_in(state: &Path) -> Result<TempDir> {
     let parent = state.join("stacks");
     fs::create_dir_all(&parent)?;
-    Ok(tempfile::Builder::new()
+    let dir = tempfile::Builder::new()
         .prefix("stack-")
-        .tempdir_in(parent)?)
+        .tempdir_in(parent)?;
+    child::remove_on_signal(dir.path());
+    Ok(dir)
 }
 
 /// A folder for sockets: short, since a socket's path may have 107 bytes, and open to the user ids that enclaves have.
 fn run_dir() -> Result<TempDir> {
     let dir = tempfile::Builder::new().prefix("enclos-").tempdir()?;
+    child::remove_on_signal(dir.path());
     fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755))?;
     Ok(dir)
 }

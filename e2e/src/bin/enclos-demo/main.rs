@@ -11,7 +11,7 @@ mod refusals;
 
 use std::process::ExitCode;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context, Result};
 use clap::Parser;
@@ -72,9 +72,7 @@ fn run(arguments: &Arguments) -> Result<()> {
             &stack,
             &[("rust-backend", &rust.enclave), ("flask-backend", &flask)],
         );
-        loop {
-            thread::sleep(Duration::from_secs(3600));
-        }
+        child::until_signal();
     }
     Ok(())
 }

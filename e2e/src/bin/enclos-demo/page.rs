@@ -151,8 +151,9 @@ impl Page {
         self.fact(
             "command line",
             format!(
-                "ENCLOS_RUN_DIR={} enclos describe-enclaves",
-                stack.host.run_dir().display()
+                "ENCLOS_RUN_DIR={} {} describe-enclaves",
+                stack.host.run_dir().display(),
+                stack.host.enclos().get_program().display()
             ),
         );
         self.fact(
