@@ -1,7 +1,9 @@
 //! Applying a tar archive to a [`Tree`]: a layer with its whiteouts, or a whole root file system.
 
 use std::collections::BTreeSet;
+use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
+use std::sync::Arc;
 
 use tar::{Entry, EntryType};
 
@@ -10,7 +12,7 @@ use crate::packing::{Packing, XZ_MEMORY_KIB};
 
 use super::error::ImageError;
 use super::sparse::{Expanded, SparseHeader};
-use super::tree::{Kind, MAX_FILE, PathError, Spool, Tree};
+use super::tree::{Body, Kind, MAX_FILE, PathError, Spool, Tree};
 
 /// Most bytes that one archive may unpack to: far above any enclave's memory, below what fills a disk
 /// unnoticed.
@@ -24,13 +26,13 @@ const OPAQUE: &[u8] = b".wh..wh..opq";
 /// Other names of aufs, which the image specification reserves.
 const RESERVED: &[u8] = b".wh..wh.";
 
-/// Whether whiteouts are honoured.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Whiteouts {
-    /// The archive is a layer.
-    Honour,
-    /// The archive is a whole file system.
-    Ignore,
+/// What an archive is.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Role<'a> {
+    /// A layer: whiteouts are honoured, and bodies copied out of the stream.
+    Layer,
+    /// A whole file system in this file, which is read from its start: nothing is a whiteout, and bodies stay in the file.
+    RootFs(&'a Arc<File>),
 }
 
 /// Reads a tar archive, packed or not.
@@ -54,7 +56,7 @@ pub(crate) fn unpacked<'r, R: Read + 'r>(reader: R) -> io::Result<Box<dyn Read +
 pub(crate) fn apply<R: Read>(
     name: &str,
     reader: R,
-    whiteouts: Whiteouts,
+    role: Role<'_>,
     tree: &mut Tree,
     spool: &mut Spool,
     lost: &mut BTreeSet<String>,
@@ -74,7 +76,7 @@ pub(crate) fn apply<R: Read>(
         }
         Applier {
             name,
-            whiteouts,
+            role,
             tree,
             spool,
             lost,
@@ -100,7 +102,7 @@ fn drain<R: Read>(name: &str, mut rest: io::Take<R>) -> Result<(), ImageError> {
 
 struct Applier<'a> {
     name: &'a str,
-    whiteouts: Whiteouts,
+    role: Role<'a>,
     tree: &'a mut Tree,
     spool: &'a mut Spool,
     lost: &'a mut BTreeSet<String>,
@@ -109,7 +111,7 @@ struct Applier<'a> {
 impl Applier<'_> {
     fn entry<R: Read>(&mut self, mut entry: Entry<'_, R>) -> Result<(), ImageError> {
         let path = entry.path_bytes().into_owned();
-        if self.whiteouts == Whiteouts::Honour && self.whiteout(&path)? {
+        if matches!(self.role, Role::Layer) && self.whiteout(&path)? {
             return Ok(());
         }
         let attributes = attributes(&entry).map_err(ImageError::layer(self.name))?;
@@ -143,15 +145,27 @@ impl Applier<'_> {
                 if path.ends_with(b"/") {
                     return self.check(&path, |tree| tree.directory(&path, attributes));
                 }
-                Kind::File(
-                    self.spool
-                        .store(&mut entry)
-                        .map_err(ImageError::layer(self.name))?,
-                )
+                Kind::File(self.body(&mut entry)?)
             }
             other => Kind::Special(self.special(&entry, &path, other)?),
         };
         self.check(&path, |tree| tree.set(&path, attributes, kind).map(drop))
+    }
+
+    fn body<R: Read>(&mut self, entry: &mut Entry<'_, R>) -> Result<Body, ImageError> {
+        match self.role {
+            Role::RootFs(file) if entry.header().entry_type() != EntryType::GNUSparse => {
+                Ok(Body::Archive {
+                    file: Arc::clone(file),
+                    offset: entry.raw_file_position(),
+                    len: entry.size(),
+                })
+            }
+            _ => self
+                .spool
+                .store(entry)
+                .map_err(ImageError::layer(self.name)),
+        }
     }
 
     /// Whether the path is a whiteout, applied.

@@ -23,7 +23,7 @@ use serde_json::Value;
 use crate::ramdisk::{MAGIC_LEN, Packing};
 
 use super::error::ImageError;
-use super::layer::{Whiteouts, apply, unpacked};
+use super::layer::{Role, apply, unpacked};
 use super::tree::{Spool, Tree};
 
 /// Largest index, manifest or configuration (bytes): the limit that registries apply to manifests.
@@ -546,7 +546,7 @@ fn apply_layer(
     let (mut stored, stored_hash) = Hashing::new(stored, algorithm);
     let unpacked = unpacked(&mut stored).map_err(ImageError::layer(name))?;
     let (mut unpacked, diff_hash) = Hashing::new(unpacked, diff_id.algorithm);
-    apply(name, &mut unpacked, Whiteouts::Honour, tree, spool, lost)?;
+    apply(name, &mut unpacked, Role::Layer, tree, spool, lost)?;
     drop(unpacked);
     io::copy(&mut stored, &mut io::sink()).map_err(ImageError::layer(name))?;
     if let Some((digest, _)) = &layer.digest {

@@ -9,11 +9,12 @@ use std::io::{BufReader, Seek};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
+use std::sync::Arc;
 
 use crate::cpio::{Attributes, Special};
 
 use super::error::ImageError;
-use super::layer::{Whiteouts, apply};
+use super::layer::{Role, apply};
 use super::tree::{Body, Kind, NodeId, Spool, Tree};
 
 /// Reads a folder. Bodies stay where they are and are read when the ramdisk is written.
@@ -38,11 +39,12 @@ pub(crate) fn load_tar(
 ) -> Result<Tree, ImageError> {
     archive.rewind().map_err(ImageError::file("read", path))?;
     let mut tree = Tree::new();
-    let reader = BufReader::with_capacity(128 << 10, archive);
+    let archive = Arc::new(archive);
+    let reader = BufReader::with_capacity(128 << 10, archive.as_ref());
     apply(
         &path.display().to_string(),
         reader,
-        Whiteouts::Ignore,
+        Role::RootFs(&archive),
         &mut tree,
         spool,
         lost,

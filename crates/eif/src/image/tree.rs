@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use crate::cpio::{Archive, Attributes, CpioError, Link, Special};
 
@@ -31,13 +32,22 @@ pub(crate) type NodeId = usize;
 const ROOT: NodeId = 0;
 
 /// Where a file's body is.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub(crate) enum Body {
     /// In memory.
     Bytes(Vec<u8>),
     /// In the spool file.
     Spool {
         /// Where it starts.
+        offset: u64,
+        /// Its length.
+        len: u64,
+    },
+    /// In an archive that is read in place.
+    Archive {
+        /// The archive.
+        file: Arc<File>,
+        /// Where the body starts.
         offset: u64,
         /// Its length.
         len: u64,
@@ -55,13 +65,13 @@ impl Body {
     pub(crate) fn len(&self) -> u64 {
         match self {
             Self::Bytes(bytes) => u64::try_from(bytes.len()).unwrap_or(u64::MAX),
-            Self::Spool { len, .. } | Self::Host { len, .. } => *len,
+            Self::Spool { len, .. } | Self::Archive { len, .. } | Self::Host { len, .. } => *len,
         }
     }
 }
 
 /// What a node is.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub(crate) enum Kind {
     Directory,
     File(Body),
@@ -77,7 +87,7 @@ struct Name {
     layer: usize,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 struct Node {
     attributes: Attributes,
     kind: Kind,
@@ -86,6 +96,10 @@ struct Node {
 }
 
 impl Node {
+    fn is_directory(&self) -> bool {
+        matches!(self.kind, Kind::Directory)
+    }
+
     fn new(attributes: Attributes, kind: Kind) -> Self {
         Self {
             attributes,
@@ -161,7 +175,7 @@ impl Tree {
             found.layer = layer;
             found.node
         });
-        match node.filter(|node| self.nodes[*node].kind == Kind::Directory) {
+        match node.filter(|node| self.nodes[*node].is_directory()) {
             Some(node) => self.nodes[node].attributes = attributes,
             None => {
                 self.insert(parent, name, attributes, Kind::Directory);
@@ -194,7 +208,7 @@ impl Tree {
 
     /// Gives a file one more name.
     pub(crate) fn link_node(&mut self, path: &[u8], node: NodeId) -> Result<(), PathError> {
-        if self.nodes[node].kind == Kind::Directory {
+        if self.nodes[node].is_directory() {
             return Err(PathError::DirectoryTarget);
         }
         let (parent, name) = self.place(path, Absent::Make)?;
@@ -474,6 +488,12 @@ impl<W: Write> Emitter<'_, W> {
                 let mut reader = self.spool.open(*offset, *len).map_err(failed)?;
                 self.archive
                     .last_link(path, attributes, link, *len, &mut reader)
+            }
+            Body::Archive { file, offset, len } => {
+                let mut reader = file.as_ref();
+                reader.seek(SeekFrom::Start(*offset)).map_err(failed)?;
+                self.archive
+                    .last_link(path, attributes, link, *len, &mut reader.take(*len))
             }
             Body::Host { path: host, len } => {
                 let mut reader = File::open(host).map_err(failed)?;
