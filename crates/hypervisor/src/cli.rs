@@ -13,8 +13,8 @@ pub const BOOT_TIMEOUT_VARIABLE: &str = "ENCLOS_BOOT_TIMEOUT_MS";
 
 /// Printed by `--help`, and after a mistake.
 pub const USAGE: &str = "\
-Usage: enclos-hypervisor serve --config FILE [--state-dir DIR] [--run-dir DIR] [--memory-mib N]
-                               [--qemu FILE] [--vmm FILE] [--uid-base N]
+Usage: enclos-hypervisor serve --config FILE [--state-dir DIR] [--run-dir DIR] [--allocator FILE]
+                               [--memory-mib N] [--qemu FILE] [--vmm FILE] [--uid-base N]
        enclos-hypervisor probe [--qemu FILE]
        enclos-hypervisor pki show [--state-dir DIR]
 
@@ -26,7 +26,9 @@ pki show  prints the installation's attestation root, PEM
   --state-dir DIR   attestation CA; default $ENCLOS_STATE_DIR, /var/lib/enclos for root,
                     else ~/.local/state/enclos
   --run-dir DIR     sockets; default $ENCLOS_RUN_DIR, /run/enclos for root, else $XDG_RUNTIME_DIR/enclos
-  --memory-mib N    memory for enclaves; default: what is available at start, less 512
+  --allocator FILE  CPUs and memory for enclaves, as AWS's allocator.yaml has them; default
+                    /etc/nitro_enclaves/allocator.yaml if it is there, else all that the host can spare
+  --memory-mib N    memory for enclaves; default: the allocator's, else what is available at start, less 512
   --qemu FILE       QEMU; default qemu-system-x86_64 in PATH
   --vmm FILE        enclos-vmm; default: beside this program
   --uid-base N      first of 256 user ids for enclaves, as root; default 1880000000,
@@ -126,6 +128,7 @@ fn serve(arguments: impl Iterator<Item = String>) -> Result<Command, UsageError>
         "--config",
         "--state-dir",
         "--run-dir",
+        "--allocator",
         "--memory-mib",
         "--qemu",
         "--vmm",
@@ -138,6 +141,7 @@ fn serve(arguments: impl Iterator<Item = String>) -> Result<Command, UsageError>
             .ok_or(UsageError::Missing("--config"))?,
         state_dir: state_dir(&mut flags)?,
         run_dir: run_dir(&mut flags)?,
+        allocator: flags.path("--allocator"),
         memory_mib: flags.number("--memory-mib")?,
         qemu: flags.path("--qemu"),
         vmm: flags.path("--vmm"),

@@ -90,7 +90,7 @@ impl Finding {
 
 pub(super) fn run(args: &Doctor) -> Outcome {
     let packages = Packages::of_this_machine();
-    let mut findings = vec![cores(), memory(), qemu(packages)];
+    let mut findings = vec![cores(), memory(), set_aside(), limits(), qemu(packages)];
     findings.extend(engines());
     findings.extend([
         programs(),
@@ -207,6 +207,43 @@ fn memory() -> Finding {
             "memory",
             "unknown: /proc/meminfo cannot be read",
             "mount /proc",
+        ),
+    }
+}
+
+/// What an operator has set aside; the hypervisor reads it at its start.
+fn set_aside() -> Finding {
+    let prefix = std::env::var_os("NITRO_CLI_INSTALL_DIR").unwrap_or_default();
+    let path = Path::new("/")
+        .join(prefix)
+        .join("etc/nitro_enclaves/allocator.yaml");
+    match path.is_file() {
+        true => Finding::good("set aside", format!("what {} says", path.display())),
+        false => Finding::good("set aside", "nothing: enclaves get what the host can spare"),
+    }
+}
+
+/// What holds enclaves to their share.
+fn limits() -> Finding {
+    limits_from(&std::fs::read_to_string("/sys/fs/cgroup/cgroup.controllers").unwrap_or_default())
+}
+
+fn limits_from(controllers: &str) -> Finding {
+    let has = |name: &str| {
+        controllers
+            .split_whitespace()
+            .any(|controller| controller == name)
+    };
+    let held = "CPU affinity, guest memory of a fixed size, resource limits";
+    match has("cpuset") && has("memory") {
+        true => Finding::note(
+            "limits",
+            held,
+            "cgroup v2 could hold them too: run enclos-hypervisor in a systemd slice with AllowedCPUs= and MemoryMax=",
+        ),
+        false => Finding::good(
+            "limits",
+            format!("{held}; no cgroup v2 with cpuset and memory here"),
         ),
     }
 }
@@ -473,6 +510,15 @@ mod tests {
         assert_eq!(level("QEMU emulator version 10.0.2"), Level::Good);
         assert_eq!(level("QEMU emulator version 7.1.0"), Level::Bad);
         assert_eq!(level("something else"), Level::Note);
+    }
+
+    #[test]
+    fn limits_are_named_as_they_are() {
+        assert_eq!(limits_from("").level, Level::Good);
+        assert_eq!(limits_from("cpu io\n").level, Level::Good);
+        let both = limits_from("cpuset cpu io memory pids\n");
+        assert_eq!(both.level, Level::Note);
+        assert!(both.found.starts_with("CPU affinity"));
     }
 
     #[test]

@@ -23,6 +23,7 @@
 //!
 //! The main thread never blocks on anything but its `poll`, so that dead children are always waited for.
 
+pub mod allocator;
 pub mod authority;
 pub mod config;
 pub mod files;

@@ -23,7 +23,7 @@ use enclos_api::control::{
 use enclos_api::guest::Report;
 use rustix::process::{Pid, Signal};
 
-use crate::daemon::resources::{self, CpuGrant};
+use crate::daemon::resources::{self, CpuGrant, CpuPool, Holder};
 use crate::failure::Code;
 use crate::link::{Ended, FRAME_TIMEOUT, FromVmm, ToVmm};
 use crate::wire;
@@ -41,7 +41,7 @@ const WATCH_BACKLOG: usize = 1024;
 #[derive(Debug, Clone)]
 pub(crate) struct Capacity {
     pub(crate) memory_mib: u64,
-    pub(crate) cpus: Vec<u32>,
+    pub(crate) cpus: CpuPool,
     pub(crate) instance_id: String,
 }
 
@@ -239,9 +239,14 @@ impl Registry {
         } = wanted;
         let mut inner = self.lock();
         inner.admit()?;
-        let free = inner.free_memory(capacity.memory_mib);
-        resources::check_memory(request.memory_mib, image.bytes, free)?;
-        let cpus = resources::choose_cpus(&capacity.cpus, &inner.pinned(), &request.cpus)?;
+        let holders = inner.holders();
+        resources::check_memory(
+            request.memory_mib,
+            image.bytes,
+            capacity.memory_mib,
+            &holders,
+        )?;
+        let cpus = resources::choose_cpus(&capacity.cpus, &holders, &request.cpus)?;
         let cid = resources::choose_cid(&inner.set(|entry| entry.view.cid), request.cid)?;
         let name =
             resources::choose_name(&inner.set(|entry| entry.view.name.clone()), &request.name)?;
@@ -381,7 +386,7 @@ impl Registry {
 
     /// Memory not promised to an enclave, in MiB.
     pub(crate) fn free_memory(&self, total_mib: u64) -> u64 {
-        self.lock().free_memory(total_mib)
+        resources::free_mib(total_mib, &self.lock().holders())
     }
 
     /// The enclave that `selector` names.
@@ -586,20 +591,15 @@ impl Inner {
         Ok(())
     }
 
-    fn free_memory(&self, total_mib: u64) -> u64 {
-        let used: u64 = self
-            .enclaves
-            .values()
-            .map(|entry| entry.view.memory_mib)
-            .sum();
-        total_mib.saturating_sub(used)
-    }
-
-    fn pinned(&self) -> BTreeSet<u32> {
-        self.enclaves
-            .values()
-            .flat_map(|entry| entry.pinned.iter().copied())
-            .collect()
+    /// What every enclave has, those included that are on their way up or down.
+    fn holders(&self) -> Vec<Holder> {
+        let holder = |entry: &Entry| Holder {
+            name: entry.view.name.clone(),
+            uid: entry.view.owner_uid,
+            memory_mib: entry.view.memory_mib,
+            cpus: entry.pinned.clone(),
+        };
+        self.enclaves.values().map(holder).collect()
     }
 
     fn set<T: Ord>(&self, of: impl Fn(&Entry) -> T) -> BTreeSet<T> {
@@ -731,7 +731,10 @@ mod tests {
     fn capacity() -> Capacity {
         Capacity {
             memory_mib: 1024,
-            cpus: vec![0, 1],
+            cpus: CpuPool {
+                ids: vec![0, 1],
+                set_aside: false,
+            },
             instance_id: "i-0123456789abcdef0".to_owned(),
         }
     }

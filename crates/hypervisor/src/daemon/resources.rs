@@ -1,8 +1,10 @@
 //! What an enclave may have of this machine. Pure: the registry asks, under its lock.
 //!
-//! On hosts with [`DEDICATED_FROM`] or more CPUs each enclave gets CPUs of its own while they last, and CPU
-//! 0 stays with the host, as on Nitro. Smaller hosts, and full ones, share: the enclave runs on any CPU, and
-//! the caller is told so.
+//! CPUs that an operator set aside (`allocator.yaml`) are given to one enclave each, and there are no others. Without that, on hosts
+//! with [`DEDICATED_FROM`] or more CPUs each enclave gets CPUs of its own while they last, and CPU 0 stays with the host, as
+//! on Nitro. Smaller hosts, and full ones, share: the enclave runs on any CPU, and the caller is told so.
+//!
+//! A refusal says what was asked, what is free and who holds the rest.
 
 use std::collections::BTreeSet;
 
@@ -25,6 +27,49 @@ const FIRST_CID: u32 = 16;
 /// Longest name in bytes.
 const MAX_NAME: usize = 128;
 
+/// CPUs for enclaves.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct CpuPool {
+    pub(crate) ids: Vec<u32>,
+    /// Whether an operator set them aside.
+    pub(crate) set_aside: bool,
+}
+
+/// What an enclave has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Holder {
+    pub(crate) name: String,
+    pub(crate) uid: u32,
+    pub(crate) memory_mib: u64,
+    /// CPUs that it is pinned to.
+    pub(crate) cpus: BTreeSet<u32>,
+}
+
+/// The rest of a refusal: who has what is not free.
+fn held_by(holders: &[Holder], what: impl Fn(&Holder) -> Option<String>) -> String {
+    let held: Vec<_> = holders
+        .iter()
+        .filter_map(|holder| {
+            Some(format!(
+                "{} of user {} ({})",
+                holder.name,
+                holder.uid,
+                what(holder)?
+            ))
+        })
+        .collect();
+    match held.is_empty() {
+        true => "no enclave holds any".to_owned(),
+        false => format!("held by {}", held.join(", ")),
+    }
+}
+
+fn held_cpus(holders: &[Holder]) -> String {
+    held_by(holders, |holder| {
+        (!holder.cpus.is_empty()).then(|| format!("CPUs {:?}", holder.cpus))
+    })
+}
+
 /// CPUs granted to an enclave.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct CpuGrant {
@@ -38,27 +83,60 @@ pub(crate) struct CpuGrant {
     pub(crate) warning: Option<String>,
 }
 
-/// Chooses CPUs out of `pool`; `taken` are pinned by others.
+/// Chooses CPUs out of `pool`, of which `holders` have some.
 ///
 /// # Errors
 /// E03, E20, E21 or E22.
 pub(crate) fn choose_cpus(
-    pool: &[u32],
-    taken: &BTreeSet<u32>,
+    pool: &CpuPool,
+    holders: &[Holder],
     asked: &Cpus,
 ) -> Result<CpuGrant, Failure> {
+    let taken = holders
+        .iter()
+        .flat_map(|holder| holder.cpus.iter().copied())
+        .collect();
     match asked {
-        Cpus::Count(count) => by_count(pool, taken, *count),
-        Cpus::Ids(ids) => by_id(pool, taken, ids),
+        Cpus::Count(0) => Err(Code::InvalidArgument.because("an enclave needs at least one vCPU")),
+        Cpus::Count(count) if pool.set_aside => from_set_aside(pool, &taken, holders, *count),
+        Cpus::Count(count) => by_count(&pool.ids, &taken, *count),
+        Cpus::Ids(ids) => by_id(pool, &taken, holders, ids),
     }
+}
+
+fn from_set_aside(
+    pool: &CpuPool,
+    taken: &BTreeSet<u32>,
+    holders: &[Holder],
+    count: u32,
+) -> Result<CpuGrant, Failure> {
+    let free: Vec<u32> = pool
+        .ids
+        .iter()
+        .copied()
+        .filter(|cpu| !taken.contains(cpu))
+        .collect();
+    let wanted = usize::try_from(count).unwrap_or(usize::MAX);
+    if wanted > free.len() {
+        return Err(Code::InsufficientCpus.because(format!(
+            "{count} vCPUs were asked for, and {} of the {} CPUs set aside for enclaves are free ({free:?}); {}; \
+             terminate one, ask for fewer, or set more aside in allocator.yaml",
+            free.len(),
+            pool.ids.len(),
+            held_cpus(holders)
+        )));
+    }
+    Ok(CpuGrant {
+        count,
+        ids: free[..wanted].to_vec(),
+        pinned: true,
+        warning: None,
+    })
 }
 
 fn by_count(pool: &[u32], taken: &BTreeSet<u32>, count: u32) -> Result<CpuGrant, Failure> {
     let wanted = usize::try_from(count).unwrap_or(usize::MAX);
     let limit = pool.len().max(ALWAYS_ALLOWED);
-    if wanted == 0 {
-        return Err(Code::InvalidArgument.because("an enclave needs at least one vCPU"));
-    }
     if wanted > limit {
         return Err(Code::InsufficientCpus.because(format!(
             "{count} vCPUs were asked for, and this host of {} CPUs gives at most {limit}",
@@ -98,7 +176,12 @@ fn dedicated(pool: &[u32]) -> impl Iterator<Item = u32> {
     pool.iter().copied().filter(|cpu| *cpu != 0)
 }
 
-fn by_id(pool: &[u32], taken: &BTreeSet<u32>, ids: &[u32]) -> Result<CpuGrant, Failure> {
+fn by_id(
+    pool: &CpuPool,
+    taken: &BTreeSet<u32>,
+    holders: &[Holder],
+    ids: &[u32],
+) -> Result<CpuGrant, Failure> {
     let distinct: BTreeSet<u32> = ids.iter().copied().collect();
     if ids.is_empty() {
         return Err(Code::InvalidArgument.because("the list of CPU ids is empty"));
@@ -106,12 +189,19 @@ fn by_id(pool: &[u32], taken: &BTreeSet<u32>, ids: &[u32]) -> Result<CpuGrant, F
     if distinct.len() != ids.len() {
         return Err(Code::InvalidCpuConfiguration.because("the list of CPU ids names one twice"));
     }
-    if let Some(missing) = distinct.iter().find(|id| !pool.contains(id)) {
+    if let Some(missing) = distinct.iter().find(|id| !pool.ids.contains(id)) {
         return Err(Code::NoSuchCpu.because(format!(
-            "CPU {missing} is not in this host's pool; it has {pool:?}"
+            "CPU {missing} is not in this host's pool; it has {:?}",
+            pool.ids
         )));
     }
     let shared: Vec<u32> = distinct.intersection(taken).copied().collect();
+    if pool.set_aside && !shared.is_empty() {
+        return Err(Code::NoSuchCpu.because(format!(
+            "the CPUs {shared:?} are not free; {}; ask for others, or by number with --cpu-count",
+            held_cpus(holders)
+        )));
+    }
     let warning = (!shared.is_empty()).then(|| {
         format!("the CPUs {shared:?} are shared with another enclave that they are pinned to")
     });
@@ -124,11 +214,17 @@ fn by_id(pool: &[u32], taken: &BTreeSet<u32>, ids: &[u32]) -> Result<CpuGrant, F
     })
 }
 
-/// Checks the memory asked for against the image's size and what is free, all in MiB except `image_bytes`.
+/// Checks the memory asked for against the image's size and what `holders` leave of `total_mib`, all in MiB except
+/// `image_bytes`.
 ///
 /// # Errors
 /// E26 or E27.
-pub(crate) fn check_memory(asked_mib: u64, image_bytes: u64, free_mib: u64) -> Result<(), Failure> {
+pub(crate) fn check_memory(
+    asked_mib: u64,
+    image_bytes: u64,
+    total_mib: u64,
+    holders: &[Holder],
+) -> Result<(), Failure> {
     let needed = needed_mib(image_bytes);
     if asked_mib < needed {
         return Err(Code::InsufficientMemoryRequested.because(format!(
@@ -136,13 +232,23 @@ pub(crate) fn check_memory(asked_mib: u64, image_bytes: u64, free_mib: u64) -> R
              {needed} MiB (four times its size); ask for more with --memory"
         )));
     }
+    let free_mib = free_mib(total_mib, holders);
     if asked_mib > free_mib {
         return Err(Code::InsufficientMemoryAvailable.because(format!(
-            "{asked_mib} MiB were asked for, and {free_mib} MiB are left for enclaves; terminate one, ask \
-             for less, or start enclos-hypervisor with a larger --memory-mib"
+            "{asked_mib} MiB were asked for, and {free_mib} of the {total_mib} MiB for enclaves are free; {}; terminate \
+             one, ask for less, or give enclaves more (memory_mib in allocator.yaml, or --memory-mib of enclos-hypervisor)",
+            held_by(holders, |holder| Some(format!("{} MiB", holder.memory_mib)))
         )));
     }
     Ok(())
+}
+
+/// What `holders` leave of `total_mib`.
+pub(crate) fn free_mib(total_mib: u64, holders: &[Holder]) -> u64 {
+    let used = holders
+        .iter()
+        .fold(0_u64, |sum, holder| sum.saturating_add(holder.memory_mib));
+    total_mib.saturating_sub(used)
 }
 
 /// Four times the image, as nitro-cli asks, and never below Nitro's minimum.
@@ -198,10 +304,94 @@ pub(crate) fn choose_name(taken: &BTreeSet<String>, asked: &str) -> Result<Strin
 mod tests {
     use super::*;
 
+    fn holder(name: &str, memory_mib: u64, cpus: &[u32]) -> Holder {
+        let (name, cpus) = (name.to_owned(), cpus.iter().copied().collect());
+        Holder {
+            name,
+            uid: 1000,
+            memory_mib,
+            cpus,
+        }
+    }
+
     fn grant(pool: u32, taken: &[u32], asked: &Cpus) -> Result<CpuGrant, u8> {
-        let pool: Vec<u32> = (0..pool).collect();
-        let taken = taken.iter().copied().collect();
-        choose_cpus(&pool, &taken, asked).map_err(|failure| failure.code)
+        let pool = CpuPool {
+            ids: (0..pool).collect(),
+            set_aside: false,
+        };
+        let holders = [holder("other", 64, taken)];
+        choose_cpus(&pool, &holders, asked).map_err(|failure| failure.code)
+    }
+
+    /// 4 of 16 cores and 32 of 64 GiB, walked through.
+    #[test]
+    fn what_is_set_aside_is_given_once_and_refusals_say_who_has_it() {
+        let set_aside = crate::daemon::allocator::tests::example();
+        let pool = CpuPool {
+            ids: set_aside.cpus,
+            set_aside: true,
+        };
+        let mut holders = Vec::new();
+        for (name, ids) in [("a", [8, 24, 9]), ("b", [25, 10, 26])] {
+            let granted = choose_cpus(&pool, &holders, &Cpus::Count(3)).unwrap();
+            assert_eq!(
+                (granted.ids.as_slice(), granted.pinned, granted.warning),
+                (&ids[..], true, None)
+            );
+            check_memory(16000, 1, set_aside.memory_mib, &holders).unwrap();
+            holders.push(holder(name, 16000, &granted.ids));
+        }
+        let refused = choose_cpus(&pool, &holders, &Cpus::Count(3)).unwrap_err();
+        assert_eq!(refused.code, 22);
+        assert!(
+            refused.message.starts_with(
+                "3 vCPUs were asked for, and 2 of the 8 CPUs set aside for enclaves are free ([11, 27]); held by a of user \
+                 1000 (CPUs {8, 9, 24}), b of user 1000 (CPUs {10, 25, 26}); "
+            ),
+            "{}", refused.message
+        );
+        let refused = choose_cpus(&pool, &holders, &Cpus::Ids(vec![11, 8])).unwrap_err();
+        assert_eq!(refused.code, 21);
+        assert!(
+            refused
+                .message
+                .starts_with("the CPUs [8] are not free; held by a of user"),
+            "{}",
+            refused.message
+        );
+        assert_eq!(
+            choose_cpus(&pool, &holders, &Cpus::Ids(vec![1]))
+                .unwrap_err()
+                .code,
+            21
+        );
+        assert_eq!(
+            choose_cpus(&pool, &holders, &Cpus::Ids(vec![11, 27]))
+                .unwrap()
+                .ids,
+            [11, 27]
+        );
+        let refused = check_memory(769, 1, set_aside.memory_mib, &holders).unwrap_err();
+        assert_eq!(refused.code, 27);
+        assert!(
+            refused.message.starts_with(
+                "769 MiB were asked for, and 768 of the 32768 MiB for enclaves are free; held by a of user 1000 (16000 \
+                 MiB), b of user 1000 (16000 MiB); "
+            ),
+            "{}", refused.message
+        );
+        // Memory is exact: every MiB that is left can be had.
+        assert!(check_memory(768, 1, set_aside.memory_mib, &holders).is_ok());
+    }
+
+    /// Many small ones, down to the last MiB: no huge pages, no limit of four.
+    #[test]
+    fn many_enclaves_share_memory_exactly() {
+        let mut holders = Vec::new();
+        while check_memory(65, 1, 32768, &holders).is_ok() {
+            holders.push(holder(&format!("app_{}", holders.len()), 65, &[]));
+        }
+        assert_eq!((holders.len(), free_mib(32768, &holders)), (504, 8));
     }
 
     #[test]
@@ -253,7 +443,7 @@ mod tests {
 
     #[test]
     fn memory_is_four_times_the_image_and_no_more_than_is_free() {
-        let code = |asked, image, free| check_memory(asked, image, free).map_err(|f| f.code);
+        let code = |asked, image, free| check_memory(asked, image, free, &[]).map_err(|f| f.code);
         assert_eq!(code(64, 1, 64), Ok(()));
         assert_eq!(code(63, 1, 64), Err(26));
         assert_eq!(code(400, 100 << 20, 400), Ok(()));

@@ -14,10 +14,12 @@ use enclos_api::config::HostConfig;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::process::{Pid, WaitId, WaitIdOptions};
 
+use crate::daemon::allocator::{self, AllocatorError, Topology};
 use crate::daemon::authority::{AuthorityError, Store};
 use crate::daemon::config::{self, ConfigError};
 use crate::daemon::files::{FilesError, RunDir};
 use crate::daemon::registry::{Capacity, Registry};
+use crate::daemon::resources::CpuPool;
 use crate::daemon::session::{self, Admission};
 use crate::daemon::users::{self, UsersError};
 use crate::engine::qemu::{self, Installed, ProbeError};
@@ -41,7 +43,9 @@ pub struct Options {
     pub state_dir: PathBuf,
     /// Where sockets and enclaves' directories are made.
     pub run_dir: PathBuf,
-    /// Memory for enclaves in MiB; `None` takes what is available now, less a reserve for the host.
+    /// CPUs and memory for enclaves; `None` looks where AWS's allocator does.
+    pub allocator: Option<PathBuf>,
+    /// Memory for enclaves in MiB; `None` takes the allocator's, else what is available now, less a reserve for the host.
     pub memory_mib: Option<u64>,
     /// QEMU's program; `None` looks in `PATH`.
     pub qemu: Option<PathBuf>,
@@ -59,6 +63,9 @@ pub enum ServeError {
     /// The configuration.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// What is set aside for enclaves.
+    #[error(transparent)]
+    Allocator(#[from] AllocatorError),
     /// The run directory.
     #[error(transparent)]
     Files(#[from] FilesError),
@@ -166,7 +173,7 @@ pub fn serve(options: &Options) -> Result<(), ServeError> {
         hypervisor.run.socket.display(),
         host.id,
         hypervisor.capacity.memory_mib,
-        hypervisor.capacity.cpus.len(),
+        hypervisor.capacity.cpus.ids.len(),
         hypervisor.engine.version
     ));
     let main = Main {
@@ -177,6 +184,27 @@ pub fn serve(options: &Options) -> Result<(), ServeError> {
         admission: Admission::default(),
     };
     main.run().map_err(system("wait for events"))
+}
+
+/// What the operator set aside; without that, everything but what the host needs.
+fn capacity(options: &Options, config: &HostConfig) -> Result<Capacity, ServeError> {
+    let named = options.allocator.as_deref();
+    let topology = Topology::of_this_host();
+    let set_aside = allocator::read(named, &topology, host::memory_total_mib())?;
+    let cpus = CpuPool {
+        set_aside: set_aside.is_some(),
+        ids: set_aside
+            .as_ref()
+            .map_or_else(host::cpus, |set_aside| set_aside.cpus.clone()),
+    };
+    let memory_mib = options
+        .memory_mib
+        .or_else(|| set_aside.map(|set_aside| set_aside.memory_mib));
+    Ok(Capacity {
+        memory_mib: memory_mib.unwrap_or_else(host::memory_for_enclaves_mib),
+        cpus,
+        instance_id: config.instance.id.clone(),
+    })
 }
 
 fn prepare(options: &Options) -> Result<(Arc<Hypervisor>, Receiver<Fork>), ServeError> {
@@ -194,13 +222,7 @@ fn prepare(options: &Options) -> Result<(Arc<Hypervisor>, Receiver<Fork>), Serve
     let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
         .map_err(|error| system("make an event descriptor")(error.into()))?;
     let hypervisor = Hypervisor {
-        capacity: Capacity {
-            memory_mib: options
-                .memory_mib
-                .unwrap_or_else(host::memory_for_enclaves_mib),
-            cpus: host::cpus(),
-            instance_id: config.instance.id.clone(),
-        },
+        capacity: capacity(options, &config)?,
         config,
         run,
         authority,

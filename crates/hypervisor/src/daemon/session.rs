@@ -273,7 +273,7 @@ impl Session {
             root_certificate: authority.root_certificate(),
             memory_total_mib: capacity.memory_mib,
             memory_free_mib: registry.free_memory(capacity.memory_mib),
-            cpu_ids: capacity.cpus.clone(),
+            cpu_ids: capacity.cpus.ids.clone(),
         }
     }
 }

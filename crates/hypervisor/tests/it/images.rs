@@ -48,6 +48,43 @@ fn broken_images_are_refused_with_a_reason_and_leave_nothing() {
     daemon.assert_clean();
 }
 
+/// An image signed by a key whose certificate is valid in these years.
+fn signed(from: i32, to: i32) -> Vec<u8> {
+    let key = rcgen::KeyPair::generate().unwrap();
+    let mut params = rcgen::CertificateParams::default();
+    params.not_before = rcgen::date_time_ymd(from, 1, 1);
+    params.not_after = rcgen::date_time_ymd(to, 1, 1);
+    let certificate = params.self_signed(&key).unwrap();
+    let signer = enclos_eif::Signer::from_pem(&key.serialize_pem(), &certificate.pem()).unwrap();
+    let mut out = std::io::Cursor::new(Vec::new());
+    enclos_eif::sign_image(&mut std::io::Cursor::new(image()), &signer, &mut out).unwrap();
+    out.into_inner()
+}
+
+/// AWS's tool checks that a signature verifies and not what it is of; the hypervisor does both.
+#[test]
+fn a_signature_has_to_cover_the_image_and_be_valid_today() {
+    let daemon = Daemon::start(SILENT, 500);
+    let mut other = signed(2000, 2100);
+    let at = other
+        .windows(5)
+        .position(|bytes| bytes == b"quiet")
+        .unwrap();
+    other[at..at + 5].copy_from_slice(b"debug");
+    let crc = crc32fast::hash(&[&other[..0x220], &other[0x224..]].concat());
+    other[0x220..0x224].copy_from_slice(&crc.to_be_bytes());
+    for (what, bytes) in [
+        ("does not cover PCR0", other),
+        ("expired", signed(2000, 2001)),
+        ("not valid before", signed(2099, 2100)),
+    ] {
+        let (code, message) = refused(&daemon, &bytes);
+        assert_eq!(code, 59, "{what}: {message}");
+        assert!(message.contains(what), "{what}: {message}");
+    }
+    daemon.assert_clean();
+}
+
 #[test]
 fn what_is_no_file_is_not_even_read() {
     let daemon = Daemon::start(SILENT, 500);
