@@ -116,3 +116,49 @@ fn doctor_says_what_is_missing_and_what_to_do() {
         (Some("bad"), true)
     );
 }
+
+#[test]
+fn an_enclaves_log_is_found_by_name_and_followed_to_its_end() {
+    use std::io::Write as _;
+    let daemon = Daemon::none();
+    std::fs::create_dir_all(daemon.path("state/log/enclaves")).unwrap();
+    let first = "info: app (i-0-enc1): started for user 0, 1 vCPUs, 64 MiB\n";
+    daemon.file("state/log/hypervisor.log", b"info: serving\n");
+    daemon.file("state/log/enclaves/i-0-enc1.log", first.as_bytes());
+    daemon.file(
+        "state/log/enclaves/i-0-enc2.log",
+        b"info: app_1 (i-0-enc2): started\nwarn: a\x1b[2Jb",
+    );
+    let logs = |args: &[&str]| daemon::run(&daemon, &[&["logs"], args].concat());
+    assert_eq!(logs(&[]).stdout, "info: serving\n");
+    assert_eq!(logs(&["app"]).stdout, first);
+    assert_eq!(logs(&["i-0-enc1"]).stdout, first);
+    let steered = logs(&["app_1"]).stdout;
+    assert!(steered.ends_with("warn: a\\u{1b}[2Jb\n"), "{steered}");
+    let missing = logs(&["other"]);
+    assert_eq!(missing.status, 1);
+    assert!(
+        missing.stderr.contains("no log of an enclave `other`"),
+        "{}",
+        missing.stderr
+    );
+    let path = daemon.path("state/log/enclaves/i-0-enc1.log");
+    let writer = std::thread::spawn(move || {
+        let mut log = std::fs::File::options().append(true).open(path).unwrap();
+        for part in [
+            "warn: half ",
+            "a line\ninfo: en",
+            "ded: terminated by request\n",
+        ] {
+            std::thread::sleep(std::time::Duration::from_millis(50));
+            log.write_all(part.as_bytes()).unwrap();
+        }
+    });
+    let followed = logs(&["app", "-f"]);
+    writer.join().unwrap();
+    assert_eq!(followed.status, 0, "{}", followed.stderr);
+    assert_eq!(
+        followed.stdout,
+        format!("{first}warn: half a line\ninfo: ended: terminated by request\n")
+    );
+}

@@ -9,6 +9,7 @@ mod doctor;
 mod eif;
 mod inputs;
 mod kernel;
+mod logs;
 mod manual;
 mod plan;
 mod services;
@@ -49,6 +50,8 @@ pub(crate) enum Command {
     Down(services::Down),
     /// Show daemons, directories, enclaves and published ports
     Status,
+    /// Show the log of the hypervisor or of an enclave
+    Logs(logs::Logs),
     /// Wait for an enclave to end and print how it did
     Wait(wait::Wait),
     /// Print a shell's completions
@@ -71,6 +74,7 @@ pub(crate) fn run(command: Command) -> Outcome {
         Command::Up(args) => services::up(&args),
         Command::Down(args) => services::down(&args),
         Command::Status => services::status(),
+        Command::Logs(args) => logs::run(&args),
         Command::Wait(args) => wait::run(args),
         Command::Completions(args) => manual::completions(&args),
         Command::Man(args) => manual::man(&args),

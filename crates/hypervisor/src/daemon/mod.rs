@@ -31,6 +31,7 @@ pub mod serve;
 pub mod users;
 
 mod image;
+mod logs;
 mod registry;
 mod resources;
 mod run;

@@ -123,6 +123,7 @@ fn start(
         socket: theirs,
         image: image.file,
         directory: File::open(&dir).map_err(StartError::Directory)?,
+        log: hypervisor.logs.begin(&reservation.enclave, caller.gid),
         identity,
     };
     let fork = fork_vmm(hypervisor, id, child, Arc::clone(&link));
@@ -151,6 +152,8 @@ struct VmmChild {
     socket: UnixStream,
     image: File,
     directory: File,
+    /// Where it says what happens; `None`: where the hypervisor does.
+    log: Option<File>,
     identity: Option<Identity>,
 }
 
@@ -165,6 +168,9 @@ impl VmmChild {
             .arg(format!("--image={}", self.image.as_raw_fd()))
             .stdin(Stdio::null())
             .stdout(Stdio::null());
+        if let Some(log) = &self.log {
+            command.stderr(log.try_clone()?);
+        }
         let mut limits = LIMITS.to_vec();
         if self.identity.is_some() {
             // Counted per user: meaningless when the user is shared with the rest of the session.

@@ -18,6 +18,7 @@ use crate::daemon::allocator::{self, AllocatorError, Topology};
 use crate::daemon::authority::{AuthorityError, Store};
 use crate::daemon::config::{self, ConfigError};
 use crate::daemon::files::{FilesError, RunDir};
+use crate::daemon::logs::Logs;
 use crate::daemon::registry::{Capacity, Registry};
 use crate::daemon::resources::CpuPool;
 use crate::daemon::session::{self, Admission};
@@ -107,6 +108,7 @@ pub(crate) struct Hypervisor {
     pub(crate) capacity: Capacity,
     pub(crate) run: RunDir,
     pub(crate) authority: Store,
+    pub(crate) logs: Logs,
     pub(crate) engine: Installed,
     pub(crate) tsc_khz: u64,
     /// The program of `enclos-vmm`, open: enclaves' users need not be able to reach it by path.
@@ -226,6 +228,7 @@ fn prepare(options: &Options) -> Result<(Arc<Hypervisor>, Receiver<Fork>), Serve
         config,
         run,
         authority,
+        logs: Logs::below(&options.state_dir),
         engine,
         tsc_khz: tsc::measure_khz().map_err(system("measure the time stamp counter"))?,
         vmm,

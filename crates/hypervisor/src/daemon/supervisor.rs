@@ -126,6 +126,7 @@ pub(crate) fn release(hypervisor: &Hypervisor, id: &str) {
     }
     if let Some(exit) = hypervisor.registry.remove(id) {
         log::info(format_args!("{id} ({}) ended: {}", exit.name, exit.reason));
+        hypervisor.logs.end(id, &exit.reason);
     }
 }
 
