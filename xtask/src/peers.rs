@@ -9,8 +9,9 @@ use crate::report::Report;
 use crate::shell::Shell;
 use crate::workspace::Workspace;
 
-/// Manifest of the differential tests, a workspace of its own.
-const MANIFEST: &str = "e2e/differential/Cargo.toml";
+/// Manifest of the differential tests, a workspace of its own. It is not built `--locked`: it follows the dependencies of the crates
+/// that it compares.
+pub(crate) const MANIFEST: &str = "e2e/differential/Cargo.toml";
 
 /// One program: its crate, the version that is compared with, its executable.
 struct Peer {
@@ -60,7 +61,7 @@ pub(crate) fn differential(workspace: &Workspace, report: &mut Report) -> Result
     report.stage("AWS's own tools (ten minutes, once)", || install(workspace))?;
     report.heading("Differential tests");
     let mut cargo = Shell::cargo(workspace)
-        .args(["test", "--quiet", "--locked", "--manifest-path", MANIFEST])
+        .args(["test", "--quiet", "--manifest-path", MANIFEST])
         .env("ENCLOS_BIN", workspace.host_bins().join("enclos"));
     for peer in PEERS {
         cargo = cargo.env(

@@ -186,3 +186,35 @@ fn eif_build_writes_the_same_bytes() {
         }
     }
 }
+
+/// Names in the first column of a section of a help text.
+fn column<'h>(help: &'h str, section: &str) -> Vec<&'h str> {
+    let rest = help.split_once(section).unwrap().1;
+    let lines = rest.lines().skip(1).take_while(|line| !line.is_empty());
+    lines
+        .filter_map(|line| line.split_whitespace().find(|word| !word.ends_with(',')))
+        .collect()
+}
+
+#[test]
+fn every_command_and_option_of_nitro_cli_is_there() {
+    let case = Case::generate(0);
+    let commands = stdout(nitro_cli(&case), &["--help"]);
+    let commands = column(&commands, "Commands:");
+    assert!(commands.len() >= 9, "{commands:?}");
+    for command in commands.into_iter().filter(|command| *command != "help") {
+        let (theirs, ours) = (
+            stdout(nitro_cli(&case), &[command, "--help"]),
+            stdout(enclos(), &[command, "--help"]),
+        );
+        let options = column(&theirs, "Options:")
+            .into_iter()
+            .filter(|word| word.starts_with("--"));
+        for option in options {
+            assert!(
+                ours.contains(&format!("{option} ")) || ours.contains(&format!("{option}\n")),
+                "{command} {option}"
+            );
+        }
+    }
+}
