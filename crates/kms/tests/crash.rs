@@ -23,7 +23,13 @@ struct Acknowledged {
     aliases: Vec<(String, String)>,
     /// Ciphertext and plaintext.
     ciphertexts: Vec<(String, String)>,
+    /// Keys that were rotated once.
+    rotations: Vec<String>,
+    /// Keys with a replica.
+    replicas: Vec<String>,
 }
+
+const ELSEWHERE: &str = "us-east-1";
 
 #[test]
 fn nothing_acknowledged_is_lost() {
@@ -78,7 +84,11 @@ fn wait_for_keys(acknowledged: &Mutex<Acknowledged>, more: usize) {
 
 /// One step of load. Calls that fail because the server is gone are not acknowledged and not noted.
 fn write(client: &Client, name: &str, acknowledged: &Mutex<Acknowledged>) {
-    let Some(output) = attempt(client, "CreateKey", json!({ "Description": name })) else {
+    let Some(output) = attempt(
+        client,
+        "CreateKey",
+        json!({ "Description": name, "MultiRegion": true }),
+    ) else {
         return;
     };
     let key = output["KeyMetadata"]["KeyId"].as_str().unwrap().to_owned();
@@ -87,14 +97,14 @@ fn write(client: &Client, name: &str, acknowledged: &Mutex<Acknowledged>) {
         .unwrap()
         .keys
         .push((key.clone(), name.to_owned()));
-    let input = json!({ "KeyId": key, "Plaintext": base64(name) });
-    if let Some(output) = attempt(client, "Encrypt", input) {
-        let blob = output["CiphertextBlob"].as_str().unwrap().to_owned();
-        acknowledged
-            .lock()
-            .unwrap()
-            .ciphertexts
-            .push((blob, name.to_owned()));
+    encrypt(client, &key, name, acknowledged);
+    if attempt(client, "RotateKeyOnDemand", json!({ "KeyId": key })).is_some() {
+        acknowledged.lock().unwrap().rotations.push(key.clone());
+    }
+    encrypt(client, &key, name, acknowledged);
+    let input = json!({ "KeyId": key, "ReplicaRegion": ELSEWHERE });
+    if attempt(client, "ReplicateKey", input).is_some() {
+        acknowledged.lock().unwrap().replicas.push(key.clone());
     }
     let alias = format!("alias/{name}");
     let input = json!({ "AliasName": alias, "TargetKeyId": key });
@@ -116,6 +126,15 @@ fn write(client: &Client, name: &str, acknowledged: &Mutex<Acknowledged>) {
         .unwrap();
     // Without an answer either description may have been stored.
     entry.1 = if answered { described } else { String::new() };
+}
+
+fn encrypt(client: &Client, key: &str, text: &str, acknowledged: &Mutex<Acknowledged>) {
+    let input = json!({ "KeyId": key, "Plaintext": base64(text) });
+    if let Some(output) = attempt(client, "Encrypt", input) {
+        let blob = output["CiphertextBlob"].as_str().unwrap().to_owned();
+        let mut acknowledged = acknowledged.lock().unwrap();
+        acknowledged.ciphertexts.push((blob, text.to_owned()));
+    }
 }
 
 /// The body of a success; `None` if the connection broke.
@@ -148,6 +167,18 @@ fn check(server: &Server, acknowledged: &Acknowledged) {
     for (alias, key) in &acknowledged.aliases {
         let output = client.call("DescribeKey", json!({ "KeyId": alias })).ok();
         assert_eq!(output["KeyMetadata"]["KeyId"], json!(key));
+    }
+    for key in &acknowledged.rotations {
+        let input = json!({ "KeyId": key });
+        let output = client.call("ListKeyRotations", input).ok();
+        assert_eq!(output["Rotations"].as_array().unwrap().len(), 1, "{key}");
+    }
+    let mut elsewhere = client.clone();
+    elsewhere.region = ELSEWHERE.to_owned();
+    for key in &acknowledged.replicas {
+        let there = client.encrypt(key, b"there", json!({}));
+        let opened = elsewhere.decrypt(&there, json!({})).ok();
+        assert_eq!(plaintext(&opened), b"there");
     }
     // Every acknowledged change has its audit row, and each row is whole.
     let events = server.audit(acknowledged.keys.len());

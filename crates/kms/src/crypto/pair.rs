@@ -410,14 +410,15 @@ impl KeyPair {
             let pair = EcdhKey::from_private_key_der(algorithm, private);
             return pair.map(Parsed::Ecdh).map_err(key);
         }
-        match ecdsa(self.spec) {
-            Some(algorithm) => EcdsaKeyPair::from_pkcs8(algorithm, private)
-                .map(Parsed::Ecdsa)
-                .map_err(key),
-            None => Ed25519KeyPair::from_pkcs8(private)
-                .map(Parsed::Ed25519)
-                .map_err(key),
+        if let Some(algorithm) = ecdsa(self.spec) {
+            let pair = EcdsaKeyPair::from_pkcs8(algorithm, private);
+            return pair.map(Parsed::Ecdsa).map_err(key);
         }
+        if self.spec == KeySpec::EccNistEdwards25519 {
+            let pair = Ed25519KeyPair::from_pkcs8(private);
+            return pair.map(Parsed::Ed25519).map_err(key);
+        }
+        Err(PairError::Key)
     }
 
     fn rsa(&self) -> Result<PrivateDecryptingKey, PairError> {
