@@ -20,6 +20,15 @@ pub const AGENT_PATH: &str = "/enclos/agent";
 /// Where the guest finds its kernel modules; `modules.order` there names one file per line, in load order.
 pub const MODULES_PATH: &str = "/enclos/modules";
 
+/// In the hypervisor's state directory: the attestation CA's keys and certificates, PEM.
+pub const CA_KEYS: &str = "ca.pem";
+
+/// Beside it: the root certificate that documents begin with, PEM.
+pub const CA_ROOT: &str = "root.pem";
+
+/// Beside it: locked by whoever may write the others.
+pub const CA_LOCK: &str = "ca.lock";
+
 /// The measured configuration of an enclave.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

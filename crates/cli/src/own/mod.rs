@@ -11,6 +11,7 @@ mod inputs;
 mod kernel;
 mod logs;
 mod manual;
+mod pki;
 mod plan;
 mod services;
 mod trust;
@@ -44,6 +45,9 @@ pub(crate) enum Command {
     /// Put finished parts together; sign with a key that is kept elsewhere
     #[command(subcommand)]
     Eif(eif::EifCommand),
+    /// Show, export, endorse and replace the attestation root of this host
+    #[command(subcommand)]
+    Pki(pki::Pki),
     /// Start the hypervisor and the gateway (and a KMS) in the background
     Up(services::Up),
     /// Stop what `up` started
@@ -71,6 +75,7 @@ pub(crate) fn run(command: Command) -> Outcome {
         Command::Eif(command) => eif::run(&command),
         Command::Doctor(args) => doctor::run(&args),
         Command::Kernel(args) => kernel::run(&args),
+        Command::Pki(command) => pki::run(&command),
         Command::Up(args) => services::up(&args),
         Command::Down(args) => services::down(&args),
         Command::Status => services::status(),

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use enclos_hypervisor::cli::{self, Command, USAGE};
-use enclos_hypervisor::daemon::{authority, serve};
+use enclos_hypervisor::daemon::serve;
 use enclos_hypervisor::{log, probe};
 
 /// Wrong usage, as everywhere.
@@ -44,7 +44,7 @@ fn print_probe(qemu: Option<&Path>) -> Result<(), String> {
 }
 
 fn show_root(state_dir: &Path) -> Result<(), String> {
-    let path = state_dir.join(authority::ROOT);
+    let path = state_dir.join(enclos_api::config::CA_ROOT);
     let pem = fs::read_to_string(&path).map_err(|error| {
         format!(
             "cannot read {}: {error}; it is made when enclos-hypervisor serve first starts",

@@ -3,33 +3,28 @@
 //! ```text
 //!  D/              0755
 //!  D/ca.pem        0600   all keys and certificates; replaced as a whole, flushed before use
-//!  D/root.pem      0644   the root's certificate, for verifiers
+//!  D/root.pem      0644   the certificate that documents begin with, for verifiers
+//!  D/ca.lock       0600   held for as long as the hypervisor, or `enclos pki`, may write the others
 //! ```
 //!
 //! The root's key is the identity of this installation: it is made once, before the first enclave, and is
 //! never overwritten by a file that cannot be read. Intermediates are re-issued when they are due, each time
 //! a leaf is asked for.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use enclos_api::config::Instance;
+use enclos_api::config::{CA_KEYS, CA_LOCK, CA_ROOT, Instance};
 use enclos_attest::UnixMillis;
 use enclos_attest::pki::{Authority, IssuedLeaf, PkiError};
 
 use zeroize::Zeroizing;
 
 use crate::daemon::files::{self, FilesError};
-
-/// File with the keys.
-const KEYS: &str = "ca.pem";
-
-/// File with the root's certificate.
-pub const ROOT: &str = "root.pem";
 
 /// Why there is no CA.
 #[derive(Debug, thiserror::Error)]
@@ -74,6 +69,7 @@ pub enum AuthorityError {
 pub struct Store {
     path: PathBuf,
     authority: Mutex<Authority>,
+    _lock: File,
 }
 
 impl Store {
@@ -83,16 +79,18 @@ impl Store {
     /// See [`AuthorityError`].
     pub fn open(state_dir: &Path, instance: &Instance) -> Result<Self, AuthorityError> {
         files::make_dir(state_dir, 0o755)?;
-        let path = state_dir.join(KEYS);
+        let lock = files::lock(state_dir, CA_LOCK)?;
+        let path = state_dir.join(CA_KEYS);
         let authority = match load(&path)? {
             Some(authority) => refresh(&path, authority, instance)?,
             None => create(&path, instance)?,
         };
         let root = authority.root_certificate_pem();
-        files::write_atomically(&state_dir.join(ROOT), root.as_bytes(), 0o644)?;
+        files::write_atomically(&state_dir.join(CA_ROOT), root.as_bytes(), 0o644)?;
         Ok(Self {
             path,
             authority: Mutex::new(authority),
+            _lock: lock,
         })
     }
 

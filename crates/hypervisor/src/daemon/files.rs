@@ -68,7 +68,7 @@ pub enum FilesError {
     },
     /// A hypervisor runs here.
     #[error(
-        "another enclos-hypervisor uses {}; stop it, or choose another --run-dir", path.display()
+        "another enclos-hypervisor, or `enclos pki`, uses {}; let it end, or choose another directory", path.display()
     )]
     InUse {
         /// The directory.
@@ -105,7 +105,7 @@ impl RunDir {
         if path.as_os_str().len() + LONGEST_SOCKET > MAX_SOCKET_PATH {
             return Err(FilesError::TooLong { path });
         }
-        let lock = lock(&path)?;
+        let lock = lock(&path, "hypervisor.lock")?;
         let run = Self {
             socket: path.join(SOCKET_NAME),
             enclaves: path.join("enclaves"),
@@ -186,8 +186,9 @@ pub(crate) fn make_dir(path: &Path, mode: u32) -> Result<(), FilesError> {
     Ok(())
 }
 
-fn lock(dir: &Path) -> Result<File, FilesError> {
-    let path = dir.join("hypervisor.lock");
+/// Locks a file in a directory for as long as the file is held open.
+pub(super) fn lock(dir: &Path, name: &str) -> Result<File, FilesError> {
+    let path = dir.join(name);
     let file = OpenOptions::new()
         .create(true)
         .write(true)
