@@ -39,6 +39,13 @@ const COMMANDS: &[&str] = &[
     "kernel build",
     "kernel fetch",
     "kernel path",
+    "pki",
+    "pki show",
+    "pki export",
+    "pki cross-sign",
+    "pki adopt",
+    "pki rotate",
+    "pki drop",
     "up",
     "down",
     "status",
@@ -119,7 +126,7 @@ fn failures_of_every_command() {
     let daemon = Daemon::none();
     let eif = daemon.file("broken.eif", b".eif and nothing more");
     let text = daemon.file("text", b"text");
-    let cases: [(&str, &[&str]); 33] = [
+    let cases: [(&str, &[&str]); 36] = [
         (
             "run-enclave-no-image",
             &[
@@ -267,7 +274,10 @@ fn failures_of_every_command() {
         ("attest-verify", &["attest", "verify", &text]),
         ("attest-inspect", &["attest", "inspect", &text]),
         ("call", &["call", "http://127.0.0.1:1/", "--data", "x"]),
+        ("attest-policy-lint", &["attest", "policy", "lint", &text]),
         ("kernel-path", &["kernel", "path"]),
+        ("pki-show", &["pki", "show", "--state-dir", "/nowhere"]),
+        ("pki-adopt", &["pki", "adopt", &text]),
         ("logs", &["logs", "app"]),
         ("wait", &["wait", "--enclave-name", "app"]),
         ("completions", &["completions", "tcsh"]),
