@@ -57,7 +57,7 @@ impl Installation {
         };
         let config = ServerCertificate::new(source)
             .unwrap()
-            .server_config()
+            .server_config(None)
             .unwrap();
         let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         let listener = Listener::tls(listen, config).await.unwrap();
