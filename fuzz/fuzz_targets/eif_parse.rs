@@ -1,11 +1,12 @@
 //! Bytes from anyone as an enclave image, its checksum put right so that the parser behind it is reached: nothing
-//! panics, and what is accepted for running is described without a finding and with the same measurements.
+//! panics, and what is accepted for running is described without a finding and with the same measurements, and does not differ
+//! from itself.
 
 #![no_main]
 
 use std::io::Cursor;
 
-use enclos_eif::{Eif, inspect, kernel, measure, ramdisk};
+use enclos_eif::{Eif, diff, inspect, kernel, list, measure, ramdisk};
 use libfuzzer_sys::fuzz_target;
 
 /// Where the checksum is in the header.
@@ -24,11 +25,16 @@ fuzz_target!(|bytes: &[u8]| {
     let described = described.unwrap();
     assert_eq!(described.measurements, measured);
     assert!(eif.metadata(&mut file).is_err() || described.findings.is_empty());
+    if let Ok(difference) = diff(&mut file.clone(), &mut file) {
+        assert!(difference.changes.is_empty());
+    }
     for section in eif.sections() {
         let data = eif.read_section(&mut file, section, LIMIT).unwrap();
         let _ = kernel::unpack(&data);
         if let Ok(unpacked) = ramdisk::unpack(&data, LIMIT) {
             assert!(u64::try_from(unpacked.len()).unwrap() <= LIMIT);
+        } else {
+            assert!(list(&mut data.as_slice(), LIMIT).is_err());
         }
     }
 });
