@@ -192,7 +192,7 @@ fn lock(dir: &Path) -> Outcome<File> {
 fn replace(path: &Path, text: &str, mode: u32) -> Outcome {
     let failed =
         |doing: &'static str| move |error: std::io::Error| Failure::file(None, doing, path, error);
-    let dir = path.parent().unwrap_or(Path::new("."));
+    let dir = path.parent().unwrap_or_else(|| Path::new("."));
     let mut file = tempfile::NamedTempFile::new_in(dir).map_err(failed("write beside"))?;
     let written = file.write_all(text.as_bytes());
     written.map_err(failed("write"))?;
