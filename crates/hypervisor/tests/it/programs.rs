@@ -64,7 +64,7 @@ fn a_second_hypervisor_in_the_same_run_directory_is_refused() {
     let output = daemon.command().output().unwrap();
     assert_eq!(output.status.code(), Some(1));
     assert!(
-        message(&output).contains("another enclos-hypervisor uses"),
+        message(&output).contains("another enclos-hypervisor, or `enclos pki`, uses"),
         "{}",
         message(&output)
     );
