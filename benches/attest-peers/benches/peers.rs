@@ -164,10 +164,7 @@ fn issuing(criterion: &mut Criterion) {
 /// Medians of this run, as documents per second and as ratios.
 fn summary(home: &std::path::Path) {
     let rate = |group: &str, name: &str| {
-        let file = home
-            .join(group)
-            .join(name.replace(',', ","))
-            .join("new/estimates.json");
+        let file = home.join(group).join(name).join("new/estimates.json");
         let json: serde_json::Value = serde_json::from_slice(&std::fs::read(&file).ok()?).ok()?;
         Some(1e9 / json["median"]["point_estimate"].as_f64()?)
     };
