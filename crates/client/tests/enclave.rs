@@ -9,6 +9,7 @@ use std::error::Error;
 
 use enclos_attest::PcrIndex;
 use enclos_attest::document::TrustAnchors;
+use enclos_attest::policy::Policy;
 use enclos_client::{CallError, ConnectError, Enclave, Endpoint, Verifier};
 use service::{MODULE, Manner, Service, Signer, pcr};
 
@@ -147,4 +148,33 @@ fn nobody_there_is_said_with_the_address() {
         text.contains(&format!("no answer from http://{closed}/attest")),
         "{text}"
     );
+}
+
+#[test]
+fn a_policy_is_asked_besides_everything_else() {
+    let service = Service::start(Manner::Honest);
+    let anchors = TrustAnchors::new().with_root("test", service.root_pem.as_bytes());
+    let verifier = |pcr2: u16| {
+        let json = format!(
+            r#"{{ "version": 1,
+                 "measurements": {{ "app": {{ "pcrs": {{ "0": "{}", "1": "{}", "2": "{}" }} }} }},
+                 "require": {{ "all": [{{ "measurements": ["app"] }}, {{ "nonce": "required" }}] }} }}"#,
+            pcr(0),
+            pcr(1),
+            pcr(pcr2)
+        );
+        Verifier::new(anchors.as_ref().unwrap().clone())
+            .policy(Policy::from_json(json.as_bytes()).unwrap())
+    };
+    assert!(verifier(2).is_pinned());
+    let enclave = Enclave::connect(Endpoint::new(&service.url()), &verifier(2)).unwrap();
+    assert_eq!(*enclave.call(b"question").unwrap(), b"answer to question");
+    let error = Enclave::connect(Endpoint::new(&service.url()), &verifier(3)).unwrap_err();
+    let text = chain(&error);
+    assert!(
+        text.contains("the policy does not accept it: not \"app\": PCR2 is"),
+        "{text}"
+    );
+    let any = Policy::from_json(br#"{"version":1,"require":{"role":"x"}}"#).unwrap();
+    assert!(!Verifier::new(TrustAnchors::new()).policy(any).is_pinned());
 }
