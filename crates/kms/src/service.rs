@@ -112,6 +112,7 @@ impl Service {
         let grants = Grants::load(store.grants().await?)?;
         let tags = TagStore::load(store.tags().await?);
         let root = Arc::new(root);
+        store.seal_with(Arc::clone(&root));
         let principals = Principals::new(store.clone(), Arc::clone(&root));
         let identities = Identities::new(store.clone());
         Ok(Self {

@@ -1,18 +1,49 @@
-//! `enclos-kms audit`: the audit trail as a table or as JSON lines.
+//! `enclos-kms audit`: the audit trail as a table or as JSON lines; whether it is as it was written.
 
-use serde_json::Value;
+use std::path::PathBuf;
+
+use serde_json::{Value, json};
 
 use super::principal::date;
-use super::{Data, Failure, print};
-use crate::store::{self, AuditRow};
+use super::{Data, Failure, TAMPERED, print};
+use crate::crypto::seal::RootKey;
+use crate::store::{self, AuditRow, Flaw, Head};
 
 /// Rows read at a time.
 const PAGE: i64 = 1000;
 
 #[derive(Debug, clap::Args)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 pub(super) struct Arguments {
+    #[command(subcommand)]
+    command: Option<Command>,
+
     #[command(flatten)]
-    data: Data,
+    list: List,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Command {
+    /// Check that no row was changed, removed or slipped in. Status 5 if one was
+    Verify {
+        #[command(flatten)]
+        data: Data,
+
+        /// A head noted earlier, which the trail must hold: it shows whether the end was cut off
+        #[arg(long, value_name = "SEQ:HASH")]
+        head: Option<Head>,
+
+        /// As one JSON object
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+#[derive(Debug, clap::Args)]
+struct List {
+    /// Data directory: kms.db, root.key, tls/
+    #[arg(long, value_name = "DIR", required = true)]
+    data: Option<PathBuf>,
 
     /// One CloudTrail-shaped event per line
     #[arg(long)]
@@ -27,8 +58,53 @@ pub(super) struct Arguments {
     failed: bool,
 }
 
+#[derive(Debug, thiserror::Error)]
+#[error("the audit trail is not as it was written: row {seq}: {flaw}")]
+struct Tampered {
+    seq: i64,
+    flaw: Flaw,
+}
+
 pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
-    let mut connection = store::connect(&arguments.data.data).await?;
+    match arguments.command {
+        Some(Command::Verify { data, head, json }) => verify(&data, head, json).await,
+        None => list(arguments.list).await,
+    }
+}
+
+async fn verify(data: &Data, noted: Option<Head>, json: bool) -> Result<(), Failure> {
+    let mut connection = store::connect(&data.data).await?;
+    let root = RootKey::open(&data.data.join("root.key"), false)?;
+    let verified = store::verify_audit(&mut connection, &root, noted).await?;
+    let head = verified.head;
+    if json {
+        let flaw = verified.flaw.as_ref();
+        print(&format!(
+            "{:#}",
+            json!({
+                "verified": flaw.is_none(), "rows": head.seq, "head": head.to_string(),
+                "sealedFrom": verified.sealed_from,
+                "flaw": flaw.map(|(seq, flaw)| json!({ "row": seq, "what": flaw.to_string() })),
+            })
+        ))?;
+    } else {
+        let sealed = verified
+            .sealed_from
+            .map_or("none".to_owned(), |seq| seq.to_string());
+        print(&format!("rows as they were written: {}", head.seq))?;
+        print(&format!("first row with a seal: {sealed}"))?;
+        print(&format!("head, to note elsewhere: {head}"))?;
+    }
+    match verified.flaw {
+        None => Ok(()),
+        Some((seq, flaw)) => Err(Failure::new(TAMPERED, Tampered { seq, flaw })),
+    }
+}
+
+async fn list(arguments: List) -> Result<(), Failure> {
+    // clap asks for it unless there is a subcommand.
+    let data = arguments.data.unwrap_or_default();
+    let mut connection = store::connect(&data).await?;
     let mut after = match arguments.last {
         Some(count) => store::audit_tail(&mut connection, count).await?,
         None => 0,

@@ -7,9 +7,12 @@
 //! | 2 | the command line is wrong |
 //! | 3 | an address cannot be listened on: taken, not ours, or not loopback under `--dev` |
 //! | 4 | another server uses the data directory |
+//! | 5 | the audit trail is not as it was written |
 
 mod audit;
+mod explain;
 mod identity;
+mod inspect;
 mod principal;
 mod serve;
 mod table;
@@ -40,7 +43,18 @@ enum Command {
     /// Manage users and roles: their policies, and who may assume a role.
     #[command(subcommand)]
     Identity(identity::Command),
-    /// Print the audit trail.
+    /// Look at keys.
+    #[command(subcommand)]
+    Keys(inspect::Keys),
+    /// Look at key policies, and look them through.
+    #[command(subcommand)]
+    Policies(inspect::Policies),
+    /// Look at grants.
+    #[command(subcommand)]
+    Grants(inspect::Grants),
+    /// Say why a request was denied: which statement, which condition, what was expected and presented.
+    Explain(explain::Arguments),
+    /// Print the audit trail, or verify it.
     Audit(audit::Arguments),
 }
 
@@ -65,6 +79,8 @@ const FAILED: u8 = 1;
 const CANNOT_LISTEN: u8 = 3;
 /// Another server uses the data directory.
 const IN_USE: u8 = 4;
+/// The audit trail is not as it was written.
+const TAMPERED: u8 = 5;
 
 impl Failure {
     fn new(status: u8, error: impl std::error::Error + Send + Sync + 'static) -> Self {
@@ -112,6 +128,10 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
             Command::Serve(arguments) => serve::run(arguments).await,
             Command::Principal(command) => principal::run(command).await,
             Command::Identity(command) => identity::run(command).await,
+            Command::Keys(command) => inspect::keys(command).await,
+            Command::Policies(command) => inspect::policies(command).await,
+            Command::Grants(command) => inspect::grants(command).await,
+            Command::Explain(arguments) => explain::run(arguments).await,
             Command::Audit(arguments) => audit::run(arguments).await,
         }
     })

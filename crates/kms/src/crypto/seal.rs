@@ -9,9 +9,13 @@ use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
+use aws_lc_rs::hmac;
 use zeroize::Zeroizing;
 
 use super::RandomError;
+
+/// What the key of tags is derived for.
+const TAG_LABEL: &[u8] = b"enclos-kms tags 1";
 
 /// A 256-bit key in memory, wiped when dropped.
 pub type Secret = Zeroizing<[u8; 32]>;
@@ -19,6 +23,8 @@ pub type Secret = Zeroizing<[u8; 32]>;
 /// The key that seals all others.
 pub struct RootKey {
     key: LessSafeKey,
+    /// Authenticates what is no secret: the audit trail.
+    tags: hmac::Key,
 }
 
 impl std::fmt::Debug for RootKey {
@@ -113,9 +119,23 @@ impl RootKey {
             path: path.to_owned(),
             length,
         })?;
+        let derived = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, &bytes), TAG_LABEL);
         Ok(Self {
             key: LessSafeKey::new(unbound),
+            tags: hmac::Key::new(hmac::HMAC_SHA256, derived.as_ref()),
         })
+    }
+
+    /// What only a holder of the root key can say about `data`.
+    #[must_use]
+    pub fn tag(&self, data: &[u8]) -> hmac::Tag {
+        hmac::sign(&self.tags, data)
+    }
+
+    /// Whether a tag is this root key's for `data`, compared in constant time.
+    #[must_use]
+    pub fn is_tag(&self, data: &[u8], tag: &[u8]) -> bool {
+        hmac::verify(&self.tags, data, tag).is_ok()
     }
 
     /// Seals `plaintext` for the purpose that `label` names.

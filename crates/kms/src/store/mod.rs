@@ -14,6 +14,7 @@
 //! Everything that requests need is also in memory ([`crate::keyring`]); the file is read when the
 //! process starts and for lists.
 
+mod audit;
 mod grants;
 mod identities;
 mod schema;
@@ -21,21 +22,25 @@ mod tags;
 mod usage;
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use sqlx::sqlite::{
     SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
 };
-use sqlx::{Connection as _, QueryBuilder, Row as _, Sqlite, SqliteConnection};
+use sqlx::{Connection as _, Row as _, SqliteConnection};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
+use crate::crypto::seal::RootKey;
 use crate::error::Chain;
 use crate::spec::{KeySpec, KeyUsage, Origin};
 use crate::tags::Tags;
 
+pub use audit::{
+    AuditRow, Flaw, Head, HeadError, Verified, audit, audit_of, audit_tail, verify_audit,
+};
 pub use grants::GrantRow;
 pub use identities::{IdentityRow, delete_identity, identities, put_identity};
 pub use usage::{LastUse, Used};
@@ -48,9 +53,6 @@ const QUEUE: usize = 16_384;
 
 /// Most messages in one transaction.
 const BATCH: usize = 2_000;
-
-/// Audit rows in one INSERT: four variables each, far below SQLite's 32,766.
-const ROWS: usize = 500;
 
 /// How long SQLite waits for another process's lock, `enclos-kms principal add` for example.
 const BUSY: Duration = Duration::from_secs(10);
@@ -196,21 +198,6 @@ pub struct PrincipalRow {
     pub created_ms: i64,
 }
 
-/// One audited call.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct AuditRow {
-    /// Milliseconds since 1970.
-    pub time_ms: i64,
-    /// AWS operation.
-    pub operation: String,
-    /// Error type, if it failed.
-    pub error_code: Option<String>,
-    /// CloudTrail-shaped JSON.
-    pub event: String,
-    /// Keys whose last use this is, if the call was one.
-    pub used: Option<Used>,
-}
-
 /// A durable change.
 #[derive(Debug, Clone)]
 pub enum Change {
@@ -264,7 +251,12 @@ pub struct Store {
     readers: SqlitePool,
     /// Whether the last transaction succeeded.
     healthy: Arc<AtomicBool>,
+    /// What seals the audit trail.
+    sealer: Sealer,
 }
+
+/// The root key, once the service has it.
+type Sealer = Arc<OnceLock<Arc<RootKey>>>;
 
 /// The writer's task; it ends when every [`Store`] is dropped.
 pub type Writer = tokio::task::JoinHandle<()>;
@@ -312,15 +304,47 @@ impl Store {
             .await?;
         let (queue, messages) = mpsc::channel(QUEUE);
         let healthy = Arc::new(AtomicBool::new(true));
-        let writer = tokio::spawn(write_all(connection, messages, Arc::clone(&healthy)));
+        let sealer = Sealer::default();
+        let writer = Writing {
+            connection,
+            healthy: Arc::clone(&healthy),
+            sealer: Arc::clone(&sealer),
+        };
+        let writer = tokio::spawn(write_all(writer, messages));
         Ok((
             Self {
                 queue,
                 readers,
                 healthy,
+                sealer,
             },
             writer,
         ))
+    }
+
+    /// Opens the database of a data directory that a server has used for reading alone; every change is refused.
+    ///
+    /// # Errors
+    /// If there is none, or it cannot be opened.
+    pub async fn reader(data: &Path) -> Result<Self, StoreError> {
+        connect(data).await?.close().await?;
+        let readers = SqlitePoolOptions::new()
+            .max_connections(1)
+            .connect_with(options(data).read_only(true))
+            .await?;
+        let (queue, _closed) = mpsc::channel(1);
+        Ok(Self {
+            queue,
+            readers,
+            healthy: Arc::new(AtomicBool::new(true)),
+            sealer: Sealer::default(),
+        })
+    }
+
+    /// From here on every transaction's audit rows are sealed under this root key.
+    pub(crate) fn seal_with(&self, root: Arc<RootKey>) {
+        // Set once, by the service that the store belongs to.
+        let _already = self.sealer.set(root);
     }
 
     /// Makes changes and their audit row durable, all or none.
@@ -596,59 +620,20 @@ pub async fn principals(
     rows.iter().map(principal_row).collect()
 }
 
-/// Audit rows after `after`, oldest first, at most `limit`, each with its number.
-///
-/// # Errors
-/// If the database fails.
-pub async fn audit(
-    connection: &mut SqliteConnection,
-    after: i64,
-    limit: i64,
-) -> Result<Vec<(i64, AuditRow)>, StoreError> {
-    let rows = sqlx::query(
-        "SELECT seq, time_ms, operation, error_code, event FROM audit WHERE seq > ? ORDER BY seq LIMIT ?",
-    )
-    .bind(after)
-    .bind(limit)
-    .fetch_all(connection)
-    .await?;
-    rows.iter()
-        .map(|row| {
-            let audit = AuditRow {
-                time_ms: row.try_get(1)?,
-                operation: row.try_get(2)?,
-                error_code: row.try_get(3)?,
-                event: row.try_get(4)?,
-                used: None,
-            };
-            Ok((row.try_get(0)?, audit))
-        })
-        .collect()
-}
-
-/// Number of the last audit row but `count`, to start a tail from.
-///
-/// # Errors
-/// If the database fails.
-pub async fn audit_tail(connection: &mut SqliteConnection, count: i64) -> Result<i64, StoreError> {
-    let row = sqlx::query("SELECT COALESCE(MAX(seq), 0) - ? FROM audit")
-        .bind(count)
-        .fetch_one(connection)
-        .await?;
-    Ok(row.try_get(0)?)
-}
-
 // --- the writer -----------------------------------------------------------------------------------
 
-async fn write_all(
-    mut connection: SqliteConnection,
-    mut messages: mpsc::Receiver<Message>,
+/// What the writer's task has.
+struct Writing {
+    connection: SqliteConnection,
     healthy: Arc<AtomicBool>,
-) {
+    sealer: Sealer,
+}
+
+async fn write_all(mut writing: Writing, mut messages: mpsc::Receiver<Message>) {
     while let Some(batch) = next_batch(&mut messages).await {
-        write_batch(&mut connection, batch, &healthy).await;
+        write_batch(&mut writing, batch).await;
     }
-    if let Err(error) = connection.close().await {
+    if let Err(error) = writing.connection.close().await {
         tracing::error!(%error, "closing the database failed");
     }
 }
@@ -681,9 +666,9 @@ async fn next_batch(messages: &mut mpsc::Receiver<Message>) -> Option<Vec<Messag
 ///
 /// A change that conflicts is undone on its own. If the transaction as a whole fails, everyone who waits is told
 /// so, and audit rows that nobody waits for are tried once more without the changes.
-async fn write_batch(connection: &mut SqliteConnection, batch: Vec<Message>, healthy: &AtomicBool) {
-    let result = transact(connection, &batch).await;
-    healthy.store(result.is_ok(), Ordering::Relaxed);
+async fn write_batch(writing: &mut Writing, batch: Vec<Message>) {
+    let result = transact(writing, &batch).await;
+    writing.healthy.store(result.is_ok(), Ordering::Relaxed);
     match result {
         Ok(outcomes) => {
             for (message, outcome) in batch.into_iter().zip(outcomes) {
@@ -700,18 +685,18 @@ async fn write_batch(connection: &mut SqliteConnection, batch: Vec<Message>, hea
                     other => other.answer(Err(StoreError::Batch(text.clone()))),
                 }
             }
-            rescue(connection, &records).await;
+            rescue(writing, &records).await;
         }
     }
 }
 
 /// Writes audit rows of a failed transaction again. Their calls were answered, so if that fails too they go to
 /// the log, and from then on no call is answered before its row is stored (see [`Store::record`]).
-async fn rescue(connection: &mut SqliteConnection, records: &[Message]) {
+async fn rescue(writing: &mut Writing, records: &[Message]) {
     if records.is_empty() {
         return;
     }
-    let Err(error) = transact(connection, records).await else {
+    let Err(error) = transact(writing, records).await else {
         return;
     };
     tracing::error!(error = %Chain(&error), rows = records.len(), "audit rows could not be stored, they follow");
@@ -734,10 +719,12 @@ impl Message {
 }
 
 async fn transact(
-    connection: &mut SqliteConnection,
+    writing: &mut Writing,
     batch: &[Message],
 ) -> Result<Vec<Result<(), StoreError>>, StoreError> {
-    let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await?;
+    let mut transaction = writing.connection.begin_with("BEGIN IMMEDIATE").await?;
+    let before = audit::head(&mut transaction).await?;
+    let mut head = before;
     let mut outcomes = Vec::with_capacity(batch.len());
     let mut rows = Vec::new();
     for message in batch {
@@ -748,13 +735,18 @@ async fn transact(
             }
             Message::Flush(_) => Ok(()),
             Message::Change { changes, audit, .. } => {
-                insert_audits(&mut transaction, &std::mem::take(&mut rows)).await?;
-                change_once(&mut transaction, changes, audit).await?
+                audit::insert(&mut transaction, &mut head, &std::mem::take(&mut rows)).await?;
+                change_once(&mut transaction, &mut head, changes, audit).await?
             }
         };
         outcomes.push(outcome);
     }
-    insert_audits(&mut transaction, &rows).await?;
+    audit::insert(&mut transaction, &mut head, &rows).await?;
+    if let Some(root) = writing.sealer.get()
+        && head != before
+    {
+        audit::seal(&mut transaction, &head, root).await?;
+    }
     transaction.commit().await?;
     Ok(outcomes)
 }
@@ -762,13 +754,14 @@ async fn transact(
 /// Makes one message's changes and its audit row, or none. The outer error is the transaction's, the inner the change's.
 async fn change_once(
     transaction: &mut SqliteConnection,
+    head: &mut Head,
     changes: &[Change],
     audit: &AuditRow,
 ) -> Result<Result<(), StoreError>, StoreError> {
     let mut savepoint = transaction.begin().await?;
     match apply_all(&mut savepoint, changes).await {
         Ok(()) => {
-            insert_audits(&mut savepoint, &[audit]).await?;
+            audit::insert(&mut savepoint, head, &[audit]).await?;
             savepoint.commit().await?;
             Ok(Ok(()))
         }
@@ -778,29 +771,6 @@ async fn change_once(
         }
         Err(error) => Err(error),
     }
-}
-
-async fn insert_audits(
-    connection: &mut SqliteConnection,
-    rows: &[&AuditRow],
-) -> Result<(), StoreError> {
-    for chunk in rows.chunks(ROWS) {
-        let mut query: QueryBuilder<'_, Sqlite> =
-            QueryBuilder::new("INSERT INTO audit (time_ms, operation, error_code, event) ");
-        query.push_values(chunk, |mut values, row| {
-            values
-                .push_bind(row.time_ms)
-                .push_bind(&row.operation)
-                .push_bind(&row.error_code)
-                .push_bind(&row.event);
-        });
-        query
-            .build()
-            .persistent(chunk.len() == 1)
-            .execute(&mut *connection)
-            .await?;
-    }
-    usage::put(connection, rows).await
 }
 
 async fn apply_all(

@@ -2,7 +2,7 @@
 
 use sqlx::{Connection as _, Executor as _, Row as _, SqliteConnection};
 
-use super::StoreError;
+use super::{StoreError, audit};
 
 /// Each step: what it is for, and its statements. Never edit one that was released; add another.
 const MIGRATIONS: &[(&str, &str)] = &[
@@ -59,7 +59,15 @@ const MIGRATIONS: &[(&str, &str)] = &[
             request_id TEXT NOT NULL
          ) STRICT;",
     ),
+    (
+        CHAIN,
+        "ALTER TABLE audit ADD COLUMN hash BLOB;
+         ALTER TABLE audit ADD COLUMN seal BLOB;",
+    ),
 ];
+
+/// The step after which the rows of the audit trail are chained.
+const CHAIN: &str = "audit chain";
 
 const FIRST: &str = "CREATE TABLE keys (
         id TEXT NOT NULL PRIMARY KEY,
@@ -129,6 +137,9 @@ pub(super) async fn migrate(connection: &mut SqliteConnection) -> Result<(), Sto
             continue;
         }
         transaction.execute(*statements).await?;
+        if *description == CHAIN {
+            audit::adopt(&mut transaction).await?;
+        }
         sqlx::query("INSERT INTO schema_migrations (version, description) VALUES (?, ?)")
             .bind(version)
             .bind(*description)
