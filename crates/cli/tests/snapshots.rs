@@ -39,6 +39,7 @@ const COMMANDS: &[&str] = &[
     "kernel build",
     "kernel fetch",
     "kernel path",
+    "kms",
     "pki",
     "pki show",
     "pki export",

@@ -10,6 +10,7 @@ mod eif;
 mod inputs;
 mod kernel;
 mod logs;
+mod kms;
 mod manual;
 mod pki;
 mod plan;
@@ -42,6 +43,8 @@ pub(crate) enum Command {
     /// Fetch or locate the kernel that images are built with
     #[command(subcommand)]
     Kernel(kernel::Kernel),
+    /// Look at keys, policies, grants, principals and the audit trail of a KMS
+    Kms(kms::Kms),
     /// Put finished parts together; sign with a key that is kept elsewhere
     #[command(subcommand)]
     Eif(eif::EifCommand),
@@ -76,6 +79,7 @@ pub(crate) fn run(command: Command) -> Outcome {
         Command::Doctor(args) => doctor::run(&args),
         Command::Kernel(args) => kernel::run(&args),
         Command::Pki(command) => pki::run(&command),
+        Command::Kms(args) => kms::run(args),
         Command::Up(args) => services::up(&args),
         Command::Down(args) => services::down(&args),
         Command::Status => services::status(),

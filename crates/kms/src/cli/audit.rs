@@ -90,7 +90,7 @@ async fn verify(data: &Data, noted: Option<Head>, json: bool) -> Result<(), Fail
     } else {
         let sealed = verified
             .sealed_from
-            .map_or("none".to_owned(), |seq| seq.to_string());
+            .map_or_else(|| "none".to_owned(), |seq| seq.to_string());
         print(&format!("rows as they were written: {}", head.seq))?;
         print(&format!("first row with a seal: {sealed}"))?;
         print(&format!("head, to note elsewhere: {head}"))?;

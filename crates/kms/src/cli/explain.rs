@@ -159,10 +159,13 @@ fn print_conditions(event: &Value) -> Result<(), std::io::Error> {
     }
     let joined = |condition: &Value, name: &str| {
         let values = condition.get(name).and_then(Value::as_array);
-        values.map_or("nothing".to_owned(), |values| {
-            let values: Vec<&str> = values.iter().filter_map(Value::as_str).collect();
-            values.join(", ")
-        })
+        match values {
+            None => "nothing".to_owned(),
+            Some(values) => {
+                let values: Vec<&str> = values.iter().filter_map(Value::as_str).collect();
+                values.join(", ")
+            }
+        }
     };
     print("\nConditions that did not hold:")?;
     let mut table = Table::new(&[

@@ -349,7 +349,7 @@ pub async fn verify_audit(
             }
             head = next;
             sealed = seal.is_some();
-            sealed_from = sealed_from.or(sealed.then_some(seq));
+            sealed_from = sealed_from.or_else(|| sealed.then_some(seq));
             found |= noted == Some(head);
         }
         if rows.is_empty() {

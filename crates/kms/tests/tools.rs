@@ -1,0 +1,231 @@
+//! The tools beside the server: what they show, and what they say of a denial and of a trail that was tampered with.
+
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test may panic")]
+
+mod common;
+
+use common::Server;
+use serde_json::{Value, json};
+
+const ROLE: &str = "arn:aws:iam::000000000000:role/app";
+
+fn text(server: &Server, arguments: &[&str]) -> String {
+    let output = server.tool(arguments);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{arguments:?}: {errors}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn json(server: &Server, arguments: &[&str]) -> Value {
+    serde_json::from_str(&text(server, arguments)).unwrap()
+}
+
+fn header(reply: &common::Reply, name: &str) -> String {
+    let found = reply
+        .headers
+        .lines()
+        .find_map(|line| line.strip_prefix(&format!("{name}: ")));
+    found.unwrap_or_else(|| panic!("no {name}")).to_owned()
+}
+
+fn release(pcr: &str) -> Value {
+    json!([
+        { "Effect": "Allow", "Principal": { "AWS": "000000000000" }, "Action": "kms:*", "Resource": "*" },
+        { "Sid": "Release", "Effect": "Allow", "Principal": { "AWS": ROLE }, "Action": "kms:Decrypt", "Resource": "*",
+          "Condition": { "StringEquals": { pcr: "ab12", "kms:EncryptionContext:tenant": "a" } } }
+    ])
+}
+
+#[test]
+fn a_denial_is_explained() {
+    let server = Server::tls();
+    let (root, role) = (server.client(), server.principal(ROLE));
+    let key = root.create_key();
+    root.put_policy(&key, &release("kms:RecipientAttestation:PCR0"))
+        .ok();
+    let blob = root.encrypt(&key, b"x", json!({ "tenant": "b" }));
+    let denied = role.decrypt(&blob, json!({ "tenant": "b" }));
+    assert_eq!(denied.error_type(), "AccessDeniedException");
+    let id = header(&denied, "x-amzn-requestid");
+
+    let explained = json(&server, &["explain", &id, "--json"]);
+    assert_eq!(explained["requestId"], id);
+    assert_eq!(explained["principal"], ROLE);
+    assert_eq!(explained["action"], "kms:Decrypt");
+    let conditions = explained["conditions"].as_array().unwrap();
+    assert_eq!(conditions.len(), 2);
+    let of = |key: &str| conditions.iter().find(|c| c["key"] == key).unwrap();
+    let pcr = of("kms:RecipientAttestation:PCR0");
+    assert_eq!(
+        (&pcr["sid"], &pcr["expected"], &pcr["presented"]),
+        (&json!("Release"), &json!(["ab12"]), &Value::Null)
+    );
+    assert_eq!(
+        of("kms:EncryptionContext:tenant")["presented"],
+        json!(["b"])
+    );
+
+    let table = text(&server, &["explain", &id]);
+    assert!(table.contains("Conditions that did not hold:"), "{table}");
+    let line = |word: &str| {
+        table
+            .lines()
+            .find(|line| line.contains(word))
+            .unwrap()
+            .to_owned()
+    };
+    let pcr = line("kms:RecipientAttestation:PCR0");
+    assert!(
+        pcr.contains("2 Release") && pcr.contains("ab12") && pcr.ends_with("nothing"),
+        "{pcr}"
+    );
+
+    // A request that was answered has nothing to explain, one that never was is not there.
+    let answered = root.call("ListKeys", json!({}));
+    server.audit(5);
+    let table = text(
+        &server,
+        &["explain", &header(&answered, "x-amzn-requestid")],
+    );
+    assert!(
+        table.contains("answered") && !table.contains("did not hold"),
+        "{table}"
+    );
+    let nobody = "1234abcd-12ab-34cd-56ef-1234567890ab";
+    assert_eq!(server.tool(&["explain", nobody]).status.code(), Some(1));
+    assert_eq!(server.tool(&["explain", "x"]).status.code(), Some(2));
+}
+
+#[test]
+fn the_trail_verifies_until_someone_touches_it() {
+    let server = Server::dev();
+    for _ in 0..5 {
+        server.client().create_key();
+    }
+    let verified = json(&server, &["audit", "verify", "--json"]);
+    assert_eq!(
+        (&verified["verified"], &verified["rows"]),
+        (&json!(true), &json!(5))
+    );
+    assert_eq!(verified["sealedFrom"], 1);
+    let head = verified["head"].as_str().unwrap().to_owned();
+    server.client().create_key();
+    text(&server, &["audit", "verify", "--head", &head]);
+    let other = head.replacen(':', ":00", 1);
+    assert_eq!(
+        server
+            .tool(&["audit", "verify", "--head", &other])
+            .status
+            .code(),
+        Some(2)
+    );
+    let wrong = format!("5:{}", "00".repeat(32));
+    assert_eq!(
+        server
+            .tool(&["audit", "verify", "--head", &wrong])
+            .status
+            .code(),
+        Some(5)
+    );
+
+    tamper(
+        &server,
+        "UPDATE audit SET event = replace(event, 'CreateKey', 'ListKeys') WHERE seq = 3",
+    );
+    let output = server.tool(&["audit", "verify"]);
+    assert_eq!(output.status.code(), Some(5));
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert!(
+        error.contains("row 3: it is not the row that was written"),
+        "{error}"
+    );
+}
+
+/// Changes the database as someone would who is no KMS.
+fn tamper(server: &Server, statement: &str) {
+    use sqlx::{Connection as _, Executor as _};
+    let options = sqlx::sqlite::SqliteConnectOptions::new().filename(server.data.join("kms.db"));
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        let mut connection = sqlx::SqliteConnection::connect_with(&options)
+            .await
+            .unwrap();
+        connection.execute(statement).await.unwrap();
+        connection.close().await.unwrap();
+    });
+}
+
+#[test]
+fn the_trail_survives_kills_as_a_chain() {
+    let directory = tempfile::tempdir().unwrap();
+    let arguments = ["--listen", "127.0.0.1:0", "--dev"];
+    for _ in 0..3 {
+        let server = Server::start(directory.path(), &arguments);
+        server.client().create_key();
+        server.client().call("ListKeys", json!({})).ok();
+        server.kill();
+    }
+    let server = Server::start(directory.path(), &arguments);
+    let verified = json(&server, &["audit", "verify", "--json"]);
+    assert_eq!(verified["verified"], true);
+    assert!(verified["rows"].as_i64().unwrap() >= 3, "{verified}");
+}
+
+#[test]
+fn what_there_is_can_be_looked_at() {
+    let server = Server::dev();
+    let client = server.client();
+    let key = client.create_key();
+    let alias = json!({ "AliasName": "alias/app", "TargetKeyId": key });
+    client.call("CreateAlias", alias).ok();
+    let tags = json!([{ "TagKey": "team", "TagValue": "red" }]);
+    client
+        .call("TagResource", json!({ "KeyId": key, "Tags": tags }))
+        .ok();
+    let grant =
+        json!({ "KeyId": key, "GranteePrincipal": ROLE, "Operations": ["Decrypt"], "Name": "one" });
+    let grant = client.call("CreateGrant", grant).ok();
+    client
+        .put_policy(&key, &release("kms:RecipientAttestation"))
+        .ok();
+
+    let keys = json(&server, &["keys", "list", "--json"]);
+    assert_eq!(
+        (&keys[0]["KeyId"], &keys[0]["Aliases"]),
+        (&json!(key), &json!(["alias/app"]))
+    );
+    let shown = json(&server, &["keys", "show", &key]);
+    assert_eq!(shown["Tags"], json!({ "team": "red" }));
+    assert_eq!(shown["Grants"][0]["GrantId"], grant["GrantId"]);
+    assert_eq!(shown["Policy"]["Statement"][1]["Sid"], "Release");
+    let grants = json(&server, &["grants", "list", "--json"]);
+    assert_eq!(
+        (&grants[0]["Grantee"], &grants[0]["Name"]),
+        (&json!(ROLE), &json!("one"))
+    );
+    let table = text(&server, &["grants", "list", "--key", &key]);
+    assert!(
+        table.starts_with("KEY ID ") && table.contains(ROLE),
+        "{table}"
+    );
+    let policy = text(&server, &["policies", "show", &key]);
+    assert!(policy.contains("\"Release\""), "{policy}");
+
+    let output = server.tool(&["policies", "check-all", "--json"]);
+    assert_eq!(output.status.code(), Some(1));
+    let findings: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let codes: Vec<&str> = findings
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|f| f["code"].as_str().unwrap())
+        .collect();
+    assert!(codes.contains(&"absent-key"), "{codes:?}");
+    assert_eq!(
+        server.tool(&["keys", "show", "nothing"]).status.code(),
+        Some(1)
+    );
+}
