@@ -82,7 +82,7 @@ fn a_denial_is_explained() {
 
     // A request that was answered has nothing to explain, one that never was is not there.
     let answered = root.call("ListKeys", json!({}));
-    server.audit(5);
+    server.audit(6);
     let table = text(
         &server,
         &["explain", &header(&answered, "x-amzn-requestid")],
@@ -227,5 +227,54 @@ fn what_there_is_can_be_looked_at() {
     assert_eq!(
         server.tool(&["keys", "show", "nothing"]).status.code(),
         Some(1)
+    );
+}
+
+#[test]
+fn what_the_tools_change_is_in_the_trail() {
+    let server = Server::tls();
+    let role = server.principal(ROLE);
+    text(
+        &server,
+        &["identity", "put", "--arn", ROLE, "--tag", "team=red"],
+    );
+    text(&server, &["identity", "remove", "--arn", ROLE]);
+    text(
+        &server,
+        &["principal", "remove", "--access-key-id", &role.id],
+    );
+    let events = server.audit(4);
+    let names: Vec<&str> = events
+        .iter()
+        .map(|event| event["eventName"].as_str().unwrap())
+        .collect();
+    assert_eq!(
+        names,
+        [
+            "CreateAccessKey",
+            "PutIdentity",
+            "DeleteIdentity",
+            "DeleteAccessKey"
+        ]
+    );
+    assert_eq!(events[0]["userIdentity"]["type"], "Local");
+    assert_eq!(
+        events[0]["requestParameters"],
+        json!({ "arn": ROLE, "accessKeyId": role.id })
+    );
+    assert_eq!(
+        events[1]["requestParameters"]["Tags"],
+        json!({ "team": "red" })
+    );
+    assert!(
+        !events
+            .iter()
+            .any(|event| event.to_string().contains(&role.secret))
+    );
+    // Tool and server write one chain.
+    server.client().create_key();
+    assert_eq!(
+        json(&server, &["audit", "verify", "--json"])["verified"],
+        true
     );
 }

@@ -4,9 +4,11 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde_json::{Value, json};
+use sqlx::Connection as _;
 use time::OffsetDateTime;
 
 use super::principal::date;
+use super::record::record;
 use super::table::Table;
 use super::{Data, Failure, print};
 use crate::arn::{PrincipalArn, PrincipalKind};
@@ -133,8 +135,9 @@ pub(super) async fn run(command: Command) -> Result<(), Failure> {
 
 async fn put(arguments: Put) -> Result<(), Failure> {
     let mut connection = store::connect(&arguments.data.data).await?;
+    let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await?;
     let arn = arguments.arn.to_string();
-    let old = store::identities(&mut connection).await?;
+    let old = store::identities(&mut transaction).await?;
     let old = old.into_iter().find(|row| row.arn == arn);
     let mut profile: Profile = match &old {
         Some(row) => serde_json::from_str(&row.profile).map_err(IdentityCommandError::from)?,
@@ -152,7 +155,18 @@ async fn put(arguments: Put) -> Result<(), Failure> {
     };
     // The server reads it the same way; what it could not use is refused here.
     Entity::new(&row)?;
-    store::put_identity(&mut connection, &row).await?;
+    store::put_identity(&mut transaction, &row).await?;
+    let parameters = shown(&row)?;
+    let account = arguments.arn.account();
+    record(
+        &mut transaction,
+        &arguments.data,
+        "PutIdentity",
+        account,
+        parameters,
+    )
+    .await?;
+    transaction.commit().await?;
     Ok(())
 }
 
@@ -264,8 +278,19 @@ async fn show(data: &Data, arn: &PrincipalArn) -> Result<(), Failure> {
 
 async fn remove(data: &Data, arn: &PrincipalArn) -> Result<(), Failure> {
     let mut connection = store::connect(&data.data).await?;
-    if store::delete_identity(&mut connection, arn.as_str()).await? {
-        return Ok(());
+    let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await?;
+    if !store::delete_identity(&mut transaction, arn.as_str()).await? {
+        return Err(IdentityCommandError::Unknown(arn.to_string()).into());
     }
-    Err(IdentityCommandError::Unknown(arn.to_string()).into())
+    let parameters = json!({ "Arn": arn.as_str() });
+    record(
+        &mut transaction,
+        data,
+        "DeleteIdentity",
+        arn.account(),
+        parameters,
+    )
+    .await?;
+    transaction.commit().await?;
+    Ok(())
 }

@@ -14,6 +14,7 @@ mod explain;
 mod identity;
 mod inspect;
 mod principal;
+mod record;
 mod serve;
 mod table;
 

@@ -2,10 +2,12 @@
 
 use base64::Engine as _;
 use serde_json::json;
+use sqlx::Connection as _;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use zeroize::Zeroizing;
 
+use super::record::{account, record};
 use super::{Data, Failure, print};
 use crate::arn::PrincipalArn;
 use crate::crypto::seal::{self, RootKey};
@@ -70,7 +72,18 @@ async fn add(data: &Data, arn: &PrincipalArn) -> Result<(), Failure> {
         sealed_secret: root.seal(&label, secret.as_bytes())?,
         created_ms: crate::audit::unix_ms(OffsetDateTime::now_utc()),
     };
-    store::insert_principal(&mut connection, &row).await?;
+    let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await?;
+    store::insert_principal(&mut transaction, &row).await?;
+    let parameters = json!({ "arn": row.arn, "accessKeyId": access_key_id });
+    record(
+        &mut transaction,
+        data,
+        "CreateAccessKey",
+        arn.account(),
+        parameters,
+    )
+    .await?;
+    transaction.commit().await?;
     let credentials = json!({
         "Version": 1,
         "AccessKeyId": access_key_id,
@@ -115,10 +128,24 @@ async fn list(data: &Data, json: bool) -> Result<(), Failure> {
 
 async fn remove(data: &Data, access_key_id: String) -> Result<(), Failure> {
     let mut connection = store::connect(&data.data).await?;
-    if store::delete_principal(&mut connection, &access_key_id).await? {
-        return Ok(());
-    }
-    Err(NoSuchKey(access_key_id).into())
+    let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await?;
+    let keys = store::principals(&mut transaction).await?;
+    let key = keys
+        .into_iter()
+        .find(|key| key.access_key_id == access_key_id);
+    let key = key.ok_or_else(|| NoSuchKey(access_key_id.clone()))?;
+    store::delete_principal(&mut transaction, &access_key_id).await?;
+    let parameters = json!({ "arn": key.arn, "accessKeyId": access_key_id });
+    record(
+        &mut transaction,
+        data,
+        "DeleteAccessKey",
+        &account(&key.arn),
+        parameters,
+    )
+    .await?;
+    transaction.commit().await?;
+    Ok(())
 }
 
 pub(super) fn date(ms: i64) -> String {

@@ -184,6 +184,20 @@ pub(super) async fn seal(
     Ok(())
 }
 
+/// Adds a row of a tool's own and seals it, inside the tool's transaction.
+///
+/// # Errors
+/// If the database fails.
+pub async fn append_audit(
+    connection: &mut SqliteConnection,
+    row: &AuditRow,
+    root: &RootKey,
+) -> Result<(), StoreError> {
+    let mut head = head(connection).await?;
+    insert(connection, &mut head, &[row]).await?;
+    seal(connection, &head, root).await
+}
+
 /// Chains rows that a version without a chain has written.
 pub(super) async fn adopt(connection: &mut SqliteConnection) -> Result<(), StoreError> {
     let (mut head, mut after) = (Head::EMPTY, 0);

@@ -39,7 +39,8 @@ use crate::spec::{KeySpec, KeyUsage, Origin};
 use crate::tags::Tags;
 
 pub use audit::{
-    AuditRow, Flaw, Head, HeadError, Verified, audit, audit_of, audit_tail, verify_audit,
+    AuditRow, Flaw, Head, HeadError, Verified, append_audit, audit, audit_of, audit_tail,
+    verify_audit,
 };
 pub use grants::GrantRow;
 pub use identities::{IdentityRow, delete_identity, identities, put_identity};

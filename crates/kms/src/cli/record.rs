@@ -1,0 +1,59 @@
+//! What the tools change is in the audit trail too, in the same transaction.
+
+use serde_json::{Value, json};
+use sqlx::SqliteConnection;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+use super::{Data, Failure};
+use crate::arn::PrincipalArn;
+use crate::audit::unix_ms;
+use crate::crypto::seal::RootKey;
+use crate::crypto::uuid;
+use crate::store::{self, AuditRow};
+
+/// Records a change by whoever runs the tool. `connection` is in a transaction.
+pub(super) async fn record(
+    connection: &mut SqliteConnection,
+    data: &Data,
+    operation: &str,
+    account: &str,
+    parameters: Value,
+) -> Result<(), Failure> {
+    let root = RootKey::open(&data.data.join("root.key"), false)?;
+    let now = OffsetDateTime::now_utc();
+    let uid = rustix::process::getuid().as_raw();
+    let event = json!({
+        "eventVersion": "1.11",
+        "userIdentity": { "type": "Local", "principalId": uid.to_string(), "accountId": account },
+        "eventTime": now.replace_nanosecond(0).unwrap_or(now).format(&Rfc3339).unwrap_or_default(),
+        "eventSource": "iam.amazonaws.com",
+        "eventName": operation,
+        "awsRegion": "",
+        "sourceIPAddress": "local",
+        "userAgent": concat!("enclos-kms/", env!("CARGO_PKG_VERSION")),
+        "requestParameters": parameters,
+        "responseElements": null,
+        "requestID": uuid()?,
+        "eventID": uuid()?,
+        "readOnly": false,
+        "resources": [],
+        "eventType": "AwsApiCall",
+        "managementEvent": true,
+        "recipientAccountId": account,
+        "eventCategory": "Management",
+    });
+    let row = AuditRow {
+        time_ms: unix_ms(now),
+        operation: operation.to_owned(),
+        error_code: None,
+        event: event.to_string(),
+    };
+    store::append_audit(connection, &row, &root).await?;
+    Ok(())
+}
+
+/// The account that an ARN is of.
+pub(super) fn account(arn: &str) -> String {
+    PrincipalArn::parse(arn).map_or_else(|_| String::new(), |arn| arn.account().to_string())
+}
