@@ -48,6 +48,7 @@ pub(super) async fn record(
         operation: operation.to_owned(),
         error_code: None,
         event: event.to_string(),
+        used: None,
     };
     store::append_audit(connection, &row, &root).await?;
     Ok(())
