@@ -7,6 +7,7 @@ mod daemon;
 #[path = "../../client/tests/service/mod.rs"]
 mod service;
 
+use std::net::{Shutdown, TcpListener, TcpStream};
 use std::time::{Duration, SystemTime};
 
 use base64::Engine as _;
@@ -348,6 +349,50 @@ fn a_call_is_sealed_and_answered() {
             .windows(6)
             .any(|window| window == b"secret")
     );
+}
+
+/// Hangs up twice, as a gateway does whose application does not listen yet, then passes everything on to the service.
+fn late(service: &Service) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let target = service.url().replace("http://", "");
+    std::thread::spawn(move || {
+        for client in listener.incoming().skip(2) {
+            let client = client.unwrap();
+            let server = TcpStream::connect(&target).unwrap();
+            let ends = [
+                (client.try_clone().unwrap(), server.try_clone().unwrap()),
+                (server, client),
+            ];
+            for (mut from, mut to) in ends {
+                std::thread::spawn(move || {
+                    let _ = std::io::copy(&mut from, &mut to);
+                    let _ = to.shutdown(Shutdown::Write);
+                });
+            }
+        }
+    });
+    url
+}
+
+#[test]
+fn a_call_waits_for_an_application_that_starts() {
+    let (daemon, service) = (Daemon::none(), Service::start(Manner::Honest));
+    let root = daemon.file("root.pem", service.root_pem.as_bytes());
+    let pin = pcr(0).to_string();
+    let call = |wait: &str| {
+        let url = late(&service);
+        let options = ["--root", &root, "--pcr0", &pin, "--data", "a secret"];
+        run(
+            &daemon,
+            &[&["call", &url, "--wait", wait], &options[..]].concat(),
+        )
+    };
+    let done = call("20");
+    assert_eq!(done.stdout, "answer to a secret\n", "{}", done.stderr);
+    let done = call("0");
+    assert_eq!(done.status, 1);
+    assert!(done.stderr.contains("no answer from"), "{}", done.stderr);
 }
 
 #[test]

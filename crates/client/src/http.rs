@@ -50,6 +50,23 @@ impl HttpError {
             Self::Exchange { .. } | Self::Roots => None,
         }
     }
+
+    /// Whether nobody took the request, as before a server listens: the connection was refused, or ended without an answer.
+    #[must_use]
+    pub fn nobody_answered(&self) -> bool {
+        use std::io::ErrorKind::{BrokenPipe, ConnectionRefused, ConnectionReset, UnexpectedEof};
+        let Self::Exchange { source, .. } = self else {
+            return false;
+        };
+        match source.as_ref() {
+            ureq::Error::ConnectionFailed => true,
+            ureq::Error::Io(error) => matches!(
+                error.kind(),
+                BrokenPipe | ConnectionRefused | ConnectionReset | UnexpectedEof
+            ),
+            _ => false,
+        }
+    }
 }
 
 /// An HTTP client.

@@ -13,6 +13,7 @@ mod kms;
 
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
@@ -24,6 +25,9 @@ use super::attest::refused;
 use super::trust::Trust;
 use crate::failure::{Failure, Outcome};
 use crate::term;
+
+/// Pause between two attempts to reach an application that is not there yet.
+const PAUSE: Duration = Duration::from_millis(200);
 
 /// Options of `call`.
 #[derive(Debug, Args)]
@@ -41,6 +45,9 @@ pub(crate) struct Call {
     attest_url: Option<String>,
     #[command(flatten)]
     trust: Trust,
+    /// How long an application that has just been started may take to answer, in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
+    wait: u32,
     /// Accept any image that the root vouches for
     #[arg(long)]
     any_image: bool,
@@ -118,10 +125,21 @@ fn connect(args: &Call) -> Outcome<Enclave> {
     if let Some(url) = &args.attest_url {
         endpoint.attest.clone_from(url);
     }
-    Enclave::connect(endpoint, &verifier).map_err(|error| match error {
+    let deadline = Instant::now() + Duration::from_secs(args.wait.into());
+    let mut connected = Enclave::connect(endpoint.clone(), &verifier);
+    while Instant::now() < deadline && connected.as_ref().is_err_and(is_not_there_yet) {
+        std::thread::sleep(PAUSE);
+        connected = Enclave::connect(endpoint.clone(), &verifier);
+    }
+    connected.map_err(|error| match error {
         ConnectError::Refused { url, source } => refused(*source).context(format_args!(
             "nothing was sent: {url} is not the enclave that was expected"
         )),
         other => other.into(),
     })
+}
+
+/// Whether nobody answered, as while an application starts. An answer that is wrong stays wrong.
+fn is_not_there_yet(error: &ConnectError) -> bool {
+    matches!(error, ConnectError::Http(error) if error.nobody_answered())
 }
