@@ -465,8 +465,8 @@ pub(crate) fn point_spki(point: &[u8]) -> Vec<u8> {
     [&SPKI_PREFIX, point].concat()
 }
 
-/// Longest DER of an ECDSA signature on P-384: two integers of at most 49 bytes.
-const SIGNATURE_DER_MAX: usize = 2 + 2 * (2 + 49);
+/// Longest DER of an ECDSA signature on P-384 in bytes: a header of 2, two integers of 51 with theirs.
+const SIGNATURE_DER_MAX: usize = 104;
 
 /// Ecdsa-Sig-Value (RFC 3279 section 2.2.3), which is what the keys here verify.
 #[derive(Sequence)]
