@@ -1,10 +1,10 @@
 //! `enclos-hypervisor probe`: what this machine can do, as JSON for `enclos doctor`.
 
-use std::fs::OpenOptions;
 use std::path::Path;
 
 use serde::Serialize;
 
+use crate::engine::kvm::{self, Verdict};
 use crate::engine::qemu;
 use crate::engine::tsc;
 use crate::{host, log};
@@ -44,26 +44,22 @@ pub struct Qemu {
 /// `/dev/kvm`. This release has no engine that uses it.
 #[derive(Debug, Serialize)]
 pub struct Kvm {
-    /// Whether the device can be opened.
-    pub accessible: bool,
-    /// What that means.
-    pub verdict: &'static str,
+    /// Whether it runs kernel code, right and at full speed.
+    pub works: bool,
+    /// What was seen when a few instructions were run in a throw-away machine.
+    pub verdict: String,
 }
 
 /// Looks at this machine; `qemu` names a program other than the one in `PATH`.
 #[must_use]
 pub fn probe(qemu: Option<&Path>) -> Probe {
-    let accessible = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open("/dev/kvm")
-        .is_ok();
+    let verdict = kvm::probe();
     Probe {
         version: env!("CARGO_PKG_VERSION"),
         qemu: probe_qemu(qemu),
         kvm: Kvm {
-            accessible,
-            verdict: verdict(accessible),
+            works: matches!(verdict, Verdict::Works(_)),
+            verdict: verdict.to_string(),
         },
         tsc_khz: tsc::measure_khz().ok(),
         memory_total_mib: host::memory_total_mib(),
@@ -86,14 +82,6 @@ fn probe_qemu(named: Option<&Path>) -> Qemu {
             version: None,
             problem: Some(log::chain(&error)),
         },
-    }
-}
-
-fn verdict(accessible: bool) -> &'static str {
-    if accessible {
-        "present, not used: this release runs enclaves on QEMU's translator and does not test whether KVM works"
-    } else {
-        "not accessible, not needed: this release runs enclaves on QEMU's translator"
     }
 }
 

@@ -337,7 +337,6 @@ struct ProbedQemu {
 
 #[derive(Debug, Deserialize)]
 struct ProbedKvm {
-    accessible: bool,
     verdict: String,
 }
 
@@ -356,15 +355,9 @@ fn parse_probe(text: &str) -> Outcome<Vec<Finding>> {
             )
         }
     };
-    let device = if kvm.accessible {
-        "/dev/kvm opens"
-    } else {
-        "/dev/kvm does not open"
-    };
-    Ok(vec![
-        engine,
-        Finding::note("engine kvm", device, kvm.verdict),
-    ])
+    let note =
+        "nothing to do: this release runs enclaves on QEMU's translator, with or without KVM";
+    Ok(vec![engine, Finding::note("engine kvm", kvm.verdict, note)])
 }
 
 fn programs() -> Finding {
@@ -532,7 +525,7 @@ mod tests {
     #[test]
     fn a_probe_becomes_one_finding_per_engine() {
         let good = r#"{"version":"0.1.0","qemu":{"usable":true,"program":"/q","version":"QEMU 7.2","problem":null},
-            "kvm":{"accessible":false,"verdict":"not used"},"tsc_khz":1}"#;
+            "kvm":{"works":false,"verdict":"cannot make a machine"},"tsc_khz":1}"#;
         let levels = |text: &str| {
             parse_probe(text)
                 .unwrap()
@@ -541,7 +534,7 @@ mod tests {
                 .collect::<Vec<_>>()
         };
         assert_eq!(levels(good), [Level::Good, Level::Note]);
-        let bad = r#"{"qemu":{"usable":false,"problem":"too old; install 7.2"},"kvm":{"accessible":true,"verdict":"v"}}"#;
+        let bad = r#"{"qemu":{"usable":false,"problem":"too old; install 7.2"},"kvm":{"works":true,"verdict":"v"}}"#;
         assert_eq!(levels(bad), [Level::Bad, Level::Note]);
         assert!(parse_probe("{}").is_err());
     }
