@@ -3,14 +3,12 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod daemon;
-
-use std::io::Cursor;
+mod inputs;
 
 use daemon::{Daemon, run};
-use enclos_eif::cpio::Archive;
-use enclos_eif::{BuildMetadata, Builder, Metadata};
+use inputs::{metadata, sound_image};
 use rcgen::{CertificateParams, KeyPair, PKCS_ECDSA_P384_SHA384};
-use serde_json::{Value, json};
+use serde_json::json;
 
 /// The image of which AWS's builder gave these registers.
 const PCR0: &str = "c8eaa4091a629e01ccfe00315d88e60da6aa134421708e1982c19c78fd39ea0977c22b9aa9dc76d7b7466bf463c81420";
@@ -42,40 +40,6 @@ fn golden() -> Vec<u8> {
     let crc = crc32fast::hash(&[&eif[..0x220], &eif[0x224..]].concat());
     eif[0x220..0x224].copy_from_slice(&crc.to_be_bytes());
     eif
-}
-
-fn metadata() -> Metadata {
-    Metadata {
-        image_name: "n".to_owned(),
-        image_version: "v".to_owned(),
-        build_metadata: BuildMetadata {
-            build_time: "2024-01-01T00:00:00+00:00".to_owned(),
-            build_tool: "t".to_owned(),
-            build_tool_version: "0".to_owned(),
-            operating_system: "Linux".to_owned(),
-            kernel_version: "6.6".to_owned(),
-        },
-        docker_info: json!({}),
-        custom_metadata: Value::Null,
-    }
-}
-
-/// One that would be run: its kernel is as long as its header says, its ramdisks are archives.
-fn sound() -> Vec<u8> {
-    let mut kernel = vec![0; 1024 + 16];
-    kernel[0x1f1] = 1; // one setup sector
-    kernel[0x1f4] = 1; // one paragraph of code
-    kernel[0x1fe..0x200].copy_from_slice(&[0x55, 0xaa]);
-    kernel[0x202..0x208].copy_from_slice(b"HdrS\x0f\x02");
-    let archive = Archive::new(Vec::new(), 0).finish().unwrap();
-    let mut out = Cursor::new(Vec::new());
-    let builder = Builder::new()
-        .kernel(kernel)
-        .cmdline("cmdline")
-        .metadata(metadata());
-    let builder = builder.ramdisk(archive.clone()).ramdisk(archive);
-    builder.write(&mut out).unwrap();
-    out.into_inner()
 }
 
 #[test]
@@ -190,7 +154,7 @@ fn signing_in_place_shows_in_pcr8_and_in_the_description_and_can_be_repeated() {
         signing(&daemon, "one"),
         signing(&daemon, "another-name-that-is-longer"),
     );
-    let image = daemon.file("x.eif", &sound());
+    let image = daemon.file("x.eif", &sound_image());
     let unsigned = run(&daemon, &["describe-eif", "--eif-path", &image]);
     assert_eq!((unsigned.status, unsigned.stderr.as_str()), (0, ""));
     for by in [&one, &two, &one] {

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod daemon;
+mod inputs;
 
 use std::io::{BufRead, BufReader, Read as _, Write as _};
 use std::net::TcpListener;
@@ -12,8 +13,7 @@ use std::thread;
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use daemon::{Daemon, Done, run_with};
-use enclos_eif::cpio::Archive;
-use enclos_eif::{BuildMetadata, Builder, Metadata};
+use inputs::sound_image;
 use p384::ecdsa::signature::hazmat::PrehashSigner as _;
 use p384::pkcs8::DecodePrivateKey as _;
 use rcgen::{
@@ -36,7 +36,7 @@ impl Desk {
         let key = KeyPair::generate_for(curve).unwrap();
         let certificate = CertificateParams::default().self_signed(&key).unwrap();
         Self {
-            image: daemon.file("image.eif", &image()),
+            image: daemon.file("image.eif", &sound_image()),
             key: daemon.file("key.pem", key.serialize_pem().as_bytes()),
             certificate: daemon.file("certificate.pem", certificate.pem().as_bytes()),
             daemon,
@@ -71,42 +71,9 @@ impl Desk {
     }
 }
 
-fn image() -> Vec<u8> {
-    let mut kernel = vec![0; 1024 + 16];
-    kernel[0x1f1] = 1; // one setup sector
-    kernel[0x1f4] = 1; // one paragraph of code
-    kernel[0x1fe..0x200].copy_from_slice(&[0x55, 0xaa]);
-    kernel[0x202..0x208].copy_from_slice(b"HdrS\x0f\x02");
-    let archive = Archive::new(Vec::new(), 0).finish().unwrap();
-    let metadata = Metadata {
-        image_name: "n".to_owned(),
-        image_version: "v".to_owned(),
-        build_metadata: BuildMetadata {
-            build_time: "2024-01-01T00:00:00+00:00".to_owned(),
-            build_tool: "t".to_owned(),
-            build_tool_version: "0".to_owned(),
-            operating_system: "Linux".to_owned(),
-            kernel_version: "6.6".to_owned(),
-        },
-        docker_info: json!({}),
-        custom_metadata: Value::Null,
-    };
-    let mut out = std::io::Cursor::new(Vec::new());
-    let builder = Builder::new()
-        .kernel(kernel)
-        .cmdline("quiet")
-        .metadata(metadata);
-    builder
-        .ramdisk(archive.clone())
-        .ramdisk(archive)
-        .write(&mut out)
-        .unwrap();
-    out.into_inner()
-}
-
 const MODULE: &str = "/usr/lib/softhsm/libsofthsm2.so";
 
-/// A token of SoftHSM with the desk's key in it. `cargo xtask setup` installs SoftHSM.
+/// A token of SoftHSM with the desk's key in it. `cargo xtask test` installs SoftHSM.
 fn token(desk: &Desk) -> String {
     let tokens = desk.daemon.path("tokens");
     std::fs::create_dir(&tokens).unwrap();

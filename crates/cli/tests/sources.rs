@@ -1,4 +1,4 @@
-//! Where container images come from: an engine's socket, a registry, a Dockerfile. `cargo xtask setup` installs the registry and
+//! Where container images come from: an engine's socket, a registry, a Dockerfile. `cargo xtask test` installs the registry and
 //! buildah.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]

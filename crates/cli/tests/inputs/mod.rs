@@ -2,6 +2,10 @@
 
 #![allow(dead_code, reason = "each test binary uses its own part of it")]
 
+use enclos_eif::cpio::Archive;
+use enclos_eif::{BuildMetadata, Builder, Metadata};
+use serde_json::{Value, json};
+
 use crate::daemon::{Daemon, Done, run_with};
 
 /// Kernel, guest programs and an application.
@@ -67,4 +71,33 @@ fn kernel() -> Vec<u8> {
     kernel[0x20e..0x210].copy_from_slice(&0x180_u16.to_le_bytes());
     kernel[0x380..0x38b].copy_from_slice(b"6.12.0-test");
     kernel
+}
+
+pub(crate) fn metadata() -> Metadata {
+    Metadata {
+        image_name: "n".to_owned(),
+        image_version: "v".to_owned(),
+        build_metadata: BuildMetadata {
+            build_time: "2024-01-01T00:00:00+00:00".to_owned(),
+            build_tool: "t".to_owned(),
+            build_tool_version: "0".to_owned(),
+            operating_system: "Linux".to_owned(),
+            kernel_version: "6.6".to_owned(),
+        },
+        docker_info: json!({}),
+        custom_metadata: Value::Null,
+    }
+}
+
+/// An image that would be run: its kernel is as long as its header says, its ramdisks are archives.
+pub(crate) fn sound_image() -> Vec<u8> {
+    let archive = Archive::new(Vec::new(), 0).finish().unwrap();
+    let mut out = std::io::Cursor::new(Vec::new());
+    let builder = Builder::new()
+        .kernel(kernel())
+        .cmdline("cmdline")
+        .metadata(metadata());
+    let builder = builder.ramdisk(archive.clone()).ramdisk(archive);
+    builder.write(&mut out).unwrap();
+    out.into_inner()
 }

@@ -8,7 +8,7 @@
 //! The same source, compiler and linker give the same bytes: user, host, time and build number, which a kernel would
 //! otherwise record, are fixed, and it is built inside its source tree, so that no path is recorded either.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -206,9 +206,7 @@ fn keep(source: &Path, work: &Path) -> Outcome<PathBuf> {
     super::keep(&source.join("arch/x86/boot/bzImage"), &kept.join("vmlinuz"))?;
     super::keep(&source.join(".config"), &kept.join("config"))?;
     let list = modules.join("modules.builtin");
-    File::create(&list)
-        .and_then(|mut file| file.write_all(BUILT_IN.as_bytes()))
-        .map_err(|error| Failure::file(None, "write", &list, error))?;
+    fs::write(&list, BUILT_IN).map_err(|error| Failure::file(None, "write", &list, error))?;
     Ok(kept)
 }
 
