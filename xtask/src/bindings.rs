@@ -89,7 +89,7 @@ fn wheel(workspace: &Workspace, python: &Path) -> Result<()> {
     types.arg(package.join("tests")).run()
 }
 
-/// With `CI` set, no judge may be missing.
+/// With `ENCLOS_JUDGES` set, no judge may be missing.
 fn judges(workspace: &Workspace, python: &Path) -> Result<()> {
     let vectors = [
         "test",
@@ -99,8 +99,13 @@ fn judges(workspace: &Workspace, python: &Path) -> Result<()> {
         "--test",
         "vectors",
     ];
-    let vectors = Shell::cargo(workspace).args(vectors).env("CI", "1");
+    let vectors = Shell::cargo(workspace)
+        .args(vectors)
+        .env("ENCLOS_JUDGES", "required");
     vectors.env("ENCLOS_PYTHON", python).run()?;
     let peers = ["test", "--quiet", "--locked", "--manifest-path", PEERS];
-    Shell::cargo(workspace).args(peers).env("CI", "1").run()
+    Shell::cargo(workspace)
+        .args(peers)
+        .env("ENCLOS_JUDGES", "required")
+        .run()
 }

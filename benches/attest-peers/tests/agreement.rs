@@ -36,7 +36,7 @@ fn accepts(library: &Path, document: &Path, milliseconds: u64) -> bool {
 fn it_agrees_or_the_manifest_says_why() {
     let Some(library) = faketime() else {
         assert!(
-            std::env::var_os("CI").is_none(),
+            std::env::var_os("ENCLOS_JUDGES").is_none(),
             "required here: apt-get install libfaketime"
         );
         eprintln!("SKIPPED: apt-get install libfaketime");

@@ -262,7 +262,8 @@ fn nsm_nitro_enclave_utils_agrees_or_says_why() {
     });
 }
 
-/// `oracle.py`: Python's `cryptography` and `cbor2`, written from AWS's text, not from this crate.
+/// `oracle.py`: Python's `cryptography` and `cbor2`, written from AWS's text, not from this crate. `cargo xtask bindings`
+/// installs them and sets `ENCLOS_JUDGES`: no judge may be missing then.
 #[test]
 fn a_python_oracle_agrees_or_says_why() {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/oracle.py");
@@ -278,7 +279,7 @@ fn a_python_oracle_agrees_or_says_why() {
     let done = done.expect("python3 runs");
     let complaint = String::from_utf8_lossy(&done.stderr);
     if done.status.code() == Some(3) {
-        let required = std::env::var_os("CI").is_some();
+        let required = std::env::var_os("ENCLOS_JUDGES").is_some();
         assert!(
             !required,
             "required here: pip install -r crates/attest/tests/oracle.txt\n{complaint}"
