@@ -16,6 +16,7 @@
 //! | [`config`] | reads `host.toml` |
 //! | [`watch`] | follows the hypervisor, reconnects |
 //! | [`registry`] | enclaves and their sockets and ports |
+//! | [`ledger`] | what is published, across restarts |
 //! | [`facts`] | answers the agent's question who this host is |
 //! | [`tunnel`], [`publish`] | forward bytes, out and in |
 //! | [`control`] | the socket that `enclos run-enclave --publish` talks to |
@@ -27,6 +28,7 @@
 pub mod config;
 pub mod control;
 pub mod facts;
+pub mod ledger;
 pub mod publish;
 pub mod pump;
 pub mod registry;

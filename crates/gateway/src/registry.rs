@@ -18,6 +18,7 @@ use tokio::sync::{Notify, Semaphore};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
+use crate::ledger::Ledger;
 use crate::publish::Published;
 use crate::socket::Socket;
 use crate::{facts, tunnel};
@@ -54,22 +55,28 @@ struct Entry {
 pub struct Registry {
     host: Arc<HostConfig>,
     entries: Mutex<HashMap<String, Entry>>,
+    ledger: Mutex<Ledger>,
     arrived: Notify,
 }
 
 impl Registry {
-    /// No enclaves yet.
+    /// No enclaves yet. `ledger` is the file that tells what is published.
     #[must_use]
-    pub fn new(host: HostConfig) -> Self {
+    pub fn new(host: HostConfig, ledger: PathBuf) -> Self {
         Self {
             host: Arc::new(host),
             entries: Mutex::default(),
+            ledger: Mutex::new(Ledger::open(ledger)),
             arrived: Notify::new(),
         }
     }
 
     fn entries(&self) -> MutexGuard<'_, HashMap<String, Entry>> {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn ledger(&self) -> MutexGuard<'_, Ledger> {
+        self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Serves an enclave; one that is served already stays as it is.
@@ -84,12 +91,13 @@ impl Registry {
                 "cannot listen for the enclave: {error}"
             );
         }
-        let entry = Entry {
+        let mut entry = Entry {
             vsock: enclave.vsock.clone(),
             owner_uid: enclave.owner_uid,
             publications: Vec::new(),
             tasks,
         };
+        self.publish_again(&enclave.id, &mut entry);
         self.entries().insert(enclave.id.clone(), entry);
         self.arrived.notify_waiters();
         tracing::info!(
@@ -104,11 +112,34 @@ impl Registry {
         if self.entries().remove(id).is_some() {
             tracing::info!(enclave = id, "enclave is gone");
         }
+        self.ledger().retain(|entry| entry.enclave_id != id);
     }
 
     /// Forgets every enclave that is not among `ids`.
     pub fn retain(&self, ids: &[String]) {
         self.entries().retain(|id, _| ids.contains(id));
+        self.ledger()
+            .retain(|entry| ids.contains(&entry.enclave_id));
+    }
+
+    /// Serves nothing any more, and forgets nothing.
+    pub fn close(&self) {
+        self.entries().clear();
+    }
+
+    /// What an earlier gateway published for this enclave.
+    fn publish_again(&self, id: &str, entry: &mut Entry) {
+        for publication in self.ledger().of(id) {
+            let listen = publication.listen;
+            match Published::bind(publication) {
+                Ok(published) => entry.serve(published),
+                Err(error) => tracing::error!(
+                    enclave = id,
+                    %listen,
+                    "cannot publish again what an earlier gateway published: {error}"
+                ),
+            }
+        }
     }
 
     async fn listen(&self, vsock: &Path, tasks: &mut JoinSet<()>) -> io::Result<()> {
@@ -161,9 +192,9 @@ impl Registry {
             message: format!("cannot listen on {listen}: {error}; choose another address or port"),
         })?;
         let publication = published.publication.clone();
-        tracing::info!(enclave = publication.enclave_id, listen = %publication.listen, "published");
-        entry.tasks.spawn(published.serve(entry.vsock.clone()));
-        entry.publications.push(publication.clone());
+        entry.serve(published);
+        drop(entries);
+        self.ledger().add(publication.clone());
         Ok(publication)
     }
 
@@ -196,6 +227,13 @@ impl Registry {
 }
 
 impl Entry {
+    fn serve(&mut self, published: Published) {
+        let publication = published.publication.clone();
+        tracing::info!(enclave = publication.enclave_id, listen = %publication.listen, "published");
+        self.tasks.spawn(published.serve(self.vsock.clone()));
+        self.publications.push(publication);
+    }
+
     /// Root, the gateway's own user and whoever started the enclave.
     fn belongs_to(&self, uid: u32) -> bool {
         uid == 0 || uid == self.owner_uid || uid == rustix::process::geteuid().as_raw()

@@ -9,7 +9,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::registry::Registry;
 use crate::socket::Socket;
-use crate::{control, watch};
+use crate::{control, ledger, watch};
 
 /// Why the gateway cannot serve.
 #[derive(Debug, thiserror::Error)]
@@ -28,7 +28,7 @@ pub enum ServeError {
     Signals(#[source] io::Error),
 }
 
-/// Serves until SIGTERM or SIGINT; then removes every socket it made.
+/// Serves until SIGTERM or SIGINT; then removes every socket it made. What is published is published again by the next one.
 ///
 /// # Errors
 /// See [`ServeError`].
@@ -39,7 +39,7 @@ pub async fn serve(host: HostConfig, run_dir: &Path) -> Result<(), ServeError> {
         .map_err(|source| ServeError::Socket { path, source })?;
     let mut terminate = signal(SignalKind::terminate()).map_err(ServeError::Signals)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(ServeError::Signals)?;
-    let registry = Arc::new(Registry::new(host));
+    let registry = Arc::new(Registry::new(host, run_dir.join(ledger::FILE_NAME)));
     let hypervisor = run_dir.join(enclos_api::control::SOCKET_NAME);
     tokio::select! {
         () = watch::follow(&hypervisor, &registry) => {}
@@ -47,7 +47,7 @@ pub async fn serve(host: HostConfig, run_dir: &Path) -> Result<(), ServeError> {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
     }
-    registry.retain(&[]);
+    registry.close();
     tracing::info!("stopped");
     Ok(())
 }

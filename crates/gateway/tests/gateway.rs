@@ -30,15 +30,20 @@ impl World {
         let run = tempfile::tempdir().unwrap();
         let hypervisor = UnixListener::bind(run.path().join(control::SOCKET_NAME)).unwrap();
         let kms = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let host = host(&kms);
-        let dir = run.path().to_path_buf();
-        let gateway = tokio::spawn(async move { server::serve(host, &dir).await.unwrap() });
+        let gateway = gateway(&kms, run.path());
         Self {
             run,
             hypervisor,
             gateway,
             kms,
         }
+    }
+
+    /// Ends the gateway without a word, as SIGKILL does, and starts another.
+    async fn restart(&mut self) {
+        self.gateway.abort();
+        assert!((&mut self.gateway).await.unwrap_err().is_cancelled());
+        self.gateway = gateway(&self.kms, self.run.path());
     }
 
     /// Plays the hypervisor's side of a new watch: the stream of events.
@@ -84,6 +89,11 @@ impl Drop for World {
     fn drop(&mut self) {
         self.gateway.abort();
     }
+}
+
+fn gateway(kms: &TcpListener, run: &Path) -> tokio::task::JoinHandle<()> {
+    let (host, dir) = (host(kms), run.to_path_buf());
+    tokio::spawn(async move { server::serve(host, &dir).await.unwrap() })
 }
 
 fn host(kms: &TcpListener) -> HostConfig {
@@ -243,6 +253,27 @@ async fn a_published_port_leads_into_the_enclave_until_it_ends() {
     drop(world.watched(&[]).await);
     until(|| std::net::TcpStream::connect(published.listen).is_err()).await;
     assert_eq!(world.ask(&Request::List).await, Reply::Ok(vec![]));
+}
+
+#[tokio::test]
+async fn a_restarted_gateway_publishes_again_what_still_runs() {
+    let mut world = World::new().await;
+    let mut events = world.watched(&[]).await;
+    let enclaves = ["i-1-enc4", "i-1-enc5"].map(|id| world.enclave(id));
+    for enclave in &enclaves {
+        let added = Event::Added(Box::new(enclave.clone()));
+        wire::write(&mut events, &added).await.unwrap();
+    }
+    let stays = publish(&world, "i-1-enc4").await;
+    let goes = publish(&world, "i-1-enc5").await;
+    world.restart().await;
+    // One of the two ended meanwhile.
+    let mut events = world.watched(&enclaves[..1]).await;
+    let added = Event::Added(Box::new(enclaves[0].clone()));
+    wire::write(&mut events, &added).await.unwrap();
+    until(|| std::net::TcpStream::connect(stays.listen).is_ok()).await;
+    assert!(std::net::TcpStream::connect(goes.listen).is_err());
+    assert_eq!(world.ask(&Request::List).await, Reply::Ok(vec![stays]));
 }
 
 #[tokio::test]

@@ -326,7 +326,8 @@ impl World {
             "Expiration":"2099-01-01T00:00:00Z"}"#;
         std::fs::write(&credentials, text).unwrap();
         let vsock = dir.path().join("vsock.sock");
-        let registry = Arc::new(Registry::new(host(kms, Some(credentials))));
+        let ledger = dir.path().join("publications.json");
+        let registry = Arc::new(Registry::new(host(kms, Some(credentials)), ledger));
         registry.add(&enclave(vsock.clone())).await;
         Self {
             dir,
