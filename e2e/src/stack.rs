@@ -359,8 +359,10 @@ impl Enclave<'_> {
 impl Drop for Enclave<'_> {
     fn drop(&mut self) {
         // It may have ended already, which is what is wanted.
-        let enclave = wire::Selector::Id(self.id.clone());
-        let request = wire::Request::Terminate { enclave };
+        let request = wire::Request::Terminate {
+            enclave: wire::Selector::Id(self.id.clone()),
+            grace_s: 0,
+        };
         let _ = control::ask(self.host.run_dir(), &request, Duration::from_secs(30));
     }
 }

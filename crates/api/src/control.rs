@@ -32,6 +32,9 @@ pub enum Request {
     Terminate {
         /// Which one.
         enclave: Selector,
+        /// Seconds that the application has to stop by itself once it got its stop signal, at most
+        /// [`MAX_GRACE_S`]; 0 kills the virtual machine at once, as AWS does.
+        grace_s: u32,
     },
     /// Follows the console of a debug enclave.
     Console {
@@ -48,6 +51,9 @@ pub enum Request {
     /// What this host can do; answered by [`Success::Host`].
     Host,
 }
+
+/// Longest time to stop that an application is given, in seconds.
+pub const MAX_GRACE_S: u32 = 600;
 
 /// How an enclave is named by a client.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -16,7 +16,7 @@ pub const HEARTBEAT_PORT: u32 = 9000;
 pub const HEARTBEAT: u8 = 0xB7;
 
 /// Life-cycle reports of `enclos-init`: one connection, open for the enclave's life, carrying [`Report`]
-/// frames from the guest. The host first sends one [`Welcome`].
+/// frames from the guest. The host first sends one [`Welcome`], later [`HostWord`]s.
 pub const LIFECYCLE_PORT: u32 = 9001;
 
 /// Instance facts: a connection carries one [`FactsRequest`] and one [`FactsReply`].
@@ -32,6 +32,18 @@ pub struct Welcome {
     pub protocol: u32,
     /// The hypervisor's clock, nanoseconds since the Unix epoch.
     pub unix_time_ns: u64,
+}
+
+/// What the host says on [`LIFECYCLE_PORT`] after its welcome.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "word", rename_all = "kebab-case")]
+pub enum HostWord {
+    /// The operator wants the enclave stopped: the application gets its stop signal, and SIGKILL after this many
+    /// seconds. A guest that goes on all the same is killed from outside.
+    Stop {
+        /// Seconds.
+        grace_s: u32,
+    },
 }
 
 /// What init reports.

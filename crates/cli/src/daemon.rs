@@ -104,7 +104,9 @@ pub(crate) fn unexpected(success: &control::Success) -> Failure {
 fn patience(request: &control::Request) -> Option<Duration> {
     match request {
         control::Request::Wait { .. } | control::Request::Watch => None,
-        control::Request::Terminate { .. } => Some(STOP),
+        control::Request::Terminate { grace_s, .. } => {
+            Some(STOP + Duration::from_secs((*grace_s).into()))
+        }
         _ => Some(PROMPT),
     }
 }

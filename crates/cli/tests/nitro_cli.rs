@@ -170,20 +170,22 @@ fn terminate_enclave_answers_with_one_object_and_all_with_an_array() {
         format!("Successfully terminated enclave {}.\n", enclave().id)
     );
     assert_eq!(
-        run(&daemon, &["terminate-enclave", "--all"]).json(),
+        run(&daemon, &["terminate-enclave", "--all", "--grace", "0"]).json(),
         json!([object])
     );
     let asked = daemon.heard();
     assert_eq!(
         asked[0].request,
         Request::Terminate {
-            enclave: Selector::Name("hello".into())
+            enclave: Selector::Name("hello".into()),
+            grace_s: 10,
         }
     );
     assert_eq!(
         asked[2].request,
         Request::Terminate {
-            enclave: Selector::Id(enclave().id)
+            enclave: Selector::Id(enclave().id),
+            grace_s: 0,
         }
     );
 }

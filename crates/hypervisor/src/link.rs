@@ -39,8 +39,11 @@ pub enum ToVmm {
     Certificate(IssuedLeaf),
     /// Copies the console to the descriptor that comes along.
     Console,
-    /// Stops the guest.
-    Terminate,
+    /// Stops the guest: by the application's stop signal, and by force after this many seconds.
+    Terminate {
+        /// 0 means by force at once.
+        grace_s: u32,
+    },
 }
 
 /// From the vmm.

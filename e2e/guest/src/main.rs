@@ -8,6 +8,8 @@
 //! | `facts` | answers connections on TCP port 5000 with user, folder, arguments, environment, clock |
 //! | `exit STATUS` | waits for a byte on TCP port 5000, then ends with this status |
 //! | `abort` | the same, then ends by a signal |
+//! | `stop SIGNAL STATUS` | answers connections on TCP port 5000 with one word; ends with this status when this signal comes |
+//! | `stubborn SIGNAL` | the same, but lives on |
 //! | `wait` | does nothing |
 
 mod echo;
@@ -58,6 +60,13 @@ fn run(words: &[&str]) -> Result<ExitCode> {
             until_a_byte_arrives()?;
             std::process::abort();
         }
+        ["stop", signal, status] => {
+            until_signalled(signal.parse()?)?;
+            return Ok(ExitCode::from(status.parse::<u8>()?));
+        }
+        ["stubborn", signal] => loop {
+            until_signalled(signal.parse()?)?;
+        },
         ["wait"] => loop {
             std::thread::sleep(Duration::from_secs(3600));
         },
@@ -77,6 +86,15 @@ fn until_a_byte_arrives() -> Result<()> {
             break;
         }
     }
+    Ok(())
+}
+
+/// Says on every connection that it takes the signal, until that comes.
+fn until_signalled(signal: i32) -> Result<()> {
+    let mut signals = signal_hook::iterator::Signals::new([signal])?;
+    std::thread::spawn(|| answer(|| Ok(json!("ready"))));
+    signals.forever().next().context("no signal came")?;
+    println!("e2e-guest: signal {signal}");
     Ok(())
 }
 

@@ -12,6 +12,7 @@ use enclos_e2e::stack::Enclave;
 use enclos_e2e::wait;
 
 use crate::Fixture;
+use crate::clients::observation;
 
 const LIMIT: Duration = Duration::from_secs(30);
 
@@ -140,6 +141,36 @@ fn the_applications_status_reaches_the_host() {
 fn the_applications_signal_reaches_the_host() {
     let exit = exit_of(&Fixture::new(), "abort", &["abort"]);
     assert_eq!((exit.status, exit.signal), (None, Some(6)), "{exit:?}");
+}
+
+/// An enclave whose application takes SIGUSR1 (10) as its image says, and is there to take it.
+fn stopping<'a>(fixture: &'a Fixture, name: &str, arguments: &[&str]) -> Enclave<'a> {
+    let app = "stop_signal = \"SIGUSR1\"\n";
+    let image = fixture.builder().test_program(name, arguments, app);
+    let enclave = fixture.stack.host.run(&image.unwrap(), &[]).unwrap();
+    assert_eq!(observation(enclave.address), "ready");
+    enclave
+}
+
+#[test]
+fn an_application_stops_by_its_images_signal() {
+    let fixture = Fixture::new();
+    let enclave = stopping(&fixture, "stop", &["stop", "10", "7"]);
+    enclave.terminate().unwrap();
+    let exit = enclave.wait(LIMIT).unwrap();
+    assert_eq!((exit.status, exit.signal), (Some(7), None), "{exit:?}");
+    assert!(exit.reason.contains("terminated by request"), "{exit:?}");
+}
+
+#[test]
+fn an_application_that_does_not_stop_is_killed() {
+    let fixture = Fixture::new();
+    let enclave = stopping(&fixture, "stubborn", &["stubborn", "10"]);
+    let mut command = fixture.stack.host.enclos();
+    command.args(["terminate-enclave", "--grace", "2", "--enclave-id"]);
+    child::read(command.arg(&enclave.id), LIMIT).unwrap();
+    let exit = enclave.wait(LIMIT).unwrap();
+    assert_eq!((exit.status, exit.signal), (None, Some(9)), "{exit:?}");
 }
 
 #[test]

@@ -4,8 +4,8 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use clap::{Args, Subcommand};
-use enclos_api::control::Selector;
+use clap::{ArgGroup, Args, Subcommand};
+use enclos_api::control::{MAX_GRACE_S, Selector};
 
 use crate::signing::Signing;
 
@@ -81,17 +81,22 @@ pub(crate) struct DescribeEnclaves {
 
 /// Options of `terminate-enclave`.
 #[derive(Debug, Args)]
-#[group(required = true, multiple = false)]
+#[command(group(ArgGroup::new("which").required(true)))]
 pub(crate) struct TerminateEnclave {
     /// The enclave's id
-    #[arg(long, value_name = "ID")]
+    #[arg(long, value_name = "ID", group = "which")]
     pub(crate) enclave_id: Option<String>,
     /// The enclave's name
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", group = "which")]
     pub(crate) enclave_name: Option<String>,
     /// Every enclave that this user may stop
-    #[arg(long)]
+    #[arg(long, group = "which")]
     pub(crate) all: bool,
+    /// Seconds that the application has to stop by itself, told by its image's StopSignal; 0 kills the enclave at
+    /// once, as nitro-cli does
+    #[arg(long, value_name = "SECONDS", default_value_t = 10,
+        value_parser = clap::value_parser!(u32).range(..=i64::from(MAX_GRACE_S)))]
+    pub(crate) grace: u32,
 }
 
 /// One enclave, by id or by name.

@@ -184,8 +184,11 @@ fn publish_all(enclave: &Enclave, wanted: &[PublishSpec]) -> Outcome<Vec<Publica
         .map(|spec| publish(enclave, *spec))
         .collect::<Outcome<Vec<_>>>();
     published.map_err(|failure| {
-        let enclave = Selector::Id(enclave.id.clone());
-        match daemon::hypervisor(&control::Request::Terminate { enclave }) {
+        let stop = control::Request::Terminate {
+            enclave: Selector::Id(enclave.id.clone()),
+            grace_s: 0,
+        };
+        match daemon::hypervisor(&stop) {
             Ok(_) => failure.hint("the enclave was stopped again"),
             Err(_) => failure.hint(
                 "the enclave still runs without its port: stop it with `enclos terminate-enclave`",

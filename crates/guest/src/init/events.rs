@@ -1,14 +1,18 @@
-//! What init waits for: children that end, requests to stop, words of the agent. One poll loop, no threads.
+//! What init waits for: children that end, requests to stop, words of the agent and of the host. One poll loop, no threads.
 
 use std::collections::VecDeque;
 use std::io::{self, PipeReader, Read};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
+use enclos_api::frame;
+use enclos_api::guest::HostWord;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::process::{Pid, WaitOptions, WaitStatus};
 
+use super::STOP_TIMEOUT;
 use crate::sys;
 
 /// Longest line that the agent may say.
@@ -25,8 +29,8 @@ const STOP_SIGNALS: [libc::c_int; 3] = [libc::SIGTERM, libc::SIGINT, libc::SIGPW
 pub(super) enum Event {
     /// A child ended and was reaped.
     Ended(Pid, WaitStatus),
-    /// init was asked to stop.
-    Stop,
+    /// init was asked to stop the application within this time.
+    Stop(Duration),
     /// The agent said a line.
     Agent(String),
     /// The deadline passed.
@@ -38,8 +42,17 @@ pub(super) enum Event {
 pub(super) struct Events {
     signals: OwnedFd,
     agent: Option<PipeReader>,
+    host: Option<UnixStream>,
     line: Vec<u8>,
     queue: VecDeque<Event>,
+}
+
+/// Which sources have something to say.
+#[derive(Debug, Clone, Copy)]
+struct Ready {
+    signals: bool,
+    agent: bool,
+    host: bool,
 }
 
 impl Events {
@@ -52,6 +65,7 @@ impl Events {
         Ok(Self {
             signals,
             agent: None,
+            host: None,
             line: Vec::new(),
             queue: VecDeque::new(),
         })
@@ -60,6 +74,11 @@ impl Events {
     /// Listens to the agent from now on.
     pub(super) fn listen_to(&mut self, agent: PipeReader) {
         self.agent = Some(agent);
+    }
+
+    /// Listens to the host from now on.
+    pub(super) fn listen_to_host(&mut self, host: Option<UnixStream>) {
+        self.host = host;
     }
 
     /// The next event; [`Event::Deadline`] once `deadline` has passed.
@@ -72,31 +91,50 @@ impl Events {
             if left == Some(Duration::ZERO) {
                 return Ok(Event::Deadline);
             }
-            let (signals, agent) = self.wait(left)?;
-            if agent {
+            let ready = self.wait(left)?;
+            if ready.agent {
                 self.read_agent();
             }
-            if signals {
+            if ready.host {
+                self.read_host();
+            }
+            if ready.signals {
                 self.read_signals()?;
             }
         }
     }
 
-    /// Waits for either source; says which of them is ready.
-    fn wait(&self, left: Option<Duration>) -> io::Result<(bool, bool)> {
-        let mut fds = vec![PollFd::new(&self.signals, PollFlags::IN)];
-        fds.extend(
-            self.agent
-                .as_ref()
-                .map(|agent| PollFd::new(agent, PollFlags::IN)),
-        );
+    /// Waits for any source; says which of them are ready.
+    fn wait(&self, left: Option<Duration>) -> io::Result<Ready> {
+        let agent = self.agent.as_ref().map(AsFd::as_fd);
+        let host = self.host.as_ref().map(AsFd::as_fd);
+        // Poll wants a descriptor in each place: for a source that is not there the signals stand once more.
+        let signals = self.signals.as_fd();
+        let fds = [signals, agent.unwrap_or(signals), host.unwrap_or(signals)];
+        let mut fds = fds.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN));
         let timeout = left.and_then(|left| Timespec::try_from(left).ok());
         match poll(&mut fds, timeout.as_ref()) {
             Ok(_) | Err(Errno::INTR) => {}
             Err(error) => return Err(error.into()),
         }
-        let ready = |index: usize| fds.get(index).is_some_and(|fd| !fd.revents().is_empty());
-        Ok((ready(0), ready(1)))
+        let [signals, from_agent, from_host] = fds.map(|fd| !fd.revents().is_empty());
+        Ok(Ready {
+            signals,
+            agent: agent.is_some() && from_agent,
+            host: host.is_some() && from_host,
+        })
+    }
+
+    /// Whatever is no word, and the end of the connection, end the listening: the host has nothing more to say then.
+    fn read_host(&mut self) {
+        let word = self.host.as_mut().map(frame::read::<HostWord>);
+        match word {
+            Some(Ok(HostWord::Stop { grace_s })) => {
+                let grace = Duration::from_secs(grace_s.into());
+                self.queue.push_back(Event::Stop(grace));
+            }
+            _ => self.host = None,
+        }
     }
 
     fn read_signals(&mut self) -> io::Result<()> {
@@ -104,7 +142,7 @@ impl Events {
         while let Ok(SIGNAL_INFO_LEN) = rustix::io::read(&self.signals, &mut info[..]) {
             let number = info.first_chunk().map(|bytes| i32::from_ne_bytes(*bytes));
             if number.is_some_and(|number| STOP_SIGNALS.contains(&number)) {
-                self.queue.push_back(Event::Stop);
+                self.queue.push_back(Event::Stop(STOP_TIMEOUT));
             }
         }
         self.reap()

@@ -77,6 +77,11 @@ impl Lifecycle {
         })
     }
 
+    /// A second handle to the connection, on which the host's words arrive.
+    pub(super) fn words(&self) -> Option<UnixStream> {
+        self.stream.as_ref()?.try_clone().ok()
+    }
+
     /// Reports; a host that no longer listens is told nothing more.
     pub(super) fn report(&mut self, report: &Report) {
         let Some(stream) = &mut self.stream else {

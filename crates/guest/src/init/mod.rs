@@ -52,7 +52,7 @@ const ADDRESSES: [Ipv4Addr; 2] = [IMDS_ADDRESS, SERVICE_ADDRESS];
 /// How long the agent may take to listen on everything; it takes well under a second on an idle host.
 const AGENT_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// How long the application may take to stop before it is killed.
+/// How long the application may take to stop before it is killed, when nobody says how long.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Line by which the agent says that it listens.
@@ -262,6 +262,7 @@ fn boot(lifecycle: &mut Lifecycle) -> Result<Ending, InitError> {
     }
     host::heartbeat()?;
     *lifecycle = Lifecycle::open()?;
+    events.listen_to_host(lifecycle.words());
     let config = config::read(Path::new(ENCLAVE_CONFIG_PATH))?;
     let agent = start_agent(&mut events)?;
     if let Some(ending) = wait_for_agent(&mut events, agent)? {
@@ -307,7 +308,7 @@ fn wait_for_agent(events: &mut Events, agent: Pid) -> Result<Option<Ending>, Ini
                 return Ok(Some(agent_ending(status, said)));
             }
             Event::Ended(..) => {}
-            Event::Stop => {
+            Event::Stop(_) => {
                 return Ok(Some(Ending::of(
                     "stopped before the application".to_owned(),
                 )));
@@ -353,9 +354,9 @@ fn run_application(
             Event::Ended(pid, status) if pid == app => return Ok(Ending::of_application(status)),
             Event::Ended(pid, status) if pid == agent => return Ok(agent_ending(status, said)),
             Event::Ended(..) => {}
-            Event::Stop => {
+            Event::Stop(grace) => {
                 send(app, stop_signal);
-                kill_at = kill_at.or_else(|| Some(Instant::now() + STOP_TIMEOUT));
+                kill_at = kill_at.or_else(|| Instant::now().checked_add(grace));
             }
             Event::Deadline => {
                 send(app, libc::SIGKILL);

@@ -394,8 +394,13 @@ impl Registry {
         self.lock().find(selector)
     }
 
-    /// Starts to stop an enclave, for `cause`. The first cause given is the one that is told.
+    /// Starts to stop an enclave at once, for `cause`. The first cause given is the one that is told.
     pub(crate) fn stop(&self, id: &str, cause: &str) {
+        self.stop_within(id, cause, 0);
+    }
+
+    /// The same, with so many seconds for the application to stop by itself.
+    pub(crate) fn stop_within(&self, id: &str, cause: &str, grace_s: u32) {
         let mut inner = self.lock();
         let Some(entry) = inner.enclaves.get_mut(id) else {
             return;
@@ -412,7 +417,7 @@ impl Registry {
         self.changed.notify_all();
         // Outside the registry's lock: a vmm that does not read must not stop the others.
         if let Some(link) = link {
-            let _ = say(&link, &ToVmm::Terminate, None);
+            let _ = say(&link, &ToVmm::Terminate { grace_s }, None);
         }
     }
 

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use enclos_api::control::{Enclave, Failure, Host, Reply, Request, Selector, Success};
+use enclos_api::control::{Enclave, Failure, Host, MAX_GRACE_S, Reply, Request, Selector, Success};
 use enclos_api::frame::FrameError;
 
 use crate::daemon::registry::Caller;
@@ -178,7 +178,9 @@ impl Session {
                 run::run(&self.hypervisor, self.caller, &request, image, arrival).map(Some)
             }
             Request::Describe => Ok(Some(Success::Enclaves(self.hypervisor.registry.list()))),
-            Request::Terminate { enclave } => self.terminate(&enclave).map(Some),
+            Request::Terminate { enclave, grace_s } => {
+                self.terminate(&enclave, grace_s.min(MAX_GRACE_S)).map(Some)
+            }
             Request::Console { enclave } => self.console(&enclave).map(|()| None),
             Request::Wait { enclave } => self.wait(&enclave),
             Request::Watch => {
@@ -201,11 +203,12 @@ impl Session {
         )))
     }
 
-    fn terminate(&self, selector: &Selector) -> Result<Success, Failure> {
+    fn terminate(&self, selector: &Selector, grace_s: u32) -> Result<Success, Failure> {
         let Enclave { id, name, .. } = self.own(selector)?;
         let registry = &self.hypervisor.registry;
-        registry.stop(&id, "terminated by request");
-        if !registry.wait_gone(&id, STOP_GRACE) {
+        registry.stop_within(&id, "terminated by request", grace_s);
+        let grace = Duration::from_secs(grace_s.into());
+        if !registry.wait_gone(&id, grace + STOP_GRACE) {
             registry.kill(&id);
             if !registry.wait_gone(&id, KILL_GRACE) {
                 return Err(Code::Boot.because(format!(

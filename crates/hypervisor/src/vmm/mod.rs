@@ -53,6 +53,7 @@ use crate::vhost_user::{FrontendSocket, Handle};
 use crate::vmm::console::Console;
 use crate::vmm::engine::Engine;
 use crate::vmm::payload::Payload;
+use crate::vmm::services::ToInit;
 use crate::vmm::signer::Signer;
 use crate::vsock::VsockSpec;
 use crate::{VSOCK_SOCKET, log, nsm_device, vsock, wire};
@@ -68,6 +69,9 @@ const RENEWAL_TICK: Duration = Duration::from_secs(60);
 
 /// Time for init's last report to arrive after the engine's end: it is in our own threads by then.
 const REPORT_GRACE: Duration = Duration::from_millis(300);
+
+/// Time for init, once it has killed an application that did not stop, to say so.
+const LAST_WORD: Duration = Duration::from_secs(2);
 
 /// Time for those who follow the console to get the last of it.
 const CONSOLE_GRACE: Duration = Duration::from_secs(1);
@@ -147,6 +151,8 @@ pub fn run(link: UnixStream, image: File) -> Result<(), Box<dyn Error>> {
         sender,
         events,
         guest: Guest::default(),
+        init: ToInit::default(),
+        kill_at: None,
     };
     match vmm.start(&image) {
         Ok(mut running) => {
@@ -203,6 +209,9 @@ struct Vmm {
     sender: SyncSender<Event>,
     events: Receiver<Event>,
     guest: Guest,
+    init: ToInit,
+    /// When a guest that was asked to stop is killed.
+    kill_at: Option<Instant>,
 }
 
 /// What the guest has said so far.
@@ -267,7 +276,9 @@ impl Vmm {
             let left = deadline.saturating_duration_since(Instant::now());
             match self.events.recv_timeout(left) {
                 Ok(Event::Hypervisor(ToVmm::Certificate(leaf), _)) => return Ok(leaf),
-                Ok(Event::Hypervisor(ToVmm::Terminate, _)) => return Err(StartError::Terminated),
+                Ok(Event::Hypervisor(ToVmm::Terminate { .. }, _)) => {
+                    return Err(StartError::Terminated);
+                }
                 Ok(Event::LinkClosed) => return Err(StartError::Orphaned),
                 Ok(_) => {}
                 Err(_) => return Err(StartError::NoCertificate),
@@ -284,7 +295,7 @@ impl Vmm {
             guest_cid: self.spec.cid,
             uds_path: VSOCK_SOCKET.into(),
             frontend: bind("vsock", "vsock")?,
-            services: services::all(&self.sender),
+            services: services::all(&self.sender, &self.init),
         })
         .map_err(|source| StartError::Device {
             device: "vsock",
@@ -340,10 +351,14 @@ impl Vmm {
     fn supervise(&mut self, running: &mut Running) -> Ended {
         let mut looked = Instant::now();
         loop {
-            match self.events.recv_timeout(RENEWAL_TICK) {
+            match self.events.recv_timeout(self.patience()) {
                 Ok(Event::EngineExited(status)) => return self.last_word(running, &status),
                 Ok(event) => self.handle(event, running),
                 Err(_) => {}
+            }
+            if self.kill_at.is_some_and(|at| at <= Instant::now()) {
+                self.kill_at = None;
+                running.engine.kill();
             }
             if looked.elapsed() >= RENEWAL_TICK {
                 looked = Instant::now();
@@ -354,9 +369,26 @@ impl Vmm {
         }
     }
 
+    /// How long to wait for an event.
+    fn patience(&self) -> Duration {
+        let left = |at: Instant| at.saturating_duration_since(Instant::now());
+        self.kill_at.map_or(RENEWAL_TICK, left).min(RENEWAL_TICK)
+    }
+
+    /// Asks the guest to stop within so many seconds; one that cannot be asked is killed.
+    fn terminate(&mut self, grace_s: u32, running: &mut Running) {
+        if grace_s == 0 || !self.init.stop(grace_s) {
+            running.engine.kill();
+            return;
+        }
+        let at = Instant::now() + Duration::from_secs(grace_s.into()) + LAST_WORD;
+        self.kill_at = Some(self.kill_at.map_or(at, |earlier| earlier.min(at)));
+    }
+
     fn handle(&mut self, event: Event, running: &mut Running) {
         match event {
-            Event::Hypervisor(ToVmm::Terminate, _) | Event::LinkClosed => running.engine.kill(),
+            Event::Hypervisor(ToVmm::Terminate { grace_s }, _) => self.terminate(grace_s, running),
+            Event::LinkClosed => running.engine.kill(),
             Event::Hypervisor(ToVmm::Certificate(leaf), _) => running.signer.renew(leaf),
             Event::Hypervisor(ToVmm::Console, client) => follow(running, client),
             Event::Hypervisor(ToVmm::Launch(_), _) | Event::EngineExited(_) => {}

@@ -2,18 +2,19 @@
 //!
 //! * **9000, heartbeat**: init sends 0xB7 and gets it back. The first one is the sign that the guest is up.
 //! * **9001, life cycle**: we say [`Welcome`], init sends [`Report`]s. What it says is told on, sanitised; it
-//!   decides nothing but what the operator reads.
+//!   decides nothing but what the operator reads. The first such connection, which init makes before anything else
+//!   runs in the guest, is also how the guest is asked to stop.
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::SyncSender;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use enclos_api::PROTOCOL_VERSION;
 use enclos_api::frame;
-use enclos_api::guest::{HEARTBEAT, HEARTBEAT_PORT, LIFECYCLE_PORT, Report, Welcome};
+use enclos_api::guest::{HEARTBEAT, HEARTBEAT_PORT, HostWord, LIFECYCLE_PORT, Report, Welcome};
 
 use crate::log::printable;
 use crate::vmm::Event;
@@ -28,15 +29,41 @@ const MAX_REPORTS: u32 = 64;
 /// Longest reason kept, in characters.
 const MAX_REASON: usize = 400;
 
+/// Time for a guest to take a word; it has nothing else to read, so that the word fits its buffer.
+const WORD_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// The way to init, once init is there.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct ToInit(Arc<Mutex<Option<UnixStream>>>);
+
+impl ToInit {
+    /// The first connection stays: later ones are not init's.
+    fn set(&self, stream: &UnixStream) {
+        let mut slot = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if slot.is_none() {
+            *slot = stream.try_clone().ok();
+        }
+    }
+
+    /// Asks the guest to stop within so many seconds; false if there is nobody to ask.
+    pub(crate) fn stop(&self, grace_s: u32) -> bool {
+        let slot = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        slot.as_ref().is_some_and(|stream| {
+            stream.set_write_timeout(Some(WORD_TIMEOUT)).is_ok()
+                && frame::write(&mut &*stream, &HostWord::Stop { grace_s }).is_ok()
+        })
+    }
+}
+
 /// Both services, by port.
-pub(crate) fn all(events: &SyncSender<Event>) -> Vec<(u32, Service)> {
+pub(crate) fn all(events: &SyncSender<Event>, init: &ToInit) -> Vec<(u32, Service)> {
     let heartbeat = {
         let events = events.clone();
         Arc::new(move |stream| answer_heartbeat(stream, &events)) as Service
     };
     let lifecycle = {
-        let (events, count) = (events.clone(), AtomicU32::new(0));
-        Arc::new(move |stream| take_reports(stream, &events, &count)) as Service
+        let (events, init, count) = (events.clone(), init.clone(), AtomicU32::new(0));
+        Arc::new(move |stream| take_reports(stream, &events, &init, &count)) as Service
     };
     vec![(HEARTBEAT_PORT, heartbeat), (LIFECYCLE_PORT, lifecycle)]
 }
@@ -53,7 +80,12 @@ fn answer_heartbeat(mut stream: UnixStream, events: &SyncSender<Event>) {
     }
 }
 
-fn take_reports(mut stream: UnixStream, events: &SyncSender<Event>, count: &AtomicU32) {
+fn take_reports(
+    mut stream: UnixStream,
+    events: &SyncSender<Event>,
+    init: &ToInit,
+    count: &AtomicU32,
+) {
     let welcome = Welcome {
         protocol: PROTOCOL_VERSION,
         unix_time_ns: unix_time_ns(),
@@ -61,6 +93,7 @@ fn take_reports(mut stream: UnixStream, events: &SyncSender<Event>, count: &Atom
     if frame::write(&mut stream, &welcome).is_err() {
         return;
     }
+    init.set(&stream);
     while let Ok(report) = frame::read::<Report>(&mut stream) {
         if count.fetch_add(1, Ordering::Relaxed) >= MAX_REPORTS {
             return;
@@ -101,17 +134,37 @@ mod tests {
     use super::*;
 
     fn serve(port: u32) -> (UnixStream, Receiver<Event>) {
+        let (guest, events, _) = serve_init(port);
+        (guest, events)
+    }
+
+    fn serve_init(port: u32) -> (UnixStream, Receiver<Event>, ToInit) {
+        let init = ToInit::default();
         let (sender, receiver) = sync_channel(1000);
         let (guest, host) = UnixStream::pair().unwrap();
         guest
             .set_read_timeout(Some(Duration::from_secs(10)))
             .unwrap();
-        let (_, service) = all(&sender)
+        let (_, service) = all(&sender, &init)
             .into_iter()
             .find(|(known, _)| *known == port)
             .unwrap();
         thread::spawn(move || service(host));
-        (guest, receiver)
+        (guest, receiver, init)
+    }
+
+    #[test]
+    fn init_is_asked_to_stop_once_it_is_there() {
+        assert!(!ToInit::default().stop(5), "nobody is there yet");
+        let (mut guest, _events, init) = serve_init(LIFECYCLE_PORT);
+        let _: Welcome = frame::read(&mut guest).unwrap();
+        frame::write(&mut guest, &Report::AppStarted).unwrap();
+        let deadline = std::time::Instant::now() + Duration::from_secs(10);
+        while !init.stop(5) && std::time::Instant::now() < deadline {
+            thread::yield_now();
+        }
+        let word: HostWord = frame::read(&mut guest).unwrap();
+        assert_eq!(word, HostWord::Stop { grace_s: 5 });
     }
 
     #[test]

@@ -114,6 +114,7 @@ fn other_users_see_everything_and_control_their_own() {
     for refused in [
         Request::Terminate {
             enclave: enclave.clone(),
+            grace_s: 0,
         },
         Request::Console {
             enclave: enclave.clone(),
@@ -138,6 +139,7 @@ fn other_users_see_everything_and_control_their_own() {
     );
     let stop = Request::Terminate {
         enclave: Selector::Id(enclave.id),
+        grace_s: 0,
     };
     assert!(matches!(nobody(&stop), Ok(Success::Terminated { .. })));
     assert!(own.join().unwrap().is_err());

@@ -157,7 +157,10 @@ impl Daemon {
 
     pub(crate) fn terminate(&self, id: &str) -> Result<Success, Failure> {
         let enclave = Selector::Id(id.to_owned());
-        self.ask(&Request::Terminate { enclave })
+        self.ask(&Request::Terminate {
+            enclave,
+            grace_s: 0,
+        })
     }
 
     /// Waits for an enclave whose engine runs.

@@ -91,6 +91,7 @@ fn enclaves_that_do_not_exist_have_two_numbers() {
         for request in [
             Request::Terminate {
                 enclave: enclave.clone(),
+                grace_s: 0,
             },
             Request::Console {
                 enclave: enclave.clone(),
