@@ -1,10 +1,11 @@
 //! The verifier in other languages and beside other verifiers: all of them on the same vectors.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context, Result};
 
+use crate::python;
 use crate::report::Report;
 use crate::shell::Shell;
 use crate::workspace::Workspace;
@@ -23,7 +24,9 @@ const REQUIREMENTS: [&str; 2] = [
 
 /// Builds the bindings and walks the shared vectors in every language and with every judge.
 pub(crate) fn run(workspace: &Workspace, report: &mut Report) -> Result<()> {
-    let python = report.stage("Python's packages", || python(workspace))?;
+    let python = report.stage("Python's packages", || {
+        python::environment(workspace, "python", &REQUIREMENTS)
+    })?;
     report.heading("Bindings: Node.js");
     let build = ["build", "--quiet", "--locked", "--manifest-path", MANIFEST];
     Shell::cargo(workspace).args(build).run()?;
@@ -32,31 +35,6 @@ pub(crate) fn run(workspace: &Workspace, report: &mut Report) -> Result<()> {
     wheel(workspace, &python)?;
     report.heading("Judges of the shared vectors");
     judges(workspace, &python)
-}
-
-/// A Python of our own, with the packages of [`REQUIREMENTS`]; made again when they change.
-fn python(workspace: &Workspace) -> Result<PathBuf> {
-    let home = workspace.cache.join("python");
-    let python = home.join("bin/python");
-    let files = REQUIREMENTS.map(|file| workspace.path(file));
-    let texts = files.iter().map(|file| {
-        fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))
-    });
-    let wanted = texts.collect::<Result<Vec<_>>>()?.concat();
-    let stamp = home.join("installed");
-    if fs::read_to_string(&stamp).is_ok_and(|installed| installed == wanted) {
-        return Ok(python);
-    }
-    let venv = Shell::new("python3").args(["-m", "venv", "--clear"]);
-    venv.arg(&home).run()?;
-    let mut pip = Shell::new(&python).args(["-m", "pip", "--disable-pip-version-check"]);
-    pip = pip.args(["--quiet", "install"]);
-    for file in &files {
-        pip = pip.arg("--requirement").arg(file);
-    }
-    pip.run()?;
-    fs::write(&stamp, wanted).with_context(|| format!("cannot write {}", stamp.display()))?;
-    Ok(python)
 }
 
 fn node(workspace: &Workspace) -> Result<()> {

@@ -142,6 +142,11 @@ const TESTS: &[Need] = &[
         purpose: "test the verifier in Node.js",
     },
     Need {
+        present: || in_path("npm"),
+        package: "npm",
+        purpose: "install AWS's SDK for JavaScript, which calls the KMS in tests",
+    },
+    Need {
         present: || {
             let library =
                 |machine| format!("/usr/lib/{machine}-linux-gnu/faketime/libfaketime.so.1");

@@ -1,4 +1,4 @@
-//! The project's own commands: `cargo xtask demo`, `test`, `moto`, `bindings`, `differential`, `prepush`, `setup`, `install`, `bench-boot`.
+//! The project's own commands: `cargo xtask demo`, `test`, `moto`, `clients`, `bindings`, `differential`, `prepush`, `setup`, `install`, `bench-boot`.
 //!
 //! Every command does all of its own set-up. This program stays small and compiles in seconds, because it must run
 //! before anything else can: it installs packages, builds the rest and hands over. What needs Enclos's own code
@@ -8,11 +8,13 @@
 
 mod bindings;
 mod build;
+mod clients;
 mod direction;
 mod host;
 mod install;
 mod peers;
 mod prepush;
+mod python;
 mod report;
 mod rootfs;
 mod shell;
@@ -45,7 +47,7 @@ enum Task {
         #[arg(long)]
         keep: bool,
     },
-    /// Unit tests, images against AWS's own code, bindings, then end-to-end tests in real virtual machines.
+    /// Unit tests, other people's clients of KMS, images against AWS's own code, bindings, then end-to-end tests in real virtual machines.
     Test {
         /// Only end-to-end tests whose name contains this; differential tests and bindings are left out then.
         filter: Option<String>,
@@ -54,6 +56,8 @@ enum Task {
     Differential,
     /// Tests of KMS that moto's authors wrote, against ours.
     Moto,
+    /// AWS's SDKs in four languages, its command and users of KMS against ours: what one wrote, another reads.
+    Clients,
     /// The verifier in Python and Node.js, and other people's verifiers, on the shared vectors.
     Bindings,
     /// What to run before a change is sent: format, lints, dependencies, style, docs, unit tests.
@@ -99,6 +103,10 @@ fn run(task: Task) -> Result<()> {
             report.stage("Debian packages", host::install_missing_for_tests)?;
             moto(&workspace, &mut report)
         }
+        Task::Clients => {
+            report.stage("Debian packages", host::install_missing_for_tests)?;
+            clients::run(&workspace, &mut report)
+        }
         Task::Bindings => {
             report.stage("Debian packages", host::install_missing_for_tests)?;
             bindings::run(&workspace, &mut report)
@@ -114,6 +122,7 @@ fn run(task: Task) -> Result<()> {
             let built = set_up(&workspace, &mut report)?;
             if filter.is_none() {
                 moto(&workspace, &mut report)?;
+                clients::run(&workspace, &mut report)?;
                 peers::differential(&workspace, &mut report)?;
                 bindings::run(&workspace, &mut report)?;
             }

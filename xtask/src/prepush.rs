@@ -33,12 +33,13 @@ pub(crate) fn unit_tests(workspace: &Workspace, report: &mut Report) -> Result<(
 
 /// Workspaces of their own: what runs inside enclaves is built for another target; AWS's library links what ours may not.
 /// Not checked `--locked`: some follow the dependencies of our own crates.
-const OTHER_MANIFESTS: [&str; 5] = [
+const OTHER_MANIFESTS: [&str; 6] = [
     "examples/rust-backend/Cargo.toml",
     "e2e/guest/Cargo.toml",
     "e2e/differential/Cargo.toml",
     "bindings/Cargo.toml",
     "benches/attest-peers/Cargo.toml",
+    "crates/kms/tests/clients/rust/Cargo.toml",
 ];
 
 fn format(workspace: &Workspace) -> Result<()> {
