@@ -15,6 +15,7 @@
 //! | [`pki`] | an installation's certificate authority, in the shape of AWS's, and the keys that sign documents |
 //! | [`document`] | attestation documents: issue, parse, verify |
 //! | [`policy`] | what a verified document must say |
+//! | [`channel`] | TLS certificates that carry a document for their key |
 //!
 //! Nothing here does I/O or reads a clock: time is passed in, bytes go in, bytes come out. `SPEC.md` beside
 //! this crate lists where AWS's texts are ambiguous, what was chosen, and the test that holds it.
@@ -23,6 +24,7 @@
 #![warn(missing_docs)]
 
 mod cbor;
+pub mod channel;
 pub mod document;
 pub mod nsm;
 mod pcr;

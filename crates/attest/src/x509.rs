@@ -22,6 +22,7 @@ use x509_cert::ext::pkix::{
 };
 use x509_cert::name::Name;
 
+use crate::channel::CMW_OID;
 use crate::time::UnixMillis;
 use der_reader::{Algorithm, Extension, Fields};
 
@@ -168,6 +169,7 @@ struct Extensions {
     usage: Option<KeyUsage>,
     subject_key: Option<Place>,
     authority_key: Option<Place>,
+    evidence: Option<Place>,
 }
 
 impl Certificate {
@@ -216,6 +218,12 @@ impl Certificate {
 
     fn authority_key(&self) -> Option<&[u8]> {
         let place = self.extensions.authority_key.as_ref();
+        place.map(|place| self.at(place))
+    }
+
+    /// The value of the extension that carries a document, which certificates of attested TLS have.
+    pub(crate) fn evidence(&self) -> Option<&[u8]> {
+        let place = self.extensions.evidence.as_ref();
         place.map(|place| self.at(place))
     }
 
@@ -366,6 +374,7 @@ impl Extensions {
                 let identifier = der_reader::authority_key(value)?;
                 self.authority_key = identifier.map(|identifier| place(bytes, identifier));
             }
+            CMW_OID => self.evidence = Some(place(bytes, value)),
             _ => {}
         }
         Ok(())

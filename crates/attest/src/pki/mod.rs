@@ -28,6 +28,7 @@
 //! Private keys live in memory that is wiped when they are dropped.
 
 mod authority;
+mod channel;
 mod issue;
 mod leaf;
 #[cfg(test)]
@@ -36,8 +37,10 @@ mod tests;
 use aws_lc_rs::rand::{self, SecureRandom};
 
 pub use authority::{Authority, Described, Endorsement};
+pub use channel::ChannelKey;
 pub use leaf::{IssuedLeaf, LEAF_LIFETIME, LeafIdentity, LeafKey, RENEWAL_MARGIN};
 
+use crate::document::DocumentError;
 use crate::time::UnixMillis;
 pub use crate::x509::CertificateError;
 
@@ -114,6 +117,9 @@ pub enum PkiError {
         /// Which certificate.
         which: &'static str,
     },
+    /// What should go into a certificate is no attestation document.
+    #[error("cannot make a certificate of what is no attestation document")]
+    Document(#[from] DocumentError),
     /// The leaf certificate does not cover the moment of signing.
     #[error(
         "cannot sign a document at {at}: the leaf certificate is valid from {not_before} to {not_after}"
