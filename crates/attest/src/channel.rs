@@ -39,6 +39,15 @@ pub const MEDIA_TYPE: &str = "application/aws-nitro-document";
 /// `user_data` of a document that speaks for a TLS key: a document made for something else never does.
 pub const PURPOSE: &[u8] = b"enclos-tls/v1";
 
+/// ALPN name with which a client says that it will send a nonce after the handshake, before anything of the application's.
+pub const NONCE_ALPN: &[u8] = b"enclos-nonce/1";
+
+/// Shortest nonce in bytes.
+pub const NONCE_MIN: usize = 16;
+
+/// Longest nonce in bytes.
+pub const NONCE_MAX: usize = 64;
+
 /// The wrapper's indicator: bit 2, evidence.
 const EVIDENCE: u64 = 1 << 2;
 

@@ -36,6 +36,16 @@ pub enum HttpError {
         /// Beginning of the body.
         text: String,
     },
+    /// No attested connection: nothing was sent.
+    #[cfg(feature = "tls")]
+    #[error("nothing was sent to {url}: there is no attested TLS with it")]
+    Attested {
+        /// What was asked.
+        url: String,
+        /// Why.
+        #[source]
+        source: Box<crate::attested::AttestedTlsError>,
+    },
     /// No certificate where one was expected.
     #[error("no PEM certificate found among the roots for HTTPS")]
     Roots,
@@ -47,7 +57,24 @@ impl HttpError {
     pub fn status(&self) -> Option<u16> {
         match self {
             Self::Status { status, .. } => Some(*status),
-            Self::Exchange { .. } | Self::Roots => None,
+            _ => None,
+        }
+    }
+
+    /// Whether there was nobody to send anything to: no connection, or one that ended before TLS was spoken.
+    #[must_use]
+    pub fn nothing_was_sent(&self) -> bool {
+        match self {
+            Self::Exchange { source, .. } => match source.as_ref() {
+                ureq::Error::ConnectionFailed => true,
+                ureq::Error::Io(error) => error.kind() == std::io::ErrorKind::ConnectionRefused,
+                _ => false,
+            },
+            #[cfg(feature = "tls")]
+            Self::Attested { source, .. } => {
+                matches!(**source, crate::attested::AttestedTlsError::Io(_))
+            }
+            _ => false,
         }
     }
 
@@ -56,7 +83,7 @@ impl HttpError {
     pub fn nobody_answered(&self) -> bool {
         use std::io::ErrorKind::{BrokenPipe, ConnectionRefused, ConnectionReset, UnexpectedEof};
         let Self::Exchange { source, .. } = self else {
-            return false;
+            return self.nothing_was_sent();
         };
         match source.as_ref() {
             ureq::Error::ConnectionFailed => true,
@@ -100,6 +127,23 @@ impl Http {
         Ok(Self(config.build().new_agent()))
     }
 
+    /// A client that speaks with enclaves over attested TLS, and with nobody else: other URLs than https ones are refused, no
+    /// proxy of the environment is used. Connections are kept while their verdict holds.
+    #[cfg(feature = "tls")]
+    #[must_use]
+    pub fn attested(timeout: Duration, tls: &crate::attested::AttestedTls) -> Self {
+        use ureq::unversioned::resolver::DefaultResolver;
+        use ureq::unversioned::transport::{Connector, TcpConnector};
+        let connector = ().chain(TcpConnector::default());
+        let connector = connector.chain(crate::attested::AttestedConnector(tls.clone()));
+        let config = config(timeout).proxy(None).build();
+        Self(Agent::with_parts(
+            config,
+            connector,
+            DefaultResolver::default(),
+        ))
+    }
+
     /// GET.
     ///
     /// # Errors
@@ -139,10 +183,7 @@ fn answer(
     url: &str,
     response: Result<Response<ureq::Body>, ureq::Error>,
 ) -> Result<Vec<u8>, HttpError> {
-    let failed = |source| HttpError::Exchange {
-        url: url.to_owned(),
-        source: Box::new(source),
-    };
+    let failed = |error| failed(url, error);
     let mut response = response.map_err(failed)?;
     let body = response
         .body_mut()
@@ -153,6 +194,22 @@ fn answer(
     match response.status() {
         status if status.is_success() => Ok(body),
         status => Err(refused(url, status, &body)),
+    }
+}
+
+fn failed(url: &str, error: ureq::Error) -> HttpError {
+    let url = url.to_owned();
+    #[cfg(feature = "tls")]
+    let error = match error {
+        ureq::Error::Other(inner) => match inner.downcast() {
+            Ok(source) => return HttpError::Attested { url, source },
+            Err(inner) => ureq::Error::Other(inner),
+        },
+        other => other,
+    };
+    HttpError::Exchange {
+        url,
+        source: Box::new(error),
     }
 }
 

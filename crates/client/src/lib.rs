@@ -22,6 +22,8 @@
 //! | [`verify`] | trust anchors, expectations and freshness in one value |
 //! | [`decode`] | documents out of whatever wraps them |
 //! | [`Enclave`] | fetch, verify, call |
+//! | [`Session`] | the same, with a document that is kept while it is fresh |
+//! | [`attested`] | TLS that ends inside the enclave, with resumption (feature `tls`) |
 //!
 //! An enclave that only opens sealed requests builds this crate without default features: [`seal`] alone,
 //! no HTTP.
@@ -31,6 +33,8 @@
 
 pub mod seal;
 
+#[cfg(feature = "tls")]
+pub mod attested;
 #[cfg(feature = "verify")]
 pub mod decode;
 #[cfg(feature = "verify")]
@@ -38,11 +42,17 @@ mod enclave;
 #[cfg(feature = "verify")]
 pub mod http;
 #[cfg(feature = "verify")]
+mod session;
+#[cfg(feature = "verify")]
 pub mod verify;
 
+#[cfg(feature = "tls")]
+pub use attested::{AttestedTls, AttestedTlsError};
 #[cfg(feature = "verify")]
 pub use enclave::{CallError, ConnectError, Enclave, Endpoint, fetch};
 #[cfg(feature = "verify")]
 pub use enclos_attest as attest;
+#[cfg(feature = "verify")]
+pub use session::{Session, SessionError};
 #[cfg(feature = "verify")]
 pub use verify::{Refusal, Verifier};

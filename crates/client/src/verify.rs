@@ -142,16 +142,38 @@ impl Verifier {
         let document = UnverifiedDocument::parse(document)?;
         let verified =
             document.verify_with_cache(&self.anchors, now, &self.options, &self.chains)?;
+        self.expects(&verified, nonce, now)?;
+        Ok(verified)
+    }
+
+    /// Whether a verified document says what is expected, and the policy accepts it, at a moment. No signature is checked.
+    pub(crate) fn expects(
+        &self,
+        verified: &VerifiedDocument,
+        nonce: Option<&[u8]>,
+        now: UnixMillis,
+    ) -> Result<(), Refusal> {
         let mut expectation = self.expectation.clone();
         expectation.nonce = nonce.map(<[u8]>::to_vec);
-        expectation.check(&verified).map_err(Refusal::Unexpected)?;
-        if let Some(policy) = &self.policy {
-            // A record is judged at its own time.
-            let archival = self.options.archival;
-            let at = if archival { verified.timestamp() } else { now };
-            let accepted = policy.check(&verified, at, nonce);
-            accepted.map_err(Refusal::Policy)?;
-        }
-        Ok(verified)
+        expectation.check(verified).map_err(Refusal::Unexpected)?;
+        let Some(policy) = &self.policy else {
+            return Ok(());
+        };
+        // A record is judged at its own time.
+        let archival = self.options.archival;
+        let at = if archival { verified.timestamp() } else { now };
+        let accepted = policy.check(verified, at, nonce);
+        accepted.map(drop).map_err(Refusal::Policy)
+    }
+
+    /// The moment at which a document becomes too old.
+    pub(crate) fn good_until(&self, verified: &VerifiedDocument) -> UnixMillis {
+        verified.timestamp().plus(self.options.max_age)
+    }
+
+    /// Whether documents are judged at their own time.
+    #[must_use]
+    pub fn is_archival(&self) -> bool {
+        self.options.archival
     }
 }

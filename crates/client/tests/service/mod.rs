@@ -9,8 +9,8 @@
 )]
 
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::io::{BufRead, BufReader, Write};
+use std::net::{SocketAddr, TcpListener};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
@@ -105,6 +105,32 @@ pub fn pcrs() -> BTreeMap<PcrIndex, PcrValue> {
         .collect()
 }
 
+/// Status, content type and body.
+pub type Reply = (u16, &'static str, Vec<u8>);
+
+/// What answers in the enclave.
+pub fn application(
+    signer: Arc<Signer>,
+    manner: Manner,
+) -> impl FnMut(&Heard) -> Reply + Send + 'static {
+    let opener = Opener::generate().unwrap();
+    let mut first = None;
+    move |request| match request.path.split('?').next().unwrap() {
+        "/attest" => {
+            let document = document(&signer, &opener, manner, &request.path);
+            let document = if manner == Manner::Replaying {
+                first.get_or_insert(document).clone()
+            } else {
+                document
+            };
+            opener.offer(&document);
+            attest(manner, &document)
+        }
+        "/process" => process(&opener, manner, request),
+        _ => (404, "text/plain", b"not found".to_vec()),
+    }
+}
+
 /// The service; it serves until the test process ends.
 pub struct Service {
     pub address: SocketAddr,
@@ -114,26 +140,9 @@ pub struct Service {
 
 impl Service {
     pub fn start(manner: Manner) -> Self {
-        let signer = Signer::new();
+        let signer = Arc::new(Signer::new());
         let root_pem = signer.root_pem();
-        let opener = Opener::generate().unwrap();
-        let mut first = None;
-        Self::serve(root_pem, move |request| {
-            match request.path.split('?').next().unwrap() {
-                "/attest" => {
-                    let document = document(&signer, &opener, manner, &request.path);
-                    let document = if manner == Manner::Replaying {
-                        first.get_or_insert(document).clone()
-                    } else {
-                        document
-                    };
-                    opener.offer(&document);
-                    attest(manner, &document)
-                }
-                "/process" => process(&opener, manner, request),
-                _ => (404, "text/plain", b"not found".to_vec()),
-            }
-        })
+        Self::serve(root_pem, application(signer, manner))
     }
 
     /// A KMS that knows one operation and no key.
@@ -159,10 +168,7 @@ impl Service {
         })
     }
 
-    fn serve(
-        root_pem: String,
-        mut answer: impl FnMut(&Heard) -> (u16, &'static str, Vec<u8>) + Send + 'static,
-    ) -> Self {
+    fn serve(root_pem: String, mut answer: impl FnMut(&Heard) -> Reply + Send + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let heard = Arc::new(Mutex::new(Vec::new()));
@@ -170,16 +176,13 @@ impl Service {
         std::thread::spawn(move || {
             for stream in listener.incoming() {
                 let Ok(mut stream) = stream else { return };
-                let Some(request) = read(&mut stream) else {
+                let limit = Some(Duration::from_secs(10));
+                stream.set_read_timeout(limit).unwrap();
+                let Some(request) = read(&mut BufReader::new(&mut stream)) else {
                     continue;
                 };
                 log.lock().unwrap().push(request.clone());
-                let (status, content_type, body) = answer(&request);
-                let head = format!(
-                    "HTTP/1.1 {status} X\r\ncontent-type: {content_type}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
-                    body.len()
-                );
-                let _ = stream.write_all(&[head.as_bytes(), &body].concat());
+                let _ = stream.write_all(&response(answer(&request), "close"));
             }
         });
         Self {
@@ -222,7 +225,7 @@ fn document(signer: &Signer, opener: &Opener, manner: Manner, path: &str) -> Vec
     })
 }
 
-fn attest(manner: Manner, document: &[u8]) -> (u16, &'static str, Vec<u8>) {
+fn attest(manner: Manner, document: &[u8]) -> Reply {
     if manner == Manner::Broken {
         return (200, "text/html", b"<html>maintenance</html>".to_vec());
     }
@@ -233,7 +236,7 @@ fn attest(manner: Manner, document: &[u8]) -> (u16, &'static str, Vec<u8>) {
     (200, "application/json", body.into_bytes())
 }
 
-fn process(opener: &Opener, manner: Manner, request: &Heard) -> (u16, &'static str, Vec<u8>) {
+fn process(opener: &Opener, manner: Manner, request: &Heard) -> Reply {
     if request.headers.get("content-type").map(String::as_str) != Some(CONTENT_TYPE) {
         return (
             200,
@@ -259,11 +262,17 @@ fn process(opener: &Opener, manner: Manner, request: &Heard) -> (u16, &'static s
     (200, CONTENT_TYPE, reply)
 }
 
-fn read(stream: &mut TcpStream) -> Option<Heard> {
-    stream
-        .set_read_timeout(Some(Duration::from_secs(10)))
-        .unwrap();
-    let mut reader = BufReader::new(stream);
+/// The bytes of a reply.
+pub fn response((status, content_type, body): Reply, connection: &str) -> Vec<u8> {
+    let head = format!(
+        "HTTP/1.1 {status} X\r\ncontent-type: {content_type}\r\ncontent-length: {}\r\nconnection: {connection}\r\n\r\n",
+        body.len()
+    );
+    [head.as_bytes(), &body].concat()
+}
+
+/// The next request of a connection.
+pub fn read(reader: &mut impl BufRead) -> Option<Heard> {
     let mut line = String::new();
     reader.read_line(&mut line).ok()?;
     let path = line.split(' ').nth(1)?.to_owned();
