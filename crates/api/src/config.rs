@@ -39,6 +39,9 @@ pub struct EnclaveConfig {
     pub process: Process,
     /// TCP ports of the application that the parent may reach, each as the vsock port of the same number.
     pub ingress: Vec<u16>,
+    /// Those of them where the agent ends attested TLS: the parent sees ciphertext, the application what is inside.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub attested_tls: Vec<u16>,
     /// The KMS, when the enclave uses one.
     pub kms: Option<Kms>,
 }

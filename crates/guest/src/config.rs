@@ -44,6 +44,14 @@ pub enum ConfigError {
     /// An ingress port that no application can listen on.
     #[error("ingress port 0 is no port; name the port the application listens on")]
     PortZero,
+    /// Attested TLS on a port that nobody reaches.
+    #[error(
+        "attested TLS is wanted on port {port}, which is no ingress port; add it to `[ingress] ports`"
+    )]
+    NoIngress {
+        /// Which one.
+        port: u16,
+    },
 }
 
 /// Reads and checks the configuration at `path`.
@@ -75,6 +83,10 @@ fn check(config: &EnclaveConfig) -> Result<(), ConfigError> {
     }
     if config.ingress.contains(&0) {
         return Err(ConfigError::PortZero);
+    }
+    let reachable = |port: &&u16| config.ingress.contains(port);
+    if let Some(port) = config.attested_tls.iter().find(|port| !reachable(port)) {
+        return Err(ConfigError::NoIngress { port: *port });
     }
     Ok(())
 }
@@ -113,5 +125,12 @@ mod tests {
         assert!(matches!(parse(&empty), Err(ConfigError::NoCommand)));
         let zero = GOOD.replace("5000", "0");
         assert!(matches!(parse(&zero), Err(ConfigError::PortZero)));
+        let apart = GOOD.replace("\"kms\":null", "\"kms\":null,\"attested_tls\":[5001]");
+        assert!(matches!(
+            parse(&apart),
+            Err(ConfigError::NoIngress { port: 5001 })
+        ));
+        let good = apart.replace("5001", "5000");
+        assert_eq!(parse(&good).unwrap().attested_tls, [5000]);
     }
 }

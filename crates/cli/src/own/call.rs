@@ -8,7 +8,11 @@
 //! Nothing but the nonce is sent before the document was accepted. In KMS mode it is the key's policy that
 //! keeps others
 //! from decrypting; the reply comes in the open.
+//!
+//! With `--attested-tls` the document comes with the TLS handshake, which fails unless it is accepted; what is sent travels inside, as it
+//! is, or sealed or encrypted on top. See [`channel`].
 
+mod channel;
 mod kms;
 
 use std::io::Read as _;
@@ -18,7 +22,9 @@ use std::time::{Duration, Instant};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use clap::Args;
-use enclos_client::{ConnectError, Enclave, Endpoint};
+use enclos_attest::document::VerifiedDocument;
+use enclos_client::http::Http;
+use enclos_client::{ConnectError, Enclave, Endpoint, Verifier};
 use serde_json::json;
 
 use super::attest::refused;
@@ -34,7 +40,8 @@ const PAUSE: Duration = Duration::from_millis(200);
 #[command(after_help = "Examples:\n  \
     enclos call http://127.0.0.1:8080/process --root root.pem --eif app.eif --data '{\"data\": \"secret\"}'\n  \
     enclos call http://127.0.0.1:8080/process --root root.pem --eif app.eif --data secret \\\n      \
-    --kms-key arn:aws:kms:us-east-1:000000000000:key/… --kms-endpoint http://127.0.0.1:4566\n\n\
+    --kms-key arn:aws:kms:us-east-1:000000000000:key/… --kms-endpoint http://127.0.0.1:4566\n  \
+    enclos call https://127.0.0.1:8443/process --attested-tls --root root.pem --eif app.eif --data '{\"data\": \"secret\"}'\n\n\
     Exit status: 0 answered, 1 the enclave was refused or did not answer (nothing secret was sent if it was refused), 2 wrong options.")]
 pub(crate) struct Call {
     /// URL that takes the request; without a path, /process
@@ -53,6 +60,8 @@ pub(crate) struct Call {
     any_image: bool,
     #[command(flatten)]
     payload: Payload,
+    #[command(flatten)]
+    channel: channel::Channel,
     #[command(flatten)]
     kms: kms::Kms,
 }
@@ -88,26 +97,14 @@ impl Payload {
 
 pub(super) fn run(args: &Call) -> Outcome {
     let payload = args.payload.read()?;
-    let enclave = connect(args)?;
-    let pcr0 = enclave
-        .document()
-        .pcrs()
-        .iter()
-        .next()
-        .map(|(_, value)| value.to_string());
-    term::note(format_args!(
-        "verified {} (root {}, PCR0 {})",
-        enclave.document().module_id(),
-        enclave.document().anchor(),
-        pcr0.unwrap_or_default()
-    ));
-    let answer = match args.kms.wanted()? {
-        Some(kms) => {
-            let ciphertext = BASE64_STANDARD.encode(kms.encrypt(&payload)?);
-            let body = serde_json::to_vec(&json!({ "encrypted_data": ciphertext }))?;
-            enclave.post("application/json", &body)?
+    let verifier = verifier(args)?;
+    let answer = match args.channel.open(&verifier)? {
+        Some(tls) => channel::call(args, &verifier, &tls, payload)?,
+        None => {
+            let enclave = connect(args, &verifier, Http::default())?;
+            note(enclave.document());
+            send(args, &enclave, payload)?
         }
-        None => enclave.call(&payload)?.to_vec(),
     };
     term::out(&format!(
         "{}\n",
@@ -115,28 +112,79 @@ pub(super) fn run(args: &Call) -> Outcome {
     ))
 }
 
-fn connect(args: &Call) -> Outcome<Enclave> {
+fn note(document: &VerifiedDocument) {
+    let pcr0 = document.pcrs().first_key_value();
+    let pcr0 = pcr0.map(|(_, value)| value.to_string());
+    term::note(format_args!(
+        "verified {} (root {}, PCR0 {})",
+        document.module_id(),
+        document.anchor(),
+        pcr0.unwrap_or_default()
+    ));
+}
+
+/// Sends what only this enclave can read: encrypted with a KMS key, or sealed.
+fn send(args: &Call, enclave: &Enclave, payload: Vec<u8>) -> Outcome<Vec<u8>> {
+    match encrypted(args, &payload)? {
+        Some(body) => Ok(enclave.post("application/json", &body)?),
+        None => Ok(enclave.call(&payload)?.to_vec()),
+    }
+}
+
+/// The request with the payload encrypted with a KMS key, if one is to be used.
+fn encrypted(args: &Call, payload: &[u8]) -> Outcome<Option<Vec<u8>>> {
+    let Some(key) = args.kms.wanted()? else {
+        return Ok(None);
+    };
+    let ciphertext = BASE64_STANDARD.encode(key.encrypt(payload)?);
+    let body = json!({ "encrypted_data": ciphertext });
+    Ok(Some(serde_json::to_vec(&body)?))
+}
+
+fn verifier(args: &Call) -> Outcome<Verifier> {
     let verifier = args.trust.verifier()?;
     if !verifier.is_pinned() && !args.any_image {
         return Err(Failure::text("no image is expected: any enclave of this root could read the data")
             .hint("give --eif FILE, or --pcr0 HEX (with --pcr1 and --pcr2), or --any-image if that is meant"));
     }
+    Ok(verifier)
+}
+
+fn endpoint(args: &Call) -> Endpoint {
     let mut endpoint = Endpoint::new(&args.url);
     if let Some(url) = &args.attest_url {
         endpoint.attest.clone_from(url);
     }
-    let deadline = Instant::now() + Duration::from_secs(args.wait.into());
-    let mut connected = Enclave::connect(endpoint.clone(), &verifier);
-    while Instant::now() < deadline && connected.as_ref().is_err_and(is_not_there_yet) {
-        std::thread::sleep(PAUSE);
-        connected = Enclave::connect(endpoint.clone(), &verifier);
-    }
+    endpoint
+}
+
+fn connect(args: &Call, verifier: &Verifier, http: Http) -> Outcome<Enclave> {
+    let endpoint = endpoint(args);
+    let connect = || Enclave::connect_with(endpoint.clone(), verifier, http.clone());
+    let connected = patiently(args, connect, is_not_there_yet);
     connected.map_err(|error| match error {
         ConnectError::Refused { url, source } => refused(*source).context(format_args!(
             "nothing was sent: {url} is not the enclave that was expected"
         )),
         other => other.into(),
     })
+}
+
+/// Tries until it works, fails for another reason than that nobody is there yet, or `--wait` is over.
+fn patiently<T, E>(
+    args: &Call,
+    attempt: impl Fn() -> Result<T, E>,
+    is_early: impl Fn(&E) -> bool,
+) -> Result<T, E> {
+    let deadline = Instant::now() + Duration::from_secs(args.wait.into());
+    loop {
+        match attempt() {
+            Err(error) if Instant::now() < deadline && is_early(&error) => {
+                std::thread::sleep(PAUSE);
+            }
+            outcome => return outcome,
+        }
+    }
 }
 
 /// Whether nobody answered, as while an application starts. An answer that is wrong stays wrong.

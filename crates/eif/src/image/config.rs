@@ -10,6 +10,7 @@
 //!
 //! [ingress]                   # default: the image's ExposedPorts
 //! ports = [5000]
+//! attested_tls = [5000]       # ports where the agent ends TLS with an attested key; default: none
 //!
 //! [kms]
 //! region = "us-east-1"
@@ -87,6 +88,8 @@ pub struct BuildConfig {
     pub app: App,
     /// `[ingress] ports`.
     pub ports: Option<Vec<u16>>,
+    /// `[ingress] attested_tls`.
+    pub attested_tls: Vec<u16>,
     /// `[kms]`, its certificates read.
     pub kms: Option<Kms>,
 }
@@ -122,6 +125,8 @@ struct File {
 #[serde(deny_unknown_fields)]
 struct Ingress {
     ports: Option<Vec<u16>>,
+    #[serde(default)]
+    attested_tls: Vec<u16>,
 }
 
 #[derive(Deserialize)]
@@ -154,6 +159,7 @@ impl BuildConfig {
         let config = Self {
             app: file.app,
             ports: file.ingress.ports,
+            attested_tls: file.ingress.attested_tls,
             kms,
         };
         config.check(path)?;

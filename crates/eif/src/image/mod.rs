@@ -500,12 +500,27 @@ fn enclave_config(
         Some(ports) => ports.clone(),
         None => exposed_ports(image, warnings)?,
     };
+    let attested_tls = attested_ports(&spec.config.attested_tls, &ingress)?;
     Ok(EnclaveConfig {
         version: PROTOCOL_VERSION,
         process,
         ingress,
+        attested_tls,
         kms: spec.config.kms.clone(),
     })
+}
+
+/// Ports with attested TLS, in order. One that is not reachable at all would be a mistake that nobody notices.
+fn attested_ports(wanted: &[u16], ingress: &[u16]) -> Result<Vec<u16>, ImageError> {
+    if let Some(port) = wanted.iter().find(|port| !ingress.contains(port)) {
+        return Err(ImageError::Value {
+            field: "ingress.attested_tls",
+            value: port.to_string(),
+            expected: "one of ingress.ports, or of the image's ExposedPorts where that is not given",
+        });
+    }
+    let ports: BTreeSet<u16> = wanted.iter().copied().collect();
+    Ok(ports.into_iter().collect())
 }
 
 /// Entrypoint followed by Cmd, as OCI has it; AWS's tool drops one of them.

@@ -24,11 +24,12 @@ fn enclos_toml_is_read_and_its_mistakes_are_named() {
     fs::write(folder.path().join("ca.pem"), certificate.pem()).unwrap();
     let kms = "[kms]\nregion = 'us-east-1'\nserver_name = 'kms.enclos.internal'\nca = 'ca.pem'\n";
     let text = format!(
-        "[app]\ncommand = ['/a', 'b']\nenv = {{ X = '1' }}\n[ingress]\nports = [80]\n{kms}"
+        "[app]\ncommand = ['/a', 'b']\nenv = {{ X = '1' }}\n[ingress]\nports = [80]\nattested_tls = [80]\n{kms}"
     );
     let config = load(folder.path(), &text).unwrap();
     assert_eq!(config.app.command.unwrap(), ["/a", "b"]);
     assert_eq!(config.ports.unwrap(), [80]);
+    assert_eq!(config.attested_tls, [80]);
     assert_eq!(config.kms.unwrap().ca_pem, certificate.pem());
     for (text, expected) in [
         ("[app]\ncomand = []", "unknown field `comand`"),

@@ -788,6 +788,31 @@ fn whiteouts_in_a_root_file_system_are_files() {
 }
 
 #[test]
+fn attested_tls_is_measured_and_only_for_ports_that_are_reachable() {
+    let config =
+        json!({ "Entrypoint": ["/entry"], "ExposedPorts": { "5000/tcp": {}, "8000/tcp": {} } });
+    let bench = Bench::new();
+    let files = layout(&config, &[Layer::default().finish()], <[u8]>::to_vec);
+    let plain = bench.build_archive(&archive(&files)).unwrap();
+    let text = String::from_utf8(plain.app["enclos/config.json"].body.clone()).unwrap();
+    assert!(
+        !text.contains("attested_tls"),
+        "images without it are as before: {text}"
+    );
+    let mut spec = bench.spec("source.tar");
+    spec.config.attested_tls = vec![8000, 5000, 8000];
+    let output = bench.build(&spec).unwrap();
+    assert_eq!(output.built.config.attested_tls, [5000, 8000]);
+    assert_ne!(
+        output.built.measurements.pcr2,
+        plain.built.measurements.pcr2
+    );
+    spec.config.ports = Some(vec![8000]);
+    let text = chain(&bench.build(&spec).err().unwrap());
+    assert!(text.contains("ingress.attested_tls"), "{text}");
+}
+
+#[test]
 fn the_configuration_is_measured_as_the_image_and_the_user_say() {
     let config = json!({
         "Entrypoint": ["/entry", "-x"], "Cmd": ["arg"], "User": "app:app", "WorkingDir": "/srv",
@@ -822,6 +847,7 @@ fn the_configuration_is_measured_as_the_image_and_the_user_say() {
             stop_signal: Some("9".into()),
         },
         ports: Some(vec![]),
+        attested_tls: vec![],
         kms: None,
     };
     let built = bench.build(&spec).unwrap().built;

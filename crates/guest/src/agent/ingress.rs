@@ -1,18 +1,22 @@
 //! From a vsock port of the enclave to the application's TCP port of the same number.
 //!
 //! Only the parent may connect: a context id is no authentication, but another enclave's never gets here. Either
-//! side may close its half and go on reading.
+//! side may close its half and go on reading. Where the image says so, attested TLS ends here: the parent carries ciphertext, and
+//! the application, which knows nothing of TLS, gets what is inside.
 
 use std::io;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use enclos_api::guest::PARENT_CID;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
 
+use super::channel::Channel;
 use super::transport::Accept;
 use crate::log;
 
@@ -25,24 +29,32 @@ pub const MAX_CONNECTIONS: usize = 1024;
 /// How long the application may take to accept.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// How long a client may take over a TLS handshake, its nonce included.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// Pause after an accept that failed, for want of descriptors for example.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// How often a silent application is asked whether it accepts yet.
 const READY_INTERVAL: Duration = Duration::from_millis(20);
 
-/// Forwards every connection of `listener` to 127.0.0.1:`port`, for ever.
-pub async fn serve(mut listener: impl Accept, port: u16) {
+/// Forwards every connection of `listener` to 127.0.0.1:`port`, for ever; with a channel, what is inside of its TLS.
+pub async fn serve(mut listener: impl Accept, port: u16, channel: Option<Arc<Channel>>) {
     let limit = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let accepted = Arc::new(AtomicBool::new(false));
     loop {
         let Ok(permit) = Arc::clone(&limit).acquire_owned().await else {
             return;
         };
         match listener.accept().await {
             Ok((stream, PARENT_CID | HOST_CID)) => {
+                let (channel, accepted) = (channel.clone(), Arc::clone(&accepted));
                 tokio::spawn(async move {
                     // The other end's reset is its own business; both sockets are closed either way.
-                    let _ = forward(stream, port).await;
+                    let _ = match channel {
+                        None => forward(stream, port).await,
+                        Some(channel) => forward_attested(stream, port, &channel, &accepted).await,
+                    };
                     drop(permit);
                 });
             }
@@ -63,7 +75,26 @@ pub async fn serve(mut listener: impl Accept, port: u16) {
     }
 }
 
-async fn forward(mut stream: UnixStream, port: u16) -> io::Result<()> {
+/// The application is not troubled before the handshake is over. Only until it has accepted once is it asked first: a client that is turned
+/// away before TLS knows that nothing was sent, and can come again.
+async fn forward_attested(
+    stream: UnixStream,
+    port: u16,
+    channel: &Channel,
+    accepted: &AtomicBool,
+) -> io::Result<()> {
+    if !accepted.load(Ordering::Relaxed) {
+        TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await?;
+        accepted.store(true, Ordering::Relaxed);
+    }
+    let shaken = timeout(HANDSHAKE_TIMEOUT, channel.accept(stream)).await;
+    forward(shaken.map_err(io::Error::other)??, port).await
+}
+
+async fn forward<S>(mut stream: S, port: u16) -> io::Result<()>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
     let connect = TcpStream::connect((Ipv4Addr::LOCALHOST, port));
     let mut app = timeout(CONNECT_TIMEOUT, connect)
         .await
@@ -108,7 +139,8 @@ mod tests {
     async fn enclave() -> (TcpListener, mpsc::Sender<(UnixStream, u32)>) {
         let app = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let (sender, receiver) = mpsc::channel(8);
-        tokio::spawn(serve(Given(receiver), app.local_addr().unwrap().port()));
+        let port = app.local_addr().unwrap().port();
+        tokio::spawn(serve(Given(receiver), port, None));
         (app, sender)
     }
 

@@ -5,6 +5,7 @@
 //!   application ──http──▶ 169.254.170.3:80,443  kms      ──▶ TLS  ──vsock 8000──▶ gateway ──▶ KMS
 //!   application ──dns───▶ 169.254.170.3:53      dns
 //!   client ──▶ gateway ──vsock <port>──▶ ingress ──▶ 127.0.0.1:<port> application
+//!                                           └ channel: attested TLS ends here, on the ports that the image says
 //! ```
 //!
 //! The agent is one process with one tokio runtime. It says `ready` to init once it listens on everything, so
@@ -23,6 +24,7 @@ use crate::init::env::CA_BUNDLE;
 use crate::init::{AGENT_APP_READY, AGENT_FAILED, AGENT_READY};
 use crate::kms_names::{self, IMDS_ADDRESS, SERVICE_ADDRESS};
 use crate::log;
+use channel::{Channel, ChannelError};
 use dns::Zone;
 use facts::Facts;
 use identity::{Identity, IdentityError};
@@ -33,6 +35,7 @@ use kms::{Endpoint, NoKms};
 use nsm::Nsm;
 use transport::{Dial, VsockListener, VsockParent};
 
+pub mod channel;
 pub mod dns;
 pub mod facts;
 pub mod http;
@@ -62,6 +65,9 @@ pub enum AgentError {
     /// The certificate for the KMS endpoint could not be made.
     #[error("cannot stand in for the KMS")]
     Identity(#[from] IdentityError),
+    /// The key of attested TLS could not be made.
+    #[error("attested TLS cannot be offered")]
+    Channel(#[from] ChannelError),
     /// A port is taken or forbidden.
     #[error("cannot listen on {what}")]
     Listen {
@@ -109,6 +115,7 @@ async fn serve(config: EnclaveConfig) -> Result<(), AgentError> {
     let imds = Imds::new(Arc::clone(&facts), Arc::clone(&nsm)).map_err(|_| AgentError::Random)?;
     let listener = listen(IMDS_ADDRESS, 80, "instance metadata").await?;
     tokio::spawn(http::serve(listener, None, Arc::new(imds)));
+    let attester = Arc::clone(&nsm);
     match &config.kms {
         Some(kms) => serve_kms(kms, facts, nsm, parent).await?,
         None => {
@@ -117,7 +124,7 @@ async fn serve(config: EnclaveConfig) -> Result<(), AgentError> {
         }
     }
     serve_names(config.kms.as_ref()).await?;
-    listen_for_ingress(&config)?;
+    listen_for_ingress(&config, attester)?;
     tell(AGENT_READY);
     if let Some(port) = config.ingress.first() {
         ingress::until_ready(*port).await;
@@ -171,14 +178,18 @@ fn no_listener(what: &str, address: SocketAddr, source: io::Error) -> AgentError
     }
 }
 
-fn listen_for_ingress(config: &EnclaveConfig) -> Result<(), AgentError> {
+fn listen_for_ingress(config: &EnclaveConfig, nsm: Arc<dyn Nsm>) -> Result<(), AgentError> {
+    let wanted = !config.attested_tls.is_empty();
+    let channel = wanted.then(|| Channel::new(nsm)).transpose()?.map(Arc::new);
     for port in &config.ingress {
         let listener =
             VsockListener::bind(u32::from(*port)).map_err(|source| AgentError::Listen {
                 what: format!("vsock port {port} for ingress"),
                 source,
             })?;
-        tokio::spawn(ingress::serve(listener, *port));
+        let attested = config.attested_tls.contains(port);
+        let channel = channel.clone().filter(|_| attested);
+        tokio::spawn(ingress::serve(listener, *port, channel));
     }
     Ok(())
 }
