@@ -5,151 +5,18 @@
 
 mod common;
 
-use std::collections::BTreeMap;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
-use aws_lc_rs::encoding::{AsDer, Pkcs8V1Der, PublicKeyX509Der};
-use aws_lc_rs::rsa::{KeySize, PrivateDecryptingKey};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use common::{Client, Reply, Server, blob, create, openssl};
+use common::enclave::{
+    Enclave, MODULE, ROLE, attested_decrypt, now, pcr, pinned_key, recipient, zero,
+};
+use common::{Server, blob, create, openssl};
+use enclos_attest::PcrIndex;
 use enclos_attest::document::Claims;
-use enclos_attest::pki::{Authority, LeafIdentity, LeafKey};
-use enclos_attest::{PcrIndex, PcrValue, UnixMillis};
+use enclos_attest::pki::LeafKey;
 use serde_json::{Value, json};
-
-const ROLE: &str = "arn:aws:iam::000000000000:role/enclave";
-const MODULE: &str = "i-0123456789abcdef0-enc0123456789abcdef";
-
-fn now() -> UnixMillis {
-    let since = SystemTime::now()
-        .duration_since(SystemTime::UNIX_EPOCH)
-        .unwrap();
-    UnixMillis(u64::try_from(since.as_millis()).unwrap())
-}
-
-fn pcr(byte: u8) -> PcrValue {
-    PcrValue::from_hex(&hex::encode([byte; 48])).unwrap()
-}
-
-fn zero() -> PcrValue {
-    pcr(0)
-}
-
-/// An installation and one enclave in it.
-struct Enclave {
-    identity: LeafIdentity,
-    pcrs: BTreeMap<PcrIndex, PcrValue>,
-    spki: Vec<u8>,
-    directory: tempfile::TempDir,
-}
-
-impl Enclave {
-    fn new() -> Self {
-        let issued = now().minus(Duration::from_secs(3600));
-        let mut authority =
-            Authority::create(issued, "eu-west-1", "eu-west-1a", "i-0123456789abcdef0").unwrap();
-        let key = LeafKey::generate().unwrap();
-        let leaf = authority.issue_leaf(key.spki_der(), MODULE, 0x0123_4567_89ab_cdef, issued);
-        let identity = LeafIdentity::new(key, leaf.unwrap()).unwrap();
-        let directory = tempfile::tempdir().unwrap();
-        let rsa = PrivateDecryptingKey::generate(KeySize::Rsa2048).unwrap();
-        let pkcs8 = AsDer::<Pkcs8V1Der<'_>>::as_der(&rsa).unwrap();
-        std::fs::write(directory.path().join("key.der"), pkcs8.as_ref()).unwrap();
-        std::fs::write(
-            directory.path().join("root.pem"),
-            authority.root_certificate_pem(),
-        )
-        .unwrap();
-        let spki: PublicKeyX509Der<'_> = rsa.public_key().as_der().unwrap();
-        let spki = spki.as_ref().to_vec();
-        // As after a boot: image, kernel, application, role and instance measured, the rest zero.
-        let pcrs = (0_u8..16)
-            .map(|index| {
-                (
-                    PcrIndex::try_from(index).unwrap(),
-                    if index < 5 { pcr(index + 1) } else { zero() },
-                )
-            })
-            .collect();
-        Self {
-            identity,
-            pcrs,
-            spki,
-            directory,
-        }
-    }
-
-    fn server(&self) -> Server {
-        let root = self.directory.path().join("root.pem");
-        Server::with(&["--trust-root", root.to_str().unwrap()])
-    }
-
-    fn claims(&self) -> Claims {
-        Claims {
-            module_id: MODULE.to_owned(),
-            timestamp: now(),
-            pcrs: self.pcrs.clone(),
-            public_key: Some(self.spki.clone()),
-            user_data: None,
-            nonce: None,
-        }
-    }
-
-    fn sign(&self, claims: &Claims) -> Vec<u8> {
-        self.identity.sign_document(claims).unwrap()
-    }
-
-    fn document(&self) -> Vec<u8> {
-        self.sign(&self.claims())
-    }
-
-    fn document_of(&self, timestamp: UnixMillis) -> Vec<u8> {
-        self.sign(&Claims {
-            timestamp,
-            ..self.claims()
-        })
-    }
-
-    /// Opens an answer as an enclave would, with a tool that knows nothing of us.
-    fn open(&self, output: &Value) -> Vec<u8> {
-        assert!(output.get("Plaintext").is_none(), "{output}");
-        let envelope = STANDARD
-            .decode(output["CiphertextForRecipient"].as_str().unwrap())
-            .unwrap();
-        let arguments = [
-            "cms", "-decrypt", "-inform", "DER", "-keyform", "DER", "-inkey", "key.der",
-        ];
-        openssl(self.directory.path(), &arguments, &envelope)
-    }
-}
-
-fn recipient(document: &[u8]) -> Value {
-    json!({
-        "KeyEncryptionAlgorithm": "RSAES_OAEP_SHA_256",
-        "AttestationDocument": STANDARD.encode(document),
-    })
-}
-
-fn attested_decrypt(client: &Client, blob: &str, document: &[u8]) -> Reply {
-    client.call(
-        "Decrypt",
-        json!({ "CiphertextBlob": blob, "Recipient": recipient(document) }),
-    )
-}
-
-/// A key that releases to the role under a condition, and something encrypted with it.
-fn pinned_key(server: &Server, condition: &Value) -> (String, String) {
-    let root = server.client();
-    let key = root.create_key();
-    let blob = root.encrypt(&key, b"hello enclave", json!({}));
-    let admin = json!({ "Effect": "Allow", "Principal": { "AWS": "000000000000" },
-        "NotAction": ["kms:Decrypt", "kms:GenerateDataKey"], "Resource": "*" });
-    let release = json!({ "Sid": "Release", "Effect": "Allow", "Principal": { "AWS": ROLE },
-        "Action": ["kms:Decrypt", "kms:GenerateDataKey"], "Resource": "*", "Condition": condition });
-    root.put_policy(&key, &json!([admin, release])).ok();
-    (key, blob)
-}
 
 fn image_condition() -> Value {
     json!({ "StringEqualsIgnoreCase": {
