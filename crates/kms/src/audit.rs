@@ -13,6 +13,7 @@ use crate::arn::{PrincipalArn, PrincipalKind};
 use crate::authz::Layer;
 use crate::error::{ApiError, ErrorKind};
 use crate::grants::{Grant, Refusal};
+use crate::measurements;
 use crate::ops;
 use crate::policy::{Effect, FailedCondition, Outcome, StatementReport};
 use crate::sessions::Session;
@@ -113,6 +114,14 @@ impl Draft {
             event: self.event(error, error_code.as_deref()).to_string(),
             used: self.used(error),
             error_code,
+        }
+    }
+
+    /// Notes which measurement policies accepted the document.
+    pub(crate) fn accepted_by(&mut self, names: Vec<String>) {
+        let recipient = self.recipient.as_mut().and_then(Value::as_object_mut);
+        if let Some(members) = recipient.filter(|_| !names.is_empty()) {
+            members.insert("measurementPolicies".to_owned(), names.into());
         }
     }
 
@@ -298,6 +307,17 @@ pub(crate) fn denial(
     denial
 }
 
+/// Adds why each measurement policy that was asked did not accept.
+pub(crate) fn add_measurements(denial: &mut Value, refused: &[(String, measurements::Refusal)]) {
+    let refused = refused.iter();
+    let refused =
+        refused.map(|(name, refusal)| json!({ "policy": name, "reasons": refusal.told() }));
+    let refused: Vec<Value> = refused.collect();
+    if let Some(members) = denial.as_object_mut().filter(|_| !refused.is_empty()) {
+        members.insert("measurementPolicies".to_owned(), refused.into());
+    }
+}
+
 /// Most grants that a denial explains.
 const GRANTS_SHOWN: usize = 20;
 
@@ -362,7 +382,10 @@ fn condition(failed: &FailedCondition) -> Value {
 }
 
 /// A denial as one line of the log.
-pub(crate) fn denial_line(reports: &[StatementReport]) -> String {
+pub(crate) fn denial_line(
+    reports: &[StatementReport],
+    refused: &[(String, measurements::Refusal)],
+) -> String {
     let mut parts = Vec::new();
     for report in reports {
         let name = match &report.sid {
@@ -388,6 +411,10 @@ pub(crate) fn denial_line(reports: &[StatementReport]) -> String {
             _ => {}
         }
     }
+    let refused = refused.iter();
+    parts.extend(refused.map(|(name, refusal)| {
+        format!("measurement policy {name:?}: {}", refusal.told().join(", "))
+    }));
     if parts.is_empty() {
         return "no statement allows this action to this principal".to_owned();
     }

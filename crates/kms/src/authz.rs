@@ -110,6 +110,12 @@ impl Identity {
         self.all().any(|(_, named)| named.policy.has_conditions())
     }
 
+    /// The measurement policies that its policies name.
+    pub fn measurement_policies(&self) -> impl Iterator<Item = &str> {
+        self.all()
+            .flat_map(|(_, named)| named.policy.measurement_policies())
+    }
+
     /// Whether it has any policy at all.
     #[must_use]
     pub fn is_bare(&self) -> bool {

@@ -13,6 +13,7 @@
 //! | [`sigv4`] | signatures |
 //! | [`policy`] | the policy language |
 //! | [`grants`] | grants |
+//! | [`measurements`] | measurement policies, which key policies name |
 //! | [`authz`] | the decision over all policies and grants |
 //! | `authn`, `sts` | who calls; temporary credentials |
 //! | [`recipient`] | attestation documents and sealed answers |
@@ -37,6 +38,7 @@ pub mod identities;
 mod input;
 pub mod keyring;
 pub mod limits;
+pub mod measurements;
 pub mod ops;
 pub mod policy;
 pub mod principals;

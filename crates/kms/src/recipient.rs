@@ -72,7 +72,7 @@ impl Trust {
     /// `ValidationException`: the document is unreadable, forged, too old or has no usable key.
     pub fn verify(&self, document: &[u8], now: OffsetDateTime) -> Result<Attested, ApiError> {
         let document = UnverifiedDocument::parse(document).map_err(|error| refused(&error))?;
-        let now = UnixMillis(u64::try_from(crate::audit::unix_ms(now)).unwrap_or(0));
+        let now = unix_millis(now);
         // AWS lets documents of debug enclaves through to the conditions, where their zero PCRs decide.
         let options = VerifyOptions {
             max_age: MAX_AGE,
@@ -98,6 +98,11 @@ impl Trust {
     }
 }
 
+/// A moment as documents and measurement policies count it.
+pub(crate) fn unix_millis(now: OffsetDateTime) -> UnixMillis {
+    UnixMillis(u64::try_from(crate::audit::unix_ms(now)).unwrap_or(0))
+}
+
 /// Clients look for either half of AWS's sentence; the reason after it is ours.
 fn refused(error: &dyn std::error::Error) -> ApiError {
     ApiError::validation(format!(
@@ -111,6 +116,12 @@ impl Attested {
     #[must_use]
     pub fn is_debug(&self) -> bool {
         self.document.is_debug()
+    }
+
+    /// What was verified.
+    #[must_use]
+    pub fn document(&self) -> &VerifiedDocument {
+        &self.document
     }
 
     /// Adds `kms:RecipientAttestation:*` to what conditions can look at.

@@ -26,10 +26,11 @@ use crate::identities::{Entity, Identities};
 use crate::input::Input;
 use crate::keyring::{Key, Keyring, LoadError};
 use crate::limits::Limits;
+use crate::measurements::{Judgement, Measurements};
 use crate::ops;
-use crate::policy::{Context, Question};
+use crate::policy::{Context, MEASUREMENT_POLICY, Question};
 use crate::principals::Principals;
-use crate::recipient::{Attested, Trust};
+use crate::recipient::{self, Attested, Trust};
 use crate::sessions::Sessions;
 use crate::store::{Change, Store};
 use crate::sts;
@@ -96,6 +97,7 @@ pub struct Service {
     pub(crate) identities: Identities,
     pub(crate) sessions: Sessions,
     pub(crate) limits: Limits,
+    pub(crate) measurements: Measurements,
     /// Refuse key policies that the linter finds fault with.
     pub(crate) strict_policies: bool,
     /// Held from reading a key or alias to having changed it. Requests that change nothing never take it.
@@ -126,6 +128,7 @@ impl Service {
             identities,
             sessions: Sessions::default(),
             limits: Limits::default(),
+            measurements: Measurements::default(),
             strict_policies: false,
             management: tokio::sync::Mutex::default(),
         })
@@ -135,6 +138,15 @@ impl Service {
     #[must_use]
     pub fn with_limits(self, limits: Limits) -> Self {
         Self { limits, ..self }
+    }
+
+    /// The same service with measurement policies that key policies may name.
+    #[must_use]
+    pub fn with_measurements(self, measurements: Measurements) -> Self {
+        Self {
+            measurements,
+            ..self
+        }
     }
 
     /// The same service, which refuses key policies that the linter finds fault with.
@@ -397,11 +409,13 @@ impl Call<'_> {
         facts: &Facts<'_>,
     ) -> Result<(), ApiError> {
         self.check_grant_tokens()?;
-        let context = if key.policy.has_conditions() || self.identity.has_conditions() {
+        let mut context = if key.policy.has_conditions() || self.identity.has_conditions() {
             self.context(Some(key), facts)
         } else {
             Context::default()
         };
+        let judgement = self.judge_measurements(key, facts);
+        context.set_list(MEASUREMENT_POLICY, judgement.accepted.clone());
         let ask = Ask {
             question: &Question {
                 principal: &self.caller,
@@ -421,6 +435,7 @@ impl Call<'_> {
         });
         let Err(refused) = decision else {
             warn_of_debug_document(key, action, facts);
+            self.draft.accepted_by(judgement.accepted);
             return Ok(());
         };
         let reason = refused.because(action);
@@ -436,12 +451,23 @@ impl Call<'_> {
             caller = %self.caller,
             action,
             key = %key.arn,
-            why = %audit::denial_line(&reports),
+            why = %audit::denial_line(&reports, &judgement.refused),
             "access denied"
         );
         let own = self.identity.explain(ask.question);
-        self.draft.denial = Some(audit::denial(action, &reason, &reports, &own, &refusing));
+        let mut denial = audit::denial(action, &reason, &reports, &own, &refusing);
+        audit::add_measurements(&mut denial, &judgement.refused);
+        self.draft.denial = Some(denial);
         Err(error)
+    }
+
+    /// What the measurement policies that the key's and the caller's policies name make of the request's document.
+    fn judge_measurements(&self, key: &Key, facts: &Facts<'_>) -> Judgement {
+        let names = key.policy.measurement_policies();
+        let names = names.chain(self.identity.measurement_policies());
+        let now = recipient::unix_millis(self.now);
+        let measurements = &self.service.measurements;
+        measurements.judge(names, facts.attested, now)
     }
 
     /// Those of the caller's grants on a key that admit an action, and the others.

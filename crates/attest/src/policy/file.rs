@@ -184,6 +184,11 @@ pub enum PolicyError {
         /// `nonce` or `maxAgeSeconds`.
         what: &'static str,
     },
+    /// A KMS sends no nonce, and nothing else is asked for.
+    #[error(
+        "the policy asks for nothing but a nonce, which a KMS does not send: require something of the image too"
+    )]
+    OnlyNonce,
     /// Its combinations are too many to be judged.
     #[error(transparent)]
     TooComplex(#[from] TooManyCases),
@@ -225,6 +230,19 @@ impl Policy {
         policy.check_names()?;
         normal::cases(&policy)?;
         Ok(policy)
+    }
+
+    /// This policy as a KMS applies it, which sends no nonce: as if `nonce` were not written. In `all` the other
+    /// conditions decide, in `any` it admits nobody. Whoever this admits, the policy itself admits with the right nonce.
+    ///
+    /// # Errors
+    /// [`PolicyError::OnlyNonce`] when nothing is left.
+    pub fn for_kms(&self) -> Result<Self, PolicyError> {
+        let require = without_nonce(&self.require).ok_or(PolicyError::OnlyNonce)?;
+        Ok(Self {
+            require,
+            ..self.clone()
+        })
     }
 
     /// What must hold.
@@ -407,6 +425,20 @@ impl<'de> Deserialize<'de> for When {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
         text.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+/// A condition without `nonce`, which is never below `not`; nothing if it asks for nothing else.
+fn without_nonce(condition: &Condition) -> Option<Condition> {
+    let rest = |list: &[Condition]| {
+        let rest: Vec<_> = list.iter().filter_map(without_nonce).collect();
+        (!rest.is_empty()).then_some(rest)
+    };
+    match condition {
+        Condition::Nonce(_) => None,
+        Condition::All(list) => rest(list).map(Condition::All),
+        Condition::Any(list) => rest(list).map(Condition::Any),
+        other => Some(other.clone()),
     }
 }
 

@@ -24,7 +24,7 @@ pub struct KmsConditions {
 pub enum KmsNote {
     /// A KMS sends no nonce.
     #[error(
-        "the nonce cannot be expressed: a KMS sends none; it trusts a document for five minutes"
+        "the nonce cannot be expressed: a KMS sends none and trusts a document for five minutes; where a nonce alone would admit, it admits nobody"
     )]
     Nonce,
     /// A KMS has an age limit of its own.
@@ -57,9 +57,14 @@ impl Policy {
     /// What is below a signer's versions becomes a list of values; dates become `aws:CurrentTime`.
     #[must_use]
     pub fn kms_conditions(&self) -> KmsConditions {
-        // Reading the policy has counted its alternatives.
-        let cases = normal::cases(self).unwrap_or_default();
+        // Reading the policy has counted its alternatives; without a nonce there are no more. Nothing but a nonce is none.
+        let cases = |policy: &Self| normal::cases(policy).unwrap_or_default();
+        let asks = cases(self).iter().any(|case| case.nonce);
+        let cases = self
+            .for_kms()
+            .map_or_else(|_| Vec::new(), |policy| cases(&policy));
         let mut notes: Vec<_> = cases.iter().flat_map(lost).collect();
+        notes.extend(asks.then_some(KmsNote::Nonce));
         notes.sort();
         notes.dedup();
         let possible = merged(cases.into_iter().filter(Case::is_possible));
@@ -73,7 +78,6 @@ fn lost(case: &Case) -> Vec<KmsNote> {
         let case = case.to_string();
         return vec![KmsNote::Contradiction { case }];
     }
-    let nonce = case.nonce.then_some(KmsNote::Nonce);
     let age = case.max_age.map(|seconds| KmsNote::MaxAge { seconds });
     let image = [
         PcrIndex::IMAGE,
@@ -85,7 +89,7 @@ fn lost(case: &Case) -> Vec<KmsNote> {
     let any = any.then(|| KmsNote::AnyImage {
         case: case.to_string(),
     });
-    nonce.into_iter().chain(age).chain(any).collect()
+    age.into_iter().chain(any).collect()
 }
 
 /// Alternatives that differ in the accepted values of one register become one.
@@ -93,7 +97,7 @@ fn merged(cases: impl Iterator<Item = Case>) -> Vec<Case> {
     let mut found: Vec<Case> = Vec::new();
     for mut case in cases {
         // What a key policy cannot say makes no difference in it.
-        (case.nonce, case.max_age) = (false, None);
+        case.max_age = None;
         case.names.clear();
         let joined = found.iter_mut().any(|earlier| join(earlier, &case));
         if !joined {

@@ -547,7 +547,75 @@ fn kms_accepts(condition: &Value, claims: &Claims) -> bool {
         })
 }
 
+#[test]
+fn a_nonce_is_nothing_to_a_kms() {
+    let image = json!({ "pcrs": pcrs(&image(20)) });
+    let nonce = json!({ "nonce": "required" });
+    let rows = [
+        (
+            json!({ "all": [image, nonce] }),
+            Some(json!({ "all": [image] })),
+        ),
+        // As an alternative it opens nothing.
+        (
+            json!({ "any": [nonce, image] }),
+            Some(json!({ "any": [image] })),
+        ),
+        (
+            json!({ "all": [{ "any": [{ "all": [nonce] }] }, image] }),
+            Some(json!({ "all": [image] })),
+        ),
+        (json!({ "any": [{ "all": [nonce, nonce] }] }), None),
+        (nonce.clone(), None),
+    ];
+    for (require, left) in rows {
+        let policy = policy(&require).unwrap();
+        let kms = policy.for_kms();
+        let found = kms
+            .as_ref()
+            .ok()
+            .map(|kms| serde_json::to_value(kms.require()).unwrap());
+        assert_eq!(found, left, "{require}");
+        let rendered = policy.kms_conditions();
+        assert_eq!(
+            rendered.conditions.len(),
+            usize::from(left.is_some()),
+            "{require}"
+        );
+        assert!(rendered.notes.contains(&KmsNote::Nonce), "{require}");
+    }
+}
+
+/// `condition` with a nonce asked for beside it, or instead of it, at some places.
+fn with_nonces() -> impl Strategy<Value = Value> {
+    let nonce = || json!({ "nonce": "required" });
+    let leaf = prop_oneof![3 => condition().boxed(), 1 => Just(nonce()).boxed()];
+    leaf.prop_recursive(3, 12, 3, |inner| {
+        let list = prop::collection::vec(inner, 1..4);
+        prop_oneof![
+            list.clone().prop_map(|list| json!({ "all": list })),
+            list.prop_map(|list| json!({ "any": list })),
+        ]
+    })
+}
+
 proptest! {
+    /// A KMS admits nobody whom the policy would not admit with the right nonce.
+    #[test]
+    fn a_kms_is_never_laxer(require in with_nonces(), registers in registers()) {
+        let Ok(policy) = policy(&require) else { return Ok(()) };
+        let claims = claims(&registers);
+        let kms = policy.for_kms();
+        if kms.as_ref().is_ok_and(|kms| judge(kms, &claims).is_ok()) {
+            prop_assert!(judge(&policy, &claims).is_ok(), "{require}");
+        }
+        let rendered = policy.kms_conditions();
+        if rendered.conditions.iter().any(|condition| kms_accepts(condition, &claims)) {
+            prop_assert!(judge(&policy, &claims).is_ok(), "{require}");
+        }
+        prop_assert!(kms.is_ok() || rendered.conditions.is_empty(), "{require}");
+    }
+
     /// The tree, its alternatives and the key policy made of them accept the same documents.
     #[test]
     fn judge_and_key_policy_agree(require in condition(), registers in registers()) {

@@ -51,6 +51,7 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
     }
     print_summary(&event)?;
     print_conditions(&event)?;
+    print_measurements(&event)?;
     print_layers(&event)?;
     Ok(())
 }
@@ -87,7 +88,14 @@ fn explanation(event: &Value) -> Value {
     add("error", event.get("errorCode"));
     add("message", event.get("errorMessage"));
     add("recipient", event.pointer("/additionalEventData/recipient"));
-    for name in ["action", "reason", "statements", "policies", "grants"] {
+    for name in [
+        "action",
+        "reason",
+        "statements",
+        "policies",
+        "grants",
+        "measurementPolicies",
+    ] {
         add(name, event.pointer(&format!("{DENIAL}/{name}")));
     }
     let conditions = conditions(event);
@@ -147,7 +155,10 @@ fn print_summary(event: &Value) -> Result<(), std::io::Error> {
     let recipient = event.pointer("/additionalEventData/recipient");
     for (name, value) in recipient.and_then(Value::as_object).into_iter().flatten() {
         let name = name.trim_start_matches("attestationDocument");
-        table.row(&[&format!("enclave {name}"), value.as_str().unwrap_or("-")]);
+        let value = value
+            .as_str()
+            .map_or_else(|| joined(Some(value)), str::to_owned);
+        table.row(&[&format!("enclave {name}"), &value]);
     }
     table.print()
 }
@@ -157,16 +168,6 @@ fn print_conditions(event: &Value) -> Result<(), std::io::Error> {
     if conditions.is_empty() {
         return Ok(());
     }
-    let joined = |condition: &Value, name: &str| {
-        let values = condition.get(name).and_then(Value::as_array);
-        match values {
-            None => "nothing".to_owned(),
-            Some(values) => {
-                let values: Vec<&str> = values.iter().filter_map(Value::as_str).collect();
-                values.join(", ")
-            }
-        }
-    };
     print("\nConditions that did not hold:")?;
     let mut table = Table::new(&[
         "POLICY",
@@ -182,9 +183,35 @@ fn print_conditions(event: &Value) -> Result<(), std::io::Error> {
             &statement_name(condition),
             text(condition, "/operator"),
             text(condition, "/key"),
-            &joined(condition, "expected"),
-            &joined(condition, "presented"),
+            &joined(condition.get("expected")),
+            &joined(condition.get("presented")),
         ]);
+    }
+    table.print()
+}
+
+fn joined(values: Option<&Value>) -> String {
+    match values.and_then(Value::as_array) {
+        None => "nothing".to_owned(),
+        Some(values) => {
+            let values: Vec<&str> = values.iter().filter_map(Value::as_str).collect();
+            values.join(", ")
+        }
+    }
+}
+
+/// Why measurement policies did not accept the document.
+fn print_measurements(event: &Value) -> Result<(), std::io::Error> {
+    let policies = list(event, &format!("{DENIAL}/measurementPolicies"));
+    if policies.is_empty() {
+        return Ok(());
+    }
+    print("\nMeasurement policies that did not accept:")?;
+    let mut table = Table::new(&["MEASUREMENT POLICY", "REASON"]);
+    for policy in policies {
+        for reason in list(policy, "/reasons") {
+            table.row(&[text(policy, "/policy"), text(reason, "")]);
+        }
     }
     table.print()
 }

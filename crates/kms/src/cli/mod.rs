@@ -13,6 +13,7 @@ mod audit;
 mod explain;
 mod identity;
 mod inspect;
+mod measurements;
 mod principal;
 mod record;
 mod serve;

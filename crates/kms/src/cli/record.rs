@@ -1,4 +1,4 @@
-//! What the tools change is in the audit trail too, in the same transaction.
+//! What the tools change, and what the server is told by files, is in the audit trail too.
 
 use serde_json::{Value, json};
 use sqlx::SqliteConnection;
@@ -9,10 +9,10 @@ use super::{Data, Failure};
 use crate::arn::PrincipalArn;
 use crate::audit::unix_ms;
 use crate::crypto::seal::RootKey;
-use crate::crypto::uuid;
+use crate::crypto::{RandomError, uuid};
 use crate::store::{self, AuditRow};
 
-/// Records a change by whoever runs the tool. `connection` is in a transaction.
+/// Records a change by whoever runs the tool, in the same transaction. `connection` is in a transaction.
 pub(super) async fn record(
     connection: &mut SqliteConnection,
     data: &Data,
@@ -21,13 +21,25 @@ pub(super) async fn record(
     parameters: Value,
 ) -> Result<(), Failure> {
     let root = RootKey::open(&data.data.join("root.key"), false)?;
+    let row = row("iam.amazonaws.com", operation, account, parameters)?;
+    store::append_audit(connection, &row, &root).await?;
+    Ok(())
+}
+
+/// An event of whoever runs this process.
+pub(super) fn row(
+    source: &str,
+    operation: &str,
+    account: &str,
+    parameters: Value,
+) -> Result<AuditRow, RandomError> {
     let now = OffsetDateTime::now_utc();
     let uid = rustix::process::getuid().as_raw();
     let event = json!({
         "eventVersion": "1.11",
         "userIdentity": { "type": "Local", "principalId": uid.to_string(), "accountId": account },
         "eventTime": now.replace_nanosecond(0).unwrap_or(now).format(&Rfc3339).unwrap_or_default(),
-        "eventSource": "iam.amazonaws.com",
+        "eventSource": source,
         "eventName": operation,
         "awsRegion": "",
         "sourceIPAddress": "local",
@@ -43,15 +55,13 @@ pub(super) async fn record(
         "recipientAccountId": account,
         "eventCategory": "Management",
     });
-    let row = AuditRow {
+    Ok(AuditRow {
         time_ms: unix_ms(now),
         operation: operation.to_owned(),
         error_code: None,
         event: event.to_string(),
         used: None,
-    };
-    store::append_audit(connection, &row, &root).await?;
-    Ok(())
+    })
 }
 
 /// The account that an ARN is of.

@@ -12,7 +12,7 @@ use time::OffsetDateTime;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
-use super::{CANNOT_LISTEN, Data, Failure, IN_USE, print};
+use super::{CANNOT_LISTEN, Data, Failure, IN_USE, measurements, print};
 use crate::crypto::seal::RootKey;
 use crate::error::Chain;
 use crate::limits::Limits;
@@ -71,6 +71,10 @@ pub(super) struct Arguments {
     #[arg(long)]
     trust_aws: bool,
 
+    /// Directory of measurement policies, NAME.json, that key policies may name; read again on SIGHUP
+    #[arg(long, value_name = "DIR")]
+    measurement_policies: Option<PathBuf>,
+
     /// Refuse TLS clients without a certificate of this authority, PEM
     #[arg(long, value_name = "FILE", conflicts_with = "dev")]
     client_ca: Option<PathBuf>,
@@ -110,6 +114,11 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
         signal(SignalKind::terminate())?,
         signal(SignalKind::interrupt())?,
     );
+    // SIGHUP keeps its meaning, the end, where there is nothing to read again.
+    let hangup = match arguments.measurement_policies {
+        Some(_) => Some(signal(SignalKind::hangup())?),
+        None => None,
+    };
     let data = arguments.data.data.clone();
     let _lock = prepare(&data)?;
     let root = RootKey::open(&data.join("root.key"), true)?;
@@ -119,6 +128,10 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
     let service = service
         .with_limits(Limits::new(arguments.rate_limit))
         .with_strict_policies(arguments.strict_policies);
+    let service = match &arguments.measurement_policies {
+        Some(directory) => measurements::load(service, directory).await?,
+        None => service,
+    };
     let service = Arc::new(service);
     let (stop, stopped) = watch::channel(false);
     let listeners = listeners(&arguments, &data, &stopped).await?;
@@ -128,6 +141,9 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
         tasks.spawn(listener.serve(Arc::clone(&service), stopped.clone()));
     }
     tasks.spawn(sweep(Arc::clone(&service), stopped.clone()));
+    if let Some(hangup) = hangup {
+        tasks.spawn(measurements::reload(Arc::clone(&service), hangup, stopped));
+    }
     tokio::select! {
         _ = signals.0.recv() => {}
         _ = signals.1.recv() => {}

@@ -12,7 +12,7 @@ use crate::crypto::uuid;
 use crate::error::{ApiError, ErrorKind};
 use crate::input::Input;
 use crate::keyring::{Key, KeyState, Material, seconds};
-use crate::policy::{self, Policy};
+use crate::policy;
 use crate::service::{Call, Facts};
 use crate::spec::{KeySpec, KeyUsage, Origin};
 use crate::store::{AuditRow, Change, KeyRow, key_id};
@@ -150,9 +150,7 @@ pub(crate) fn new_policy(
 ) -> Result<String, ApiError> {
     match policy {
         Some(text) => {
-            let parsed = Policy::parse(&text).map_err(super::policies::malformed)?;
-            super::policies::check_lockout(call, &parsed, bypass)?;
-            super::policies::check_findings(call, &parsed)?;
+            super::policies::check_new(call, &text, bypass)?;
             Ok(text)
         }
         None => Ok(policy::default_policy(&call.here.account)),

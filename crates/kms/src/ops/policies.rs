@@ -5,8 +5,9 @@ use serde_json::{Value, json};
 use crate::arn::PrincipalArn;
 use crate::error::{ApiError, ErrorKind};
 use crate::input::Input;
-use crate::policy::lint::{Finding, lint};
+use crate::policy::lint::{Finding, by_measurement, lint};
 use crate::policy::{Context, Policy, PolicyError, Question, Verdict};
+use crate::recipient;
 use crate::service::Call;
 
 /// The only name a key policy has.
@@ -46,9 +47,7 @@ pub(crate) async fn put(call: &mut Call<'_>, mut input: Input) -> Result<Value, 
     let more = [("kms:BypassPolicyLockoutSafetyCheck", bypass.to_string())];
     let key = super::keys::manage(call, &key_id, &more)?;
     check_name(name)?;
-    let policy = Policy::parse(&text).map_err(malformed)?;
-    check_lockout(call, &policy, bypass)?;
-    check_findings(call, &policy)?;
+    check_new(call, &text, bypass)?;
     super::keys::update(call, &key, |row| row.policy = text).await?;
     Ok(Value::Null)
 }
@@ -89,12 +88,31 @@ pub(crate) fn malformed(error: PolicyError) -> ApiError {
     ApiError::new(ErrorKind::MalformedPolicyDocument, error.to_string())
 }
 
+/// Checks a policy that a key is to have.
+pub(crate) fn check_new(call: &mut Call<'_>, text: &str, bypass: bool) -> Result<(), ApiError> {
+    let policy = Policy::parse(text).map_err(malformed)?;
+    check_lockout(call, &policy, bypass)?;
+    check_measurements(call, &policy)?;
+    check_findings(call, &policy)
+}
+
+/// A measurement policy that nobody knows would hold back for ever, and nobody would notice.
+fn check_measurements(call: &Call<'_>, policy: &Policy) -> Result<(), ApiError> {
+    let measurements = &call.service.measurements;
+    let mut names = policy.measurement_policies();
+    match names.find(|name| !measurements.has(name)) {
+        None => Ok(()),
+        Some(name) => Err(ApiError::new(
+            ErrorKind::MalformedPolicyDocument,
+            format!(
+                "The key policy names the measurement policy {name}, which this server does not have."
+            ),
+        )),
+    }
+}
+
 /// AWS's lockout safety check: the author, or the author's account, must be able to put the next policy.
-pub(crate) fn check_lockout(
-    call: &mut Call<'_>,
-    policy: &Policy,
-    bypass: bool,
-) -> Result<(), ApiError> {
+fn check_lockout(call: &mut Call<'_>, policy: &Policy, bypass: bool) -> Result<(), ApiError> {
     let context = Context::default();
     let root = PrincipalArn::root(&call.here.account);
     let admits = |principal: &PrincipalArn| {
@@ -121,8 +139,13 @@ pub(crate) fn check_lockout(
 }
 
 /// Tells what is legal and seldom meant, or refuses it if the server is strict.
-pub(crate) fn check_findings(call: &mut Call<'_>, policy: &Policy) -> Result<(), ApiError> {
-    let findings = lint(policy);
+fn check_findings(call: &mut Call<'_>, policy: &Policy) -> Result<(), ApiError> {
+    let mut findings = lint(policy);
+    let now = recipient::unix_millis(call.now);
+    let measurements = &call.service.measurements;
+    findings.extend(by_measurement(policy, |name| {
+        measurements.is_suspicious(name, now)
+    }));
     if call.service.strict_policies && !findings.is_empty() {
         let texts: Vec<String> = findings.iter().map(Finding::to_string).collect();
         return Err(ApiError::new(

@@ -9,6 +9,10 @@
 //! A plain operator on a key with several values is ambiguous in AWS's documentation. It happens when two
 //! keys of an encryption context differ in case only. We choose what grants least: under Allow every value
 //! must hold, under Deny one is enough.
+//!
+//! `enclos:MeasurementPolicy` is a key of our own: its values are the measurement policies that accept the request's
+//! document. It is taken in two forms only, which hold back when the policy is unknown or there is no document: an
+//! Allow needs one of the named (`StringEquals`), a Deny refuses who has none of them (`StringNotEquals`).
 
 use std::net::IpAddr;
 
@@ -17,7 +21,10 @@ use time::format_description::well_known::{Iso8601, Rfc3339};
 
 use super::Effect;
 use super::context::Context;
+use super::document::Kind;
 use super::pattern::Pattern;
+use super::{MEASUREMENT_POLICY, OWN_KEYS};
+use crate::measurements;
 
 /// How a presented value is compared with a policy value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -168,6 +175,45 @@ impl Condition {
         };
         condition.check_values()?;
         Ok(condition)
+    }
+
+    /// Checks a condition on a key of our own, and lets it look at each measurement policy by itself.
+    ///
+    /// # Errors
+    /// A sentence that says which form is possible there.
+    pub(super) fn own_key(mut self, effect: Effect, kind: Kind) -> Result<Self, String> {
+        if !self.lower_key.starts_with(OWN_KEYS) {
+            return Ok(self);
+        }
+        if self.lower_key != MEASUREMENT_POLICY {
+            return Err(format!("there is no condition key {:?}", self.key));
+        }
+        if kind == Kind::Trust {
+            return Err(format!("{} cannot hold where no key is used", self.key));
+        }
+        let (expected, quantifier) = match effect {
+            Effect::Allow => ("StringEquals", Quantifier::Any),
+            Effect::Deny => ("StringNotEquals", Quantifier::All),
+        };
+        if !self.operator.eq_ignore_ascii_case(expected) {
+            return Err(format!(
+                "{} takes {expected} under {effect:?}, and nothing else: other operators would admit without a judgement",
+                self.key
+            ));
+        }
+        let mut names = self.values.iter().map(Pattern::raw);
+        if let Some(name) = names.find(|name| !measurements::is_name(name)) {
+            return Err(format!("{name:?} is no name of a measurement policy"));
+        }
+        self.quantifier = quantifier;
+        Ok(self)
+    }
+
+    /// The measurement policies that it names.
+    pub(super) fn measurement_policies(&self) -> impl Iterator<Item = &str> {
+        let is_own = self.lower_key == MEASUREMENT_POLICY;
+        let values = self.values.iter().map(Pattern::raw);
+        values.filter(move |_| is_own)
     }
 
     fn check_values(&self) -> Result<(), String> {

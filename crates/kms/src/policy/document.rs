@@ -128,7 +128,7 @@ fn statement(value: &Value, variables: bool, kind: Kind) -> Result<Statement, Po
         principals,
         actions: actions(members, kind)?,
         resources: resources(members, variables, kind)?,
-        conditions: conditions(members.get("Condition"), variables)?,
+        conditions: conditions(members.get("Condition"), variables, effect, kind)?,
     })
 }
 
@@ -318,7 +318,12 @@ fn is_principal_arn(name: &str) -> bool {
             .any(|kind| resource.len() > kind.len() && resource.starts_with(kind))
 }
 
-fn conditions(value: Option<&Value>, variables: bool) -> Result<Vec<Condition>, PolicyError> {
+fn conditions(
+    value: Option<&Value>,
+    variables: bool,
+    effect: Effect,
+    kind: Kind,
+) -> Result<Vec<Condition>, PolicyError> {
     let mut conditions = Vec::new();
     let operators = match value {
         None => return Ok(conditions),
@@ -342,6 +347,7 @@ fn conditions(value: Option<&Value>, variables: bool) -> Result<Vec<Condition>, 
                 ))
             })?;
             let condition = Condition::parse(operator, key, &values, variables)
+                .and_then(|condition| condition.own_key(effect, kind))
                 .map_err(|text| error(format!("Syntax errors in policy: {text}.")))?;
             conditions.push(condition);
         }

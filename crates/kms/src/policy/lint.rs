@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 
 use super::condition::Condition;
-use super::{Effect, Policy, Statement};
+use super::{Effect, MEASUREMENT_POLICY, Policy, Statement};
 
 /// The common part of the condition keys that look at attestation documents, in lower case.
 const ATTESTATION: &str = "kms:recipientattestation";
@@ -48,6 +48,9 @@ pub enum Code {
     DelegationBypass,
     /// The principals of this statement need no document, others do.
     UnattestedAllow,
+    /// A measurement policy that the statement names admits more than its author may have meant. Only a server, which
+    /// has the files, finds it.
+    MeasurementPolicy,
 }
 
 impl Code {
@@ -62,6 +65,7 @@ impl Code {
             Self::PartialImage => "partial-image",
             Self::DelegationBypass => "delegation-bypass",
             Self::UnattestedAllow => "unattested-allow",
+            Self::MeasurementPolicy => "measurement-policy",
         }
     }
 
@@ -87,6 +91,9 @@ impl Code {
             }
             Self::UnattestedAllow => {
                 "admits its principals without the document that other statements ask for; add the condition or remove the action"
+            }
+            Self::MeasurementPolicy => {
+                "names a measurement policy that admits more images than its author may have meant; see `enclos attest policy lint`"
             }
         }
     }
@@ -122,6 +129,21 @@ pub fn lint(policy: &Policy) -> Vec<Finding> {
     findings
 }
 
+/// The statements that admit by a measurement policy of which `suspicious` is true.
+pub fn by_measurement(policy: &Policy, suspicious: impl Fn(&str) -> bool) -> Vec<Finding> {
+    let numbered = policy.statements.iter().zip(1..);
+    let found = numbered.filter(|(statement, _)| {
+        let mut names = (statement.conditions.iter()).flat_map(Condition::measurement_policies);
+        statement.effect == Effect::Allow && names.any(&suspicious)
+    });
+    let finding = |(statement, number): (&Statement, usize)| Finding {
+        code: Code::MeasurementPolicy,
+        statement: number,
+        sid: statement.sid.clone(),
+    };
+    found.map(finding).collect()
+}
+
 /// What a statement says about itself alone.
 fn own_codes(statement: &Statement) -> BTreeSet<Code> {
     let mut codes = BTreeSet::new();
@@ -135,11 +157,13 @@ fn own_codes(statement: &Statement) -> BTreeSet<Code> {
     if statement.principals.anyone && statement.conditions.is_empty() {
         codes.insert(Code::Anyone);
     }
-    let on_documents = || conditions().filter(|c| register(c.lower_key()).is_some());
+    let on_documents = || conditions().filter(|c| is_on_document(c.lower_key()));
     if on_documents().any(|c| !c.demands_value()) {
         codes.insert(Code::HoldsWithoutDocument);
     }
-    if demands_document(statement) {
+    // No debug-mode enclave satisfies a measurement policy, which is looked through on its own.
+    let measured = conditions().any(|c| c.lower_key() == MEASUREMENT_POLICY);
+    if demands_document(statement) && !measured {
         let pins = pins(statement);
         let image = ["0", "1", "2", "8"].iter().any(|pcr| pins.contains(pcr));
         if !image {
@@ -164,13 +188,13 @@ fn bypass(statement: &Statement, guarded: &impl Fn(&str) -> bool) -> Option<Code
 
 fn looks_at_documents(statement: &Statement) -> bool {
     let mut keys = statement.conditions.iter().map(Condition::lower_key);
-    keys.any(|key| key.starts_with(ATTESTATION))
+    keys.any(|key| key.starts_with(ATTESTATION) || key == MEASUREMENT_POLICY)
 }
 
 /// Whether an Allow needs a document to apply.
 fn demands_document(statement: &Statement) -> bool {
     let mut conditions = statement.conditions.iter();
-    conditions.any(|c| register(c.lower_key()).is_some() && c.demands_value())
+    conditions.any(|c| is_on_document(c.lower_key()) && c.demands_value())
 }
 
 /// Whether a Deny refuses an action to everyone who has no document.
@@ -186,7 +210,7 @@ fn guards(statement: &Statement, action: &str) -> bool {
         && all_keys
         && !statement.resources.negated
         && statement.actions.selects_action(action)
-        && register(condition.lower_key()).is_some()
+        && is_on_document(condition.lower_key())
         && condition.holds_when_absent()
 }
 
@@ -202,6 +226,11 @@ fn pins(statement: &Statement) -> BTreeSet<&str> {
 /// Zero is what a debug-mode enclave presents; a wildcard may match it.
 fn is_loose(value: &str) -> bool {
     value.chars().all(|c| matches!(c, '0' | '*' | '?'))
+}
+
+/// Whether a condition key has a value only if the request carries a document.
+fn is_on_document(lower_key: &str) -> bool {
+    lower_key == MEASUREMENT_POLICY || register(lower_key).is_some()
 }
 
 /// The register that a condition key looks at.
@@ -378,6 +407,29 @@ mod tests {
                 [(2, "unattested-allow")]
             );
         }
+    }
+
+    #[test]
+    fn measurement_policies_ask_for_a_document() {
+        let key = "enclos:MeasurementPolicy";
+        let measured = allow(
+            &json!("kms:Decrypt"),
+            &json!({ "StringEquals": { key: "app" } }),
+        );
+        assert_eq!(codes(&json!([measured])), []);
+        let decrypt = allow(&json!("kms:Decrypt"), &json!({}));
+        assert_eq!(
+            codes(&json!([measured, decrypt])),
+            [(2, "unattested-allow")]
+        );
+        let deny = json!({ "Effect": "Deny", "Principal": "*", "Action": "kms:*", "Resource": "*",
+            "Condition": { "StringNotEquals": { key: "app" } } });
+        assert_eq!(codes(&json!([measured, decrypt, deny])), []);
+        let text = json!({ "Version": "2012-10-17", "Statement": [decrypt, measured, deny] });
+        let policy = Policy::parse(&text.to_string()).unwrap();
+        let found = by_measurement(&policy, |name| name == "app");
+        assert_eq!(found.iter().map(|f| f.statement).collect::<Vec<_>>(), [2]);
+        assert_eq!(by_measurement(&policy, |_| false), []);
     }
 
     #[test]

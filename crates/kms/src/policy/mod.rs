@@ -23,6 +23,12 @@ pub use context::Context;
 pub use document::PolicyError;
 pub use pattern::Pattern;
 
+/// How condition keys of our own begin, in lower case.
+const OWN_KEYS: &str = "enclos:";
+
+/// The condition key whose values are the measurement policies that accept the request's document, in lower case.
+pub(crate) const MEASUREMENT_POLICY: &str = "enclos:measurementpolicy";
+
 /// What a statement does when it applies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Effect {
@@ -209,6 +215,12 @@ impl Policy {
                     Relation::ByName | Relation::Named
                 )
         })
+    }
+
+    /// The measurement policies that statements name.
+    pub fn measurement_policies(&self) -> impl Iterator<Item = &str> {
+        let conditions = self.statements.iter().flat_map(|s| &s.conditions);
+        conditions.flat_map(Condition::measurement_policies)
     }
 
     /// Whether any statement looks at the request's context.
