@@ -268,4 +268,15 @@ pub struct Host {
     pub memory_free_mib: u64,
     /// CPUs for enclaves.
     pub cpu_ids: Vec<u32>,
+    /// What holds enclaves to their CPUs and memory.
+    pub cgroup: Cgroup,
+}
+
+/// Which controllers of cgroup v2 hold enclaves. Where one does not, affinity and resource limits do.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cgroup {
+    /// Of `cpuset`, `memory` and `pids` those that are used.
+    pub controllers: Vec<String>,
+    /// Why none is, and what to do.
+    pub problem: Option<String>,
 }

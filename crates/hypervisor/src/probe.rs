@@ -2,8 +2,10 @@
 
 use std::path::Path;
 
+use enclos_api::control::Cgroup;
 use serde::Serialize;
 
+use crate::daemon::cgroup::{self, Groups};
 use crate::engine::kvm::{self, Verdict};
 use crate::engine::qemu;
 use crate::engine::tsc;
@@ -26,6 +28,8 @@ pub struct Probe {
     pub memory_available_mib: u64,
     /// CPUs that may be used.
     pub cpu_ids: Vec<u32>,
+    /// What would hold enclaves of a hypervisor that is started from here.
+    pub cgroup: Cgroup,
 }
 
 /// The `qemu` engine.
@@ -65,6 +69,7 @@ pub fn probe(qemu: Option<&Path>) -> Probe {
         memory_total_mib: host::memory_total_mib(),
         memory_available_mib: host::memory_available_mib(),
         cpu_ids: host::cpus(),
+        cgroup: cgroup::describe(Groups::look().as_deref()),
     }
 }
 

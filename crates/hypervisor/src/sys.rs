@@ -34,6 +34,8 @@ pub struct Confinement<'a> {
     pub directory: Option<BorrowedFd<'a>>,
     /// Identity to change to; `None` keeps the parent's.
     pub identity: Option<Identity>,
+    /// The `cgroup.procs` of the cgroup v2 that the child joins, open for writing; `None` leaves it in the parent's.
+    pub group: Option<BorrowedFd<'a>>,
     /// Whether the child gets empty network, IPC and host-name namespaces. Needs privileges.
     pub namespaces: bool,
     /// Whether the child leads a process group of its own.
@@ -54,6 +56,7 @@ pub fn spawn(command: &mut Command, confinement: &Confinement<'_>) -> io::Result
         inherit,
         limits,
         directory: confinement.directory.map(|fd| fd.as_raw_fd()),
+        group: confinement.group.map(|fd| fd.as_raw_fd()),
         identity: confinement.identity,
         namespaces: confinement.namespaces,
         own_group: confinement.own_group,
@@ -71,6 +74,7 @@ struct Plan {
     inherit: Vec<RawFd>,
     limits: Vec<(u32, u64)>,
     directory: Option<RawFd>,
+    group: Option<RawFd>,
     identity: Option<Identity>,
     namespaces: bool,
     own_group: bool,
@@ -79,6 +83,8 @@ struct Plan {
 
 impl Plan {
     fn apply(&self) -> io::Result<()> {
+        // First, so that whatever follows counts against its limits.
+        self.join_group()?;
         self.descriptors()?;
         self.set_limits()?;
         if self.own_group {
@@ -96,6 +102,18 @@ impl Plan {
             become_user(identity)?;
         }
         self.die_with_parent()
+    }
+
+    fn join_group(&self) -> io::Result<()> {
+        let Some(group) = self.group else {
+            return Ok(());
+        };
+        let own = b"0";
+        // SAFETY: the parent keeps the descriptor open across the fork, and `own` is valid for its length.
+        match unsafe { libc::write(group, own.as_ptr().cast(), own.len()) } {
+            1 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
     }
 
     fn descriptors(&self) -> io::Result<()> {

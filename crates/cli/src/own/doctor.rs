@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use clap::Args;
+use enclos_api::control::{Cgroup, Request, Success};
 use serde::{Deserialize, Serialize};
 
 use super::kernel;
@@ -90,7 +91,7 @@ impl Finding {
 
 pub(super) fn run(args: &Doctor) -> Outcome {
     let packages = Packages::of_this_machine();
-    let mut findings = vec![cores(), memory(), set_aside(), limits(), qemu(packages)];
+    let mut findings = vec![cores(), memory(), set_aside(), qemu(packages)];
     findings.extend(engines());
     findings.extend([
         programs(),
@@ -223,28 +224,32 @@ fn set_aside() -> Finding {
     }
 }
 
-/// What holds enclaves to their share.
-fn limits() -> Finding {
-    limits_from(&std::fs::read_to_string("/sys/fs/cgroup/cgroup.controllers").unwrap_or_default())
+/// What holds enclaves to their share: in the hypervisor that runs, else in one that is started from here.
+fn limits(cgroup: &Cgroup, running: bool) -> Finding {
+    let always = "CPU affinity, guest memory of a fixed size, resource limits";
+    let who = if running {
+        ""
+    } else {
+        " (of a hypervisor started from here)"
+    };
+    match &cgroup.problem {
+        None => {
+            let controllers = cgroup.controllers.join(", ");
+            Finding::good("limits", format!("cgroup v2: {controllers}; {always}{who}"))
+        }
+        Some(problem) => Finding::note(
+            "limits",
+            format!("{always}{who}; no cgroup v2"),
+            format!("to have cgroup v2 hold them too: {problem}"),
+        ),
+    }
 }
 
-fn limits_from(controllers: &str) -> Finding {
-    let has = |name: &str| {
-        controllers
-            .split_whitespace()
-            .any(|controller| controller == name)
-    };
-    let held = "CPU affinity, guest memory of a fixed size, resource limits";
-    match has("cpuset") && has("memory") {
-        true => Finding::note(
-            "limits",
-            held,
-            "cgroup v2 could hold them too: run enclos-hypervisor in a systemd slice with AllowedCPUs= and MemoryMax=",
-        ),
-        false => Finding::good(
-            "limits",
-            format!("{held}; no cgroup v2 with cpuset and memory here"),
-        ),
+/// What the hypervisor says that runs.
+fn limits_in_force() -> Option<Cgroup> {
+    match daemon::hypervisor(&Request::Host) {
+        Ok(Success::Host(host)) => Some(host.cgroup),
+        _ => None,
     }
 }
 
@@ -301,7 +306,7 @@ fn qemu_version(line: &str, packages: Packages) -> Finding {
     }
 }
 
-/// What `enclos-hypervisor probe` says, one finding per engine. Without the program there is another
+/// What `enclos-hypervisor probe` says: one finding per engine, and what holds enclaves. Without the program there is another
 /// finding already.
 fn engines() -> Vec<Finding> {
     let program = dirs::program("enclos-hypervisor");
@@ -326,6 +331,7 @@ fn engines() -> Vec<Finding> {
 struct Probe {
     qemu: ProbedQemu,
     kvm: ProbedKvm,
+    cgroup: Cgroup,
 }
 
 #[derive(Debug, Deserialize)]
@@ -341,7 +347,7 @@ struct ProbedKvm {
 }
 
 fn parse_probe(text: &str) -> Outcome<Vec<Finding>> {
-    let Probe { qemu, kvm } = serde_json::from_str(text).map_err(|error| {
+    let Probe { qemu, kvm, cgroup } = serde_json::from_str(text).map_err(|error| {
         Failure::from(error).context("enclos-hypervisor probe printed something else")
     })?;
     let engine = match qemu.problem {
@@ -357,7 +363,12 @@ fn parse_probe(text: &str) -> Outcome<Vec<Finding>> {
     };
     let note =
         "nothing to do: this release runs enclaves on QEMU's translator, with or without KVM";
-    Ok(vec![engine, Finding::note("engine kvm", kvm.verdict, note)])
+    let kvm = Finding::note("engine kvm", kvm.verdict, note);
+    let limits = match limits_in_force() {
+        Some(cgroup) => limits(&cgroup, true),
+        None => limits(&cgroup, false),
+    };
+    Ok(vec![engine, kvm, limits])
 }
 
 fn programs() -> Finding {
@@ -507,11 +518,18 @@ mod tests {
 
     #[test]
     fn limits_are_named_as_they_are() {
-        assert_eq!(limits_from("").level, Level::Good);
-        assert_eq!(limits_from("cpu io\n").level, Level::Good);
-        let both = limits_from("cpuset cpu io memory pids\n");
-        assert_eq!(both.level, Level::Note);
-        assert!(both.found.starts_with("CPU affinity"));
+        let mut cgroup = Cgroup {
+            controllers: vec!["cpuset".into(), "memory".into()],
+            problem: None,
+        };
+        let held = limits(&cgroup, true);
+        assert_eq!(held.level, Level::Good);
+        assert!(held.found.starts_with("cgroup v2: cpuset, memory; "));
+        cgroup.problem = Some("no cgroup v2 is mounted".into());
+        let not = limits(&cgroup, false);
+        assert_eq!(not.level, Level::Note);
+        assert!(not.found.contains("of a hypervisor started from here"));
+        assert!(not.todo.unwrap().ends_with("no cgroup v2 is mounted"));
     }
 
     #[test]
@@ -525,7 +543,8 @@ mod tests {
     #[test]
     fn a_probe_becomes_one_finding_per_engine() {
         let good = r#"{"version":"0.1.0","qemu":{"usable":true,"program":"/q","version":"QEMU 7.2","problem":null},
-            "kvm":{"works":false,"verdict":"cannot make a machine"},"tsc_khz":1}"#;
+            "kvm":{"works":false,"verdict":"cannot make a machine"},"tsc_khz":1,
+            "cgroup":{"controllers":["memory"],"problem":null}}"#;
         let levels = |text: &str| {
             parse_probe(text)
                 .unwrap()
@@ -533,9 +552,10 @@ mod tests {
                 .map(|f| f.level)
                 .collect::<Vec<_>>()
         };
-        assert_eq!(levels(good), [Level::Good, Level::Note]);
-        let bad = r#"{"qemu":{"usable":false,"problem":"too old; install 7.2"},"kvm":{"works":true,"verdict":"v"}}"#;
-        assert_eq!(levels(bad), [Level::Bad, Level::Note]);
+        assert_eq!(levels(good), [Level::Good, Level::Note, Level::Good]);
+        let bad = r#"{"qemu":{"usable":false,"problem":"too old; install 7.2"},"kvm":{"works":true,"verdict":"v"},
+            "cgroup":{"controllers":[],"problem":"no cgroup v2 is mounted"}}"#;
+        assert_eq!(levels(bad), [Level::Bad, Level::Note, Level::Note]);
         assert!(parse_probe("{}").is_err());
     }
 

@@ -294,6 +294,13 @@ impl Topology {
         Self(cores)
     }
 
+    /// NUMA nodes of these CPUs.
+    pub(crate) fn nodes_of(&self, cpus: &[u32]) -> Vec<u32> {
+        let has = |core: &&Core| core.cpus.iter().any(|cpu| cpus.contains(cpu));
+        let nodes: BTreeSet<u32> = self.0.iter().filter(has).map(|core| core.node).collect();
+        nodes.into_iter().collect()
+    }
+
     /// Cores that can be given: not the host's, and not given yet.
     fn free<'t>(&'t self, taken: &'t [u32]) -> impl Iterator<Item = &'t Core> {
         let given = |core: &Core| core.cpus.iter().any(|cpu| *cpu == 0 || taken.contains(cpu));
@@ -397,6 +404,14 @@ pub(crate) mod tests {
                 cpus: vec![8, 24, 9, 25, 10, 26, 11, 27]
             }
         );
+    }
+
+    #[test]
+    fn memory_comes_from_where_the_cpus_are() {
+        let host = host(16);
+        assert_eq!(host.nodes_of(&example().cpus), [1]);
+        assert_eq!(host.nodes_of(&[2, 9]), [0, 1]);
+        assert_eq!(host.nodes_of(&[]), [0; 0]);
     }
 
     #[test]

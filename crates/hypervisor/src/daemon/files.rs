@@ -116,6 +116,11 @@ impl RunDir {
         Ok((run, stale))
     }
 
+    /// The directory itself, without symbolic links.
+    pub(crate) fn path(&self) -> &Path {
+        self.socket.parent().unwrap_or(&self.socket)
+    }
+
     /// Listens on the control socket.
     pub(crate) fn listen(&self) -> Result<UnixListener, FilesError> {
         let path = &self.socket;

@@ -30,6 +30,7 @@ pub mod files;
 pub mod serve;
 pub mod users;
 
+pub(crate) mod cgroup;
 mod image;
 mod logs;
 mod registry;

@@ -16,6 +16,7 @@ use rustix::process::Pid;
 use rustix::rand::{GetRandomFlags, getrandom};
 
 use crate::cli::BOOT_TIMEOUT_VARIABLE;
+use crate::daemon::cgroup::{Group, Limits};
 use crate::daemon::files::FilesError;
 use crate::daemon::image::{self, Candidate, Image};
 use crate::daemon::registry::{Boot, Caller, Link, Reservation, Wanted};
@@ -98,6 +99,8 @@ enum StartError {
     Socket(#[source] io::Error),
     #[error("cannot open the enclave's directory")]
     Directory(#[source] io::Error),
+    #[error("cannot make the enclave's cgroup")]
+    Group(#[source] io::Error),
     #[error("cannot start enclos-vmm")]
     Fork(#[source] io::Error),
     #[error("cannot start the enclave's supervisor thread")]
@@ -125,6 +128,7 @@ fn start(
         directory: File::open(&dir).map_err(StartError::Directory)?,
         log: hypervisor.logs.begin(&reservation.enclave, caller.gid),
         identity,
+        group: make_group(hypervisor, reservation)?,
     };
     let fork = fork_vmm(hypervisor, id, child, Arc::clone(&link));
     let pid = hypervisor.forks.run(fork).map_err(StartError::Fork)?;
@@ -155,6 +159,32 @@ struct VmmChild {
     /// Where it says what happens; `None`: where the hypervisor does.
     log: Option<File>,
     identity: Option<Identity>,
+    /// Where it is held, if there are cgroups.
+    group: Option<Group>,
+}
+
+/// The enclave's cgroup, with the limits of what it was granted.
+fn make_group(
+    hypervisor: &Hypervisor,
+    reservation: &Reservation,
+) -> Result<Option<Group>, StartError> {
+    let Ok(groups) = &hypervisor.groups else {
+        return Ok(None);
+    };
+    let Reservation { enclave, cpus, .. } = reservation;
+    let cpus = if cpus.pinned {
+        cpus.ids.clone()
+    } else {
+        Vec::new()
+    };
+    let limits = Limits {
+        nodes: hypervisor.topology.nodes_of(&cpus),
+        cpus,
+        memory_mib: enclave.memory_mib,
+        tasks: MAX_TASKS,
+    };
+    let group = groups.make(&enclave.id, &limits);
+    group.map(Some).map_err(StartError::Group)
 }
 
 impl VmmChild {
@@ -180,6 +210,7 @@ impl VmmChild {
             inherit: &[self.socket.as_fd(), self.image.as_fd()],
             directory: Some(self.directory.as_fd()),
             identity: self.identity,
+            group: self.group.as_ref().map(Group::entrance),
             namespaces: self.identity.is_some(),
             own_group: true,
             limits: &limits,

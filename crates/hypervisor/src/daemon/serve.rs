@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -16,6 +16,7 @@ use rustix::process::{Pid, WaitId, WaitIdOptions};
 
 use crate::daemon::allocator::{self, AllocatorError, Topology};
 use crate::daemon::authority::{AuthorityError, Store};
+use crate::daemon::cgroup::{Groups, Unavailable};
 use crate::daemon::config::{self, ConfigError};
 use crate::daemon::files::{FilesError, RunDir};
 use crate::daemon::logs::Logs;
@@ -117,6 +118,10 @@ pub(crate) struct Hypervisor {
     pub(crate) boot_timeout: Option<Duration>,
     /// First user id for enclaves; `None` when this process is not root.
     pub(crate) uid_base: Option<u32>,
+    /// Which CPU is on which NUMA node.
+    pub(crate) topology: Topology,
+    /// What enclaves are held by; without it affinity and resource limits are left.
+    pub(crate) groups: Result<Groups, Unavailable>,
     pub(crate) registry: Registry,
     pub(crate) forks: Forks,
 }
@@ -189,10 +194,13 @@ pub fn serve(options: &Options) -> Result<(), ServeError> {
 }
 
 /// What the operator set aside; without that, everything but what the host needs.
-fn capacity(options: &Options, config: &HostConfig) -> Result<Capacity, ServeError> {
+fn capacity(
+    options: &Options,
+    config: &HostConfig,
+    topology: &Topology,
+) -> Result<Capacity, ServeError> {
     let named = options.allocator.as_deref();
-    let topology = Topology::of_this_host();
-    let set_aside = allocator::read(named, &topology, host::memory_total_mib())?;
+    let set_aside = allocator::read(named, topology, host::memory_total_mib())?;
     let cpus = CpuPool {
         set_aside: set_aside.is_some(),
         ids: set_aside
@@ -223,8 +231,10 @@ fn prepare(options: &Options) -> Result<(Arc<Hypervisor>, Receiver<Fork>), Serve
     let (sender, forks) = channel();
     let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
         .map_err(|error| system("make an event descriptor")(error.into()))?;
+    let topology = Topology::of_this_host();
+    let run_dir = run.path().to_owned();
     let hypervisor = Hypervisor {
-        capacity: capacity(options, &config)?,
+        capacity: capacity(options, &config, &topology)?,
         config,
         run,
         authority,
@@ -234,10 +244,36 @@ fn prepare(options: &Options) -> Result<(Arc<Hypervisor>, Receiver<Fork>), Serve
         vmm,
         boot_timeout: options.boot_timeout,
         uid_base: uid_base(options)?,
+        topology,
+        // Last: nothing fails from here on that would leave the groups behind.
+        groups: groups(&run_dir),
         registry: Registry::default(),
         forks: Forks { sender, wake },
     };
     Ok((Arc::new(hypervisor), forks))
+}
+
+/// Enclaves' groups, if there can be any, and a line that says which it is.
+fn groups(run_dir: &Path) -> Result<Groups, Unavailable> {
+    match Groups::open(run_dir) {
+        Ok((groups, stale)) => {
+            for id in stale {
+                log::warn(format_args!(
+                    "removed the cgroup that an earlier hypervisor left of {id}"
+                ));
+            }
+            let held = groups.controllers().join(", ");
+            log::info(format_args!("enclaves are held by cgroup v2: {held}"));
+            Ok(groups)
+        }
+        Err(problem) => {
+            log::info(format_args!(
+                "enclaves are held by affinity and resource limits, not by cgroup v2: {}",
+                log::chain(&problem)
+            ));
+            Err(problem)
+        }
+    }
 }
 
 /// Every session and enclave takes a few descriptors, and the usual soft limit of 1024 is there for programs that
@@ -365,6 +401,9 @@ impl Main {
             log::warn("some enclaves could not be cleaned up; the next start will");
         }
         drop(stopper);
+        if let Ok(groups) = &self.hypervisor.groups {
+            groups.close();
+        }
         log::info("stopped");
         Ok(())
     }

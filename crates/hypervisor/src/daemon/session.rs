@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use enclos_api::control::{Enclave, Failure, Host, MAX_GRACE_S, Reply, Request, Selector, Success};
 use enclos_api::frame::FrameError;
 
+use crate::daemon::cgroup::{self, Groups};
 use crate::daemon::registry::Caller;
 use crate::daemon::run;
 use crate::daemon::serve::Hypervisor;
@@ -264,6 +265,7 @@ impl Session {
             engine,
             authority,
             registry,
+            groups,
             ..
         } = &*self.hypervisor;
         Host {
@@ -277,6 +279,7 @@ impl Session {
             memory_total_mib: capacity.memory_mib,
             memory_free_mib: registry.free_memory(capacity.memory_mib),
             cpu_ids: capacity.cpus.ids.clone(),
+            cgroup: cgroup::describe(groups.as_ref().map(Groups::controllers)),
         }
     }
 }

@@ -115,8 +115,17 @@ impl Supervisor {
     }
 }
 
-/// Removes an enclave's directory and then its entry, which frees everything it held.
+/// Removes an enclave's cgroup with all that is in it, its directory, and then its entry, which frees everything it held.
 pub(crate) fn release(hypervisor: &Hypervisor, id: &str) {
+    if let Ok(groups) = &hypervisor.groups {
+        match groups.remove(id) {
+            Ok(false) => {}
+            Ok(true) => log::warn(format_args!(
+                "{id}: the kernel killed a process of it that took more than the memory.max of its cgroup"
+            )),
+            Err(error) => log::error(format_args!("{id}: cannot remove its cgroup: {error}")),
+        }
+    }
     let dir = hypervisor.run.enclaves.join(id);
     if let Err(error) = files::remove_dir(&dir) {
         log::error(format_args!(

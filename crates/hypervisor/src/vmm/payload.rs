@@ -17,7 +17,7 @@ use crate::positioned::Positioned;
 
 /// Guest memory is at least this many times the unpacked ramdisks: the kernel holds the archive and the
 /// files at once, and gives the root file system half of memory.
-const MEMORY_PER_RAMDISK: u64 = 3;
+pub(crate) const MEMORY_PER_RAMDISK: u64 = 3;
 
 /// The archive ends on a page boundary: `microvm` puts it against the end of memory, and firmware may count on
 /// what is left of the last page.
