@@ -16,6 +16,9 @@ const MANIFEST: &str = "bindings/Cargo.toml";
 /// The package that holds the other verifiers.
 const PEERS: &str = "benches/attest-peers/Cargo.toml";
 
+/// The package with the server that tests in Python speak with, and the server.
+const SERVER: [&str; 4] = ["-p", "enclos-bindings", "--example", "attested_server"];
+
 /// What Python needs, installed apart from the system.
 const REQUIREMENTS: [&str; 2] = [
     "bindings/python/requirements.txt",
@@ -32,6 +35,7 @@ pub(crate) fn run(workspace: &Workspace, report: &mut Report) -> Result<()> {
     Shell::cargo(workspace).args(build).run()?;
     node(workspace)?;
     report.heading("Bindings: Python");
+    Shell::cargo(workspace).args(build).args(SERVER).run()?;
     wheel(workspace, &python)?;
     report.heading("Judges of the shared vectors");
     judges(workspace, &python)
@@ -59,6 +63,8 @@ fn wheel(workspace: &Workspace, python: &Path) -> Result<()> {
     pip.arg(&wheels).arg("enclos").run()?;
     let package = workspace.path("bindings/python");
     let tests = Shell::new(python).args(["-m", "pytest", "--quiet", "-p", "no:cacheprovider"]);
+    let server = workspace.target.join("debug/examples/attested_server");
+    let tests = tests.env("ENCLOS_ATTESTED_SERVER", server);
     tests.arg(&package).run()?;
     let types = Shell::new(python).args(["-m", "mypy", "--cache-dir=/dev/null"]);
     let types = types

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::error::Error;
 use std::time::{Duration, SystemTime};
 
+use enclos_attest::channel::ChannelCertificate;
 use enclos_attest::document::{
     ChainCache, TrustAnchors, UnverifiedDocument, VerifiedDocument, VerifyOptions,
 };
@@ -103,20 +104,57 @@ impl Verifier {
         let verified = document
             .verify_with_cache(&self.anchors, now, &self.options, &self.chains)
             .map_err(refused)?;
+        self.expects(&verified, nonce, now)?;
+        Ok(verified)
+    }
+
+    /// Verifies the certificate of a server of attested TLS, DER: its document, and that this speaks for its key. That the server
+    /// holds the key is for TLS to find out.
+    ///
+    /// # Errors
+    /// [`Problem::Refused`] with every reason, [`Problem::Misused`] for a verifier of records.
+    pub fn verify_tls_certificate(
+        &self,
+        certificate: &[u8],
+        now: Option<u64>,
+    ) -> Result<VerifiedDocument, Problem> {
+        if self.options.archival {
+            return Err(misuse(
+                "a verifier for records accepts documents of any age: attested TLS needs one for the present",
+            ));
+        }
+        let now = now.map_or_else(|| SystemTime::now().into(), UnixMillis);
+        let certificate = ChannelCertificate::parse(certificate).map_err(refused)?;
+        let verified = self.verify(certificate.document(), None, Some(now.0))?;
+        certificate.check(&verified, now).map_err(refused)?;
+        Ok(verified)
+    }
+
+    /// Whether a document that this verifier accepted without a nonce would be accepted at this moment: its age, what is expected,
+    /// the policy. No signature is checked.
+    #[must_use]
+    pub fn holds(&self, verified: &VerifiedDocument, now: Option<u64>) -> bool {
+        let now = now.map_or_else(|| SystemTime::now().into(), UnixMillis);
+        let young = now <= verified.timestamp().plus(self.options.max_age);
+        young && self.expects(verified, None, now).is_ok()
+    }
+
+    fn expects(
+        &self,
+        verified: &VerifiedDocument,
+        nonce: Option<&[u8]>,
+        now: UnixMillis,
+    ) -> Result<(), Problem> {
         let mut expectation = self.expectation.clone();
         expectation.nonce = nonce.map(<[u8]>::to_vec);
-        expectation.check(&verified).map_err(|all| listed(&all))?;
-        if let Some(policy) = &self.policy {
-            let at = if self.options.archival {
-                verified.timestamp()
-            } else {
-                now
-            };
-            policy
-                .check(&verified, at, nonce)
-                .map_err(|all| listed(&all))?;
-        }
-        Ok(verified)
+        expectation.check(verified).map_err(|all| listed(&all))?;
+        let Some(policy) = &self.policy else {
+            return Ok(());
+        };
+        let archival = self.options.archival;
+        let at = if archival { verified.timestamp() } else { now };
+        let accepted = policy.check(verified, at, nonce);
+        accepted.map(drop).map_err(|all| listed(&all))
     }
 }
 

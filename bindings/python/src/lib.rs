@@ -1,4 +1,4 @@
-//! The Python module `enclos`; `enclos.pyi` is its documentation.
+//! The Python module `enclos._core`, which the package `enclos` is made of; `_core.pyi` is its documentation.
 
 use std::collections::BTreeMap;
 
@@ -72,6 +72,24 @@ impl Verifier {
             .map(VerifiedDocument)
             .map_err(|problem| raised(py, problem))
     }
+
+    #[pyo3(signature = (certificate, *, now_ms=None))]
+    fn verify_tls_certificate(
+        &self,
+        py: Python<'_>,
+        certificate: &[u8],
+        now_ms: Option<u64>,
+    ) -> PyResult<VerifiedDocument> {
+        let verified = py.detach(|| self.0.verify_tls_certificate(certificate, now_ms));
+        verified
+            .map(VerifiedDocument)
+            .map_err(|problem| raised(py, problem))
+    }
+
+    #[pyo3(signature = (document, *, now_ms=None))]
+    fn holds(&self, document: &VerifiedDocument, now_ms: Option<u64>) -> bool {
+        self.0.holds(&document.0, now_ms)
+    }
 }
 
 #[pyclass(frozen, module = "enclos")]
@@ -130,7 +148,7 @@ fn lint_policy(py: Python<'_>, policy: &str, now_ms: Option<u64>) -> PyResult<Ve
 }
 
 #[pymodule]
-fn enclos(module: &Bound<'_, PyModule>) -> PyResult<()> {
+fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("Refused", module.py().get_type::<Refused>())?;
     module.add_class::<Verifier>()?;
     module.add_class::<VerifiedDocument>()?;

@@ -1,0 +1,45 @@
+"""Attested TLS for `httpx`.
+
+    client = httpx.Client(transport=enclos.httpx.AttestedTransport(verifier))
+    client.post("https://enclave.example:8443/process", json={"data": "only the enclave reads this"})
+
+A server that is not accepted raises `enclos.Refused`; no byte of the request has left by then.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Optional
+
+import httpx
+
+from ._core import Verifier
+from .tls import AttestedContext, Verified
+
+
+def _check(request: httpx.Request) -> None:
+    if request.url.scheme != "https":
+        raise httpx.UnsupportedProtocol(f"{request.url} is not an https URL: attested TLS was asked for", request=request)
+
+
+class AttestedTransport(httpx.HTTPTransport):
+    """Carries requests over attested TLS, and refuses to carry them otherwise. `options` are `httpx.HTTPTransport`'s."""
+
+    def __init__(self, verifier: Verifier, on_verified: Optional[Verified] = None, **options: Any) -> None:
+        context = AttestedContext(verifier, on_verified)
+        super().__init__(**{**options, "verify": context, "trust_env": False, "http2": False, "proxy": None})
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        _check(request)
+        return super().handle_request(request)
+
+
+class AsyncAttestedTransport(httpx.AsyncHTTPTransport):
+    """The same for `httpx.AsyncClient`."""
+
+    def __init__(self, verifier: Verifier, on_verified: Optional[Verified] = None, **options: Any) -> None:
+        context = AttestedContext(verifier, on_verified)
+        super().__init__(**{**options, "verify": context, "trust_env": False, "http2": False, "proxy": None})
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        _check(request)
+        return await super().handle_async_request(request)
