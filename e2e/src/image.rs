@@ -4,17 +4,24 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use enclos_api::config::HostConfig;
 use enclos_api::control::Measurements;
 use serde_json::Value;
 
 use crate::child;
+use crate::container::{Buildah, dockerfile_on};
 use crate::kms::{REGION, SERVER_NAME};
+use crate::stack;
 use crate::workbench::Workbench;
 
 const BUILD: Duration = Duration::from_secs(120);
+
+/// The image that the Flask example's Dockerfile is built on: Python and the packages that it names.
+const FLASK_BASE: &str = "localhost/python-with-packages:1";
 
 /// An enclave image file.
 #[derive(Debug, Clone)]
@@ -90,7 +97,8 @@ impl<'a> Builder<'a> {
     pub fn flask_backend_with(&self, name: &str, env: &str) -> Result<Image> {
         let app = read(&self.bench.path("examples/flask-backend/app.py"))?;
         let rootfs = self.dir.join(format!("{name}.rootfs.tar"));
-        add_to_archive(&self.bench.flask_rootfs, &rootfs, "app/app.py", &app)?;
+        let added = [Added::file("app/app.py", app)];
+        add_to_archive(&self.bench.flask_rootfs, &rootfs, &added)?;
         let config = self.example_config(name, "examples/flask-backend")?;
         if !env.is_empty() {
             let text = fs::read_to_string(&config)?;
@@ -107,14 +115,37 @@ impl<'a> Builder<'a> {
     pub fn python_client(&self, name: &str) -> Result<Image> {
         let app = read(&self.bench.path("e2e/guest/python/nsm_client.py"))?;
         let rootfs = self.dir.join(format!("{name}.rootfs.tar"));
-        add_to_archive(
-            &self.bench.client_rootfs,
-            &rootfs,
-            "app/nsm_client.py",
-            &app,
-        )?;
+        let added = [Added::file("app/nsm_client.py", app)];
+        add_to_archive(&self.bench.client_rootfs, &rootfs, &added)?;
         let config = self.config(name, &["/usr/bin/python3", "/app/nsm_client.py"], "")?;
         self.build(name, &rootfs, &config, 512)
+    }
+
+    /// A host with Enclos's own programs, whose application is `e2e/guest/python/cgroups.py`; `inner` is the image that it runs.
+    ///
+    /// # Errors
+    /// The build fails.
+    pub fn nested_hypervisor(&self, name: &str, inner: &Image) -> Result<Image> {
+        let script = read(&self.bench.path("e2e/guest/python/cgroups.py"))?;
+        let host = HostConfig {
+            instance: stack::instance(),
+            role: None,
+            kms: None,
+        };
+        let interpreter = b"#!/usr/bin/python3\n".as_slice();
+        let mut added = vec![
+            Added::program("app/engine.py", [interpreter, &script].concat()),
+            Added::file("app/host.toml", toml::to_string(&host)?.into_bytes()),
+            Added::file("app/inner.eif", read(&inner.eif)?),
+        ];
+        for program in ["enclos", "enclos-hypervisor", "enclos-vmm"] {
+            let bytes = read(&self.bench.bins.join(program))?;
+            added.push(Added::program(format!("app/{program}"), bytes));
+        }
+        let rootfs = self.dir.join(format!("{name}.rootfs.tar"));
+        add_to_archive(&self.bench.client_rootfs, &rootfs, &added)?;
+        let config = self.config(name, &["/app/engine.py"], "")?;
+        self.build(name, &rootfs, &config, 2560)
     }
 
     /// The tests' program with these arguments; `app` is added to the `[app]` table of enclos.toml.
@@ -143,9 +174,14 @@ impl<'a> Builder<'a> {
     }
 
     fn config(&self, name: &str, command: &[&str], app: &str) -> Result<PathBuf> {
+        let app = format!("[app]\ncommand = {command:?}\n{app}\n[ingress]\nports = [5000]\n\n");
+        self.kms_config(name, &app)
+    }
+
+    /// An enclos.toml that names the KMS, after `more`.
+    fn kms_config(&self, name: &str, more: &str) -> Result<PathBuf> {
         let text = format!(
-            "[app]\ncommand = {command:?}\n{app}\n[ingress]\nports = [5000]\n\n\
-             [kms]\nregion = {REGION:?}\nserver_name = {SERVER_NAME:?}\nca = \"kms-ca.pem\"\n"
+            "{more}[kms]\nregion = {REGION:?}\nserver_name = {SERVER_NAME:?}\nca = \"kms-ca.pem\"\n"
         );
         self.config_file(name, &text)
     }
@@ -160,14 +196,62 @@ impl<'a> Builder<'a> {
         Ok(file)
     }
 
-    fn build(&self, name: &str, rootfs: &Path, config: &Path, memory_mib: u64) -> Result<Image> {
-        let eif = self.dir.join(format!("{name}.eif"));
+    /// `examples/flask-backend` as a container image, built from its Dockerfile by `enclos build` with this buildah; what its enclos.toml
+    /// would say of the application the image says itself. The context is kept in `name.context`.
+    ///
+    /// # Errors
+    /// The build fails.
+    pub fn flask_dockerfile(&self, name: &str, tag: &str, buildah: &Buildah) -> Result<Image> {
+        let example = self.bench.path("examples/flask-backend");
+        let context = self.dir.join(format!("{name}.context"));
+        fs::create_dir_all(&context)?;
+        let text = fs::read_to_string(example.join("Dockerfile"))?;
+        buildah.import(&self.bench.flask_rootfs, FLASK_BASE)?;
+        fs::write(
+            context.join("Dockerfile"),
+            dockerfile_on(FLASK_BASE, &text)?,
+        )?;
+        for file in ["app.py", "requirements.txt"] {
+            fs::copy(example.join(file), context.join(file))?;
+        }
         let mut command = self.bench.program("enclos");
         command
             .arg("build")
-            .arg(format!("rootfs:{}", rootfs.display()))
-            .arg("--config")
-            .arg(config);
+            .arg(tag)
+            .arg("--docker-dir")
+            .arg(context);
+        command.envs(buildah.environment());
+        self.finish(name, command, &self.kms_config(name, "")?, 512)
+    }
+
+    /// A container image of a registry, by digest.
+    ///
+    /// # Errors
+    /// The build fails.
+    pub fn pulled(&self, name: &str, reference: &str) -> Result<Image> {
+        let mut command = self.bench.program("enclos");
+        command.arg("build").arg(reference);
+        self.finish(name, command, &self.kms_config(name, "")?, 512)
+    }
+
+    fn build(&self, name: &str, rootfs: &Path, config: &Path, memory_mib: u64) -> Result<Image> {
+        let mut command = self.bench.program("enclos");
+        command
+            .arg("build")
+            .arg(format!("rootfs:{}", rootfs.display()));
+        self.finish(name, command, config, memory_mib)
+    }
+
+    /// Runs an `enclos build` that knows its source.
+    fn finish(
+        &self,
+        name: &str,
+        mut command: Command,
+        config: &Path,
+        memory_mib: u64,
+    ) -> Result<Image> {
+        let eif = self.dir.join(format!("{name}.eif"));
+        command.arg("--config").arg(config);
         command.arg("--output").arg(&eif);
         if let Some(kernel) = &self.kernel {
             command.arg("--kernel").arg(kernel);
@@ -213,8 +297,34 @@ fn write_program(path: &Path, program: &[u8]) -> Result<()> {
     )?)
 }
 
-/// Copies an archive and adds one file to it, with its folder. Archives end with two blocks of zeros, which the copy leaves out.
-fn add_to_archive(base: &Path, archive: &Path, name: &str, content: &[u8]) -> Result<()> {
+/// A file that is added to an archive.
+struct Added {
+    path: PathBuf,
+    mode: u32,
+    content: Vec<u8>,
+}
+
+impl Added {
+    fn file(path: impl Into<PathBuf>, content: Vec<u8>) -> Self {
+        Self {
+            path: path.into(),
+            mode: 0o644,
+            content,
+        }
+    }
+
+    fn program(path: impl Into<PathBuf>, content: Vec<u8>) -> Self {
+        let mode = 0o755;
+        Self {
+            mode,
+            ..Self::file(path, content)
+        }
+    }
+}
+
+/// Copies an archive and adds files to it, all of one folder, and that folder. Archives end with two blocks of zeros, which the copy
+/// leaves out.
+fn add_to_archive(base: &Path, archive: &Path, added: &[Added]) -> Result<()> {
     let mut bytes = read(base)?;
     let used = bytes
         .chunks(512)
@@ -223,17 +333,13 @@ fn add_to_archive(base: &Path, archive: &Path, name: &str, content: &[u8]) -> Re
     let mut file = File::create(archive)?;
     file.write_all(&bytes)?;
     let mut builder = tar::Builder::new(file);
-    let folder = Path::new(name)
-        .parent()
-        .context("the file lies in a folder")?;
+    let folder = added.first().and_then(|file| file.path.parent());
+    let folder = folder.context("there is a file, and it lies in a folder")?;
     append(&mut builder, folder, tar::EntryType::Directory, 0o755, &[])?;
-    append(
-        &mut builder,
-        Path::new(name),
-        tar::EntryType::Regular,
-        0o644,
-        content,
-    )?;
+    for file in added {
+        let kind = tar::EntryType::Regular;
+        append(&mut builder, &file.path, kind, file.mode, &file.content)?;
+    }
     builder.into_inner()?.flush()?;
     Ok(())
 }
@@ -288,7 +394,7 @@ mod tests {
         )
         .unwrap();
         builder.into_inner().unwrap();
-        add_to_archive(&base, &grown, "app/new", b"new").unwrap();
+        add_to_archive(&base, &grown, &[Added::file("app/new", b"new".to_vec())]).unwrap();
         let mut archive = tar::Archive::new(File::open(&grown).unwrap());
         let names = archive
             .entries()

@@ -16,6 +16,7 @@
 #![warn(missing_docs)]
 
 pub mod child;
+pub mod container;
 pub mod control;
 pub mod forge;
 pub mod http;

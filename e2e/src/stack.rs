@@ -172,17 +172,22 @@ impl Hypervisor {
 
 fn host_config(role: &str, credentials: &Path, kms: SocketAddr) -> HostConfig {
     HostConfig {
-        instance: Instance {
-            id: INSTANCE.into(),
-            region: REGION.into(),
-            availability_zone: format!("{REGION}a"),
-            account_id: ACCOUNT.into(),
-        },
+        instance: instance(),
         role: Some(Role {
             arn: role.into(),
             credentials_file: Some(credentials.to_owned()),
         }),
         kms: Some(KmsAddress { address: kms }),
+    }
+}
+
+/// The instance that every host of these tests is.
+pub(crate) fn instance() -> Instance {
+    Instance {
+        id: INSTANCE.into(),
+        region: REGION.into(),
+        availability_zone: format!("{REGION}a"),
+        account_id: ACCOUNT.into(),
     }
 }
 
@@ -240,13 +245,10 @@ impl Host {
         let listen = free_address()?;
         let started = Instant::now();
         let mut command = self.enclos();
-        command.args([
-            "run-enclave",
-            "--cpu-count",
-            "1",
-            "--memory",
-            &image.memory_mib.to_string(),
-        ]);
+        command.args(["run-enclave", "--memory", &image.memory_mib.to_string()]);
+        if !options.contains(&"--cpu-count") {
+            command.args(["--cpu-count", "1"]);
+        }
         command.arg("--eif-path").arg(&image.eif).args(options);
         command.args(["--publish", &format!("{listen}:5000")]);
         let printed = child::read(&mut command, BOOT).with_context(|| self.logs())?;

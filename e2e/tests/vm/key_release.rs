@@ -1,6 +1,7 @@
 //! The loop, and everything that must break it.
 
 use base64::prelude::{BASE64_STANDARD, Engine};
+use enclos_e2e::container::{Buildah, Registry};
 use enclos_e2e::image::{Image, change_one_byte};
 use enclos_e2e::policy::Pins;
 use enclos_e2e::stack::{Enclave, INSTANCE, OTHER_ROLE, ROLE};
@@ -74,6 +75,32 @@ fn unmodified_boto3_decrypts_in_flask() {
     assert_eq!(
         reply.json().unwrap()["error"]["Code"],
         "InvalidCiphertextException"
+    );
+}
+
+/// Built from its Dockerfile, and pulled from a registry by digest, the example is one image: the same registers, so the enclave of the
+/// second gets the key that is pinned to the first.
+#[test]
+fn the_flask_dockerfile_runs_the_loop_built_by_buildah_and_pulled_from_a_registry() {
+    let fixture = Fixture::new();
+    let builder = fixture.builder();
+    let buildah = Buildah::new(fixture.stack.dir.join("buildah")).unwrap();
+    let tag = "localhost/flask-backend:1";
+    let built = builder.flask_dockerfile("built", tag, &buildah).unwrap();
+    let registry = Registry::start(&fixture.stack.dir.join("registry")).unwrap();
+    let reference = buildah.push(tag, &registry, "flask-backend").unwrap();
+    let pulled = builder.pulled("pulled", &reference).unwrap();
+    assert_eq!(pulled.measurements, built.measurements, "{reference}");
+    let secret = fixture.secret(&built);
+    let enclave = fixture.stack.host.run(&pulled, &[]).unwrap();
+    enclave.until_answering("/health").unwrap();
+    let reply = enclave
+        .post("/process", &json!({ "encrypted_data": secret.ciphertext }))
+        .unwrap();
+    let answer = String::from_utf8_lossy(&reply.body).into_owned();
+    assert!(
+        answer.contains("Processed: MEET ME AT NOON (4 words)"),
+        "{answer}"
     );
 }
 

@@ -8,6 +8,7 @@
     reason = "a test and its helpers fail by panicking"
 )]
 
+mod cgroups;
 mod clients;
 mod images;
 mod key_release;
