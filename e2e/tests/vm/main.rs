@@ -14,6 +14,7 @@ mod images;
 mod key_release;
 mod lifecycle;
 mod machine;
+mod signing;
 mod vsock;
 
 use enclos_e2e::image::Builder;
