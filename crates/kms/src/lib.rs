@@ -19,8 +19,10 @@
 //! | [`recipient`] | attestation documents and sealed answers |
 //! | [`crypto`] | sealing at rest, ciphertexts, CMS |
 //! | [`store`] | durability |
+//! | `reseal` | what a rotation of the root key leaves to do |
 //! | [`keyring`], [`principals`], [`identities`], [`sessions`] | what is held in memory |
 //! | [`server`], [`tls`] | sockets |
+//! | [`operations`], [`metrics`] | health, readiness, metrics |
 //! | [`cli`] | the `enclos-kms` program |
 
 #![forbid(unsafe_code)]
@@ -39,10 +41,14 @@ mod input;
 pub mod keyring;
 pub mod limits;
 pub mod measurements;
+mod memory_lock;
+pub mod metrics;
+pub mod operations;
 pub mod ops;
 pub mod policy;
 pub mod principals;
 pub mod recipient;
+mod reseal;
 pub mod server;
 pub mod service;
 pub mod sessions;

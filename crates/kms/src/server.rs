@@ -24,6 +24,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
 use crate::error::{ApiError, ErrorKind};
@@ -125,15 +126,17 @@ impl Listener {
         self.socket.local_addr()
     }
 
-    /// Accepts connections until `stop` says true, then waits for requests under way.
+    /// Accepts connections until `stop` says true, then waits for requests under way, but not for ever.
     pub async fn serve(self, service: Arc<Service>, mut stop: watch::Receiver<bool>) {
-        let connections = Arc::new(Semaphore::new(CONNECTIONS));
+        let permits = Arc::new(Semaphore::new(CONNECTIONS));
+        let mut connections = JoinSet::new();
         loop {
-            let permit = Arc::clone(&connections).acquire_owned().await;
+            let permit = Arc::clone(&permits).acquire_owned().await;
             let accepted = tokio::select! {
                 accepted = self.socket.accept() => accepted,
                 () = stopping(&mut stop) => break,
             };
+            while connections.try_join_next().is_some() {}
             let (stream, peer) = match accepted {
                 Ok(accepted) => accepted,
                 Err(error) => {
@@ -144,20 +147,25 @@ impl Listener {
                 }
             };
             let (service, tls, stop) = (Arc::clone(&service), self.tls.clone(), stop.clone());
-            tokio::spawn(async move {
+            connections.spawn(async move {
                 serve_stream(stream, peer, tls, service, stop).await;
                 drop(permit);
             });
         }
         drop(self.socket);
-        let all = u32::try_from(CONNECTIONS).unwrap_or(u32::MAX);
-        if tokio::time::timeout(DRAIN, connections.acquire_many(all))
-            .await
-            .is_err()
-        {
-            tracing::warn!("connections were still open when the drain time was over");
-        }
+        drain(connections).await;
     }
+}
+
+/// Waits for connections, and ends those that take longer than [`DRAIN`]. What they have begun to change is finished: that
+/// is a task of its own.
+async fn drain(mut connections: JoinSet<()>) {
+    let all = async { while connections.join_next().await.is_some() {} };
+    if tokio::time::timeout(DRAIN, all).await.is_ok() {
+        return;
+    }
+    tracing::warn!("connections were still open when the drain time was over");
+    connections.shutdown().await;
 }
 
 async fn bind(address: SocketAddr) -> Result<TcpListener, ListenError> {

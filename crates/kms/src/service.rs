@@ -10,6 +10,7 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Instant;
 
 use hyper::HeaderMap;
 use serde_json::Value;
@@ -27,6 +28,7 @@ use crate::input::Input;
 use crate::keyring::{Key, Keyring, LoadError};
 use crate::limits::Limits;
 use crate::measurements::{Judgement, Measurements};
+use crate::metrics::{self, Metrics};
 use crate::ops;
 use crate::policy::{Context, MEASUREMENT_POLICY, Question};
 use crate::principals::Principals;
@@ -98,6 +100,7 @@ pub struct Service {
     pub(crate) sessions: Sessions,
     pub(crate) limits: Limits,
     pub(crate) measurements: Measurements,
+    pub(crate) metrics: Metrics,
     /// Refuse key policies that the linter finds fault with.
     pub(crate) strict_policies: bool,
     /// Held from reading a key or alias to having changed it. Requests that change nothing never take it.
@@ -129,6 +132,7 @@ impl Service {
             sessions: Sessions::default(),
             limits: Limits::default(),
             measurements: Measurements::default(),
+            metrics: Metrics::default(),
             strict_policies: false,
             management: tokio::sync::Mutex::default(),
         })
@@ -164,8 +168,35 @@ impl Service {
         self.store.is_healthy()
     }
 
-    /// Answers a request.
+    /// What is counted.
+    #[must_use]
+    pub fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+
+    /// All metrics as they are now, as text.
+    ///
+    /// # Errors
+    /// If the text cannot be formatted.
+    pub fn metrics_text(&self) -> Result<String, std::fmt::Error> {
+        self.metrics.text(metrics::State {
+            waiting: self.store.waiting(),
+            store_writable: self.store.is_healthy(),
+            root_key_version: self.root.version(),
+        })
+    }
+
+    /// Answers a request and counts it.
     pub async fn answer(&self, request: Request) -> Answer {
+        let started = Instant::now();
+        let operation = named(&request);
+        let answer = self.reply(request).await;
+        let took = started.elapsed();
+        self.metrics.request(&operation, answer.error, took);
+        answer
+    }
+
+    async fn reply(&self, request: Request) -> Answer {
         let now = OffsetDateTime::now_utc();
         let request_id = match crate::crypto::uuid() {
             Ok(id) => id,
@@ -264,6 +295,16 @@ impl Service {
         ops::maintenance::expire_due(self, now).await?;
         ops::maintenance::rotate_due(self, now).await
     }
+}
+
+/// What the caller says that it wants, known or not.
+fn named(request: &Request) -> String {
+    if sts::is_for(request) {
+        return sts::named(request);
+    }
+    let target = header(&request.headers, "x-amz-target");
+    let operation = target.strip_prefix("TrentService.");
+    operation.unwrap_or_default().to_owned()
 }
 
 /// The operation that `X-Amz-Target` names.

@@ -105,6 +105,12 @@ fn form(request: &Request) -> Result<Form, ApiError> {
         .collect()
 }
 
+/// The action that a request names, known or not.
+pub(crate) fn named(request: &Request) -> String {
+    let form = form(request).unwrap_or_default();
+    form.get("Action").cloned().unwrap_or_default()
+}
+
 fn operation(form: &Form) -> Result<&'static str, ApiError> {
     let action = form.get("Action").map_or("", String::as_str);
     let version = form.get("Version").map_or("", String::as_str);

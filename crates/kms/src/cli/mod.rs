@@ -8,6 +8,7 @@
 //! | 3 | an address cannot be listened on: taken, not ours, or not loopback under `--dev` |
 //! | 4 | another server uses the data directory |
 //! | 5 | the audit trail is not as it was written |
+//! | 6 | the root key does not open: no passphrase, or a wrong one |
 
 mod audit;
 mod explain;
@@ -16,6 +17,7 @@ mod inspect;
 mod measurements;
 mod principal;
 mod record;
+mod root;
 mod serve;
 mod table;
 
@@ -25,7 +27,9 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+use crate::crypto::seal::RootKeyError;
 use crate::error::Chain;
+use crate::memory_lock;
 
 /// An AWS-KMS-compatible key management service that releases keys to attested enclaves.
 #[derive(Debug, Parser)]
@@ -54,6 +58,9 @@ enum Command {
     /// Look at grants.
     #[command(subcommand)]
     Grants(inspect::Grants),
+    /// Look at the root key, rotate it, protect it with a passphrase.
+    #[command(subcommand)]
+    Root(root::Command),
     /// Say why a request was denied: which statement, which condition, what was expected and presented.
     Explain(explain::Arguments),
     /// Print the audit trail, or verify it.
@@ -83,6 +90,8 @@ const CANNOT_LISTEN: u8 = 3;
 const IN_USE: u8 = 4;
 /// The audit trail is not as it was written.
 const TAMPERED: u8 = 5;
+/// The root key is there and does not open.
+const LOCKED: u8 = 6;
 
 impl Failure {
     fn new(status: u8, error: impl std::error::Error + Send + Sync + 'static) -> Self {
@@ -95,7 +104,13 @@ impl Failure {
 
 impl<E: std::error::Error + Send + Sync + 'static> From<E> for Failure {
     fn from(error: E) -> Self {
-        Self::new(FAILED, error)
+        let error: Box<dyn std::error::Error + Send + Sync> = Box::new(error);
+        let locked = error.downcast_ref::<RootKeyError>();
+        let status = match locked.is_some_and(RootKeyError::is_locked) {
+            true => LOCKED,
+            false => FAILED,
+        };
+        Self { status, error }
     }
 }
 
@@ -103,7 +118,7 @@ impl<E: std::error::Error + Send + Sync + 'static> From<E> for Failure {
 #[must_use]
 pub fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    forbid_core_dumps();
+    memory_lock::forbid_core_dumps();
     // Whatever is made here is for this user alone; the CA certificate is opened up by name.
     rustix::process::umask(rustix::fs::Mode::from_bits_truncate(0o077));
     start_log();
@@ -133,27 +148,11 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
             Command::Keys(command) => inspect::keys(command).await,
             Command::Policies(command) => inspect::policies(command).await,
             Command::Grants(command) => inspect::grants(command).await,
+            Command::Root(command) => root::run(command).await,
             Command::Explain(arguments) => explain::run(arguments).await,
             Command::Audit(arguments) => audit::run(arguments).await,
         }
     })
-}
-
-/// A core file would hold every key. Both limits are inherited by nobody: there are no child processes.
-fn forbid_core_dumps() {
-    use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
-    let none = Rlimit {
-        current: Some(0),
-        maximum: Some(0),
-    };
-    let limit = setrlimit(Resource::Core, none);
-    let dumpable = set_dumpable_behavior(DumpableBehavior::NotDumpable);
-    if limit.is_err() || dumpable.is_err() {
-        let _closed = writeln!(
-            std::io::stderr(),
-            "enclos-kms: core dumps could not be switched off"
-        );
-    }
 }
 
 /// Logs go to standard error; `ENCLOS_LOG` selects them (`info` by default), `ENCLOS_LOG_FORMAT=json` shapes them.

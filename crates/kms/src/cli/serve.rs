@@ -12,10 +12,12 @@ use time::OffsetDateTime;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
-use super::{CANNOT_LISTEN, Data, Failure, IN_USE, measurements, print};
+use super::{CANNOT_LISTEN, Data, Failure, IN_USE, measurements, print, root};
 use crate::crypto::seal::RootKey;
 use crate::error::Chain;
 use crate::limits::Limits;
+use crate::memory_lock;
+use crate::operations::Operations;
 use crate::recipient::Trust;
 use crate::server::Listener;
 use crate::service::Service;
@@ -24,6 +26,9 @@ use crate::tls::{self, ServerCertificate, Source};
 
 /// How often keys are looked for that are due: for deletion, expiry or rotation.
 const SWEEP: Duration = Duration::from_secs(60);
+
+/// How often root.key is looked at.
+const ROOT: Duration = Duration::from_secs(2);
 
 /// How often the server certificate is issued anew: half of its life.
 const RENEW: Duration = Duration::from_secs(86_400 * (tls::SERVER_DAYS.unsigned_abs() / 2));
@@ -35,7 +40,7 @@ pub(super) struct Arguments {
     data: Data,
 
     /// Address to listen on: TLS, or plain HTTP with --dev. Port 0 takes a free one
-    #[arg(long, value_name = "ADDR:PORT")]
+    #[arg(long, value_name = "ADDR:PORT", env = "ENCLOS_KMS_LISTEN")]
     listen: SocketAddr,
 
     /// Plain HTTP on loopback with account 000000000000 and credentials test/test
@@ -43,15 +48,25 @@ pub(super) struct Arguments {
     dev: bool,
 
     /// A second listener as --dev makes it, beside the one with TLS
-    #[arg(long, value_name = "ADDR:PORT")]
+    #[arg(long, value_name = "ADDR:PORT", env = "ENCLOS_KMS_DEV_LISTEN")]
     dev_listen: Option<SocketAddr>,
 
     /// Certificate chain of the server, PEM. By default one is issued by DATA/tls/ca.pem
-    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    #[arg(
+        long,
+        value_name = "FILE",
+        requires = "tls_key",
+        env = "ENCLOS_KMS_TLS_CERT"
+    )]
     tls_cert: Option<PathBuf>,
 
     /// Private key of --tls-cert, PEM
-    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    #[arg(
+        long,
+        value_name = "FILE",
+        requires = "tls_cert",
+        env = "ENCLOS_KMS_TLS_KEY"
+    )]
     tls_key: Option<PathBuf>,
 
     /// DNS name or address in the issued certificate; may be repeated
@@ -59,33 +74,53 @@ pub(super) struct Arguments {
         long,
         value_name = "NAME",
         default_value = "kms.enclos.internal",
-        conflicts_with = "tls_cert"
+        conflicts_with = "tls_cert",
+        env = "ENCLOS_KMS_SERVER_NAME",
+        value_delimiter = ','
     )]
     server_name: Vec<String>,
 
     /// Attestation root to trust, PEM or DER: an installation's own certificate authority; may be repeated
-    #[arg(long, value_name = "FILE")]
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "ENCLOS_KMS_TRUST_ROOT",
+        value_delimiter = ','
+    )]
     trust_root: Vec<PathBuf>,
 
     /// Trust AWS's own Nitro Enclaves root as well
-    #[arg(long)]
+    #[arg(long, env = "ENCLOS_KMS_TRUST_AWS")]
     trust_aws: bool,
 
     /// Directory of measurement policies, NAME.json, that key policies may name; read again on SIGHUP
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", env = "ENCLOS_KMS_MEASUREMENT_POLICIES")]
     measurement_policies: Option<PathBuf>,
 
     /// Refuse TLS clients without a certificate of this authority, PEM
-    #[arg(long, value_name = "FILE", conflicts_with = "dev")]
+    #[arg(
+        long,
+        value_name = "FILE",
+        conflicts_with = "dev",
+        env = "ENCLOS_KMS_CLIENT_CA"
+    )]
     client_ca: Option<PathBuf>,
 
     /// Refuse key policies that are legal and seldom meant: those that would get a warning
-    #[arg(long)]
+    #[arg(long, env = "ENCLOS_KMS_STRICT_POLICIES")]
     strict_policies: bool,
 
     /// Most calls of one access key in a second; more are throttled. No limit by default
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), env = "ENCLOS_KMS_RATE_LIMIT")]
     rate_limit: Option<u32>,
+
+    /// Address for /livez, /readyz and /metrics, plain HTTP: loopback, unless others are to see them. None by default
+    #[arg(long, value_name = "ADDR:PORT", env = "ENCLOS_KMS_OPERATIONS_LISTEN")]
+    operations_listen: Option<SocketAddr>,
+
+    /// Do not start if memory cannot be locked against swapping
+    #[arg(long, env = "ENCLOS_KMS_REQUIRE_LOCKED_MEMORY")]
+    require_locked_memory: bool,
 }
 
 /// Why a data directory cannot be used.
@@ -121,6 +156,7 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
     };
     let data = arguments.data.data.clone();
     let _lock = prepare(&data)?;
+    let locked = lock_memory(arguments.require_locked_memory)?;
     let root = RootKey::open(&data.join("root.key"), true)?;
     let trust = trust(&arguments)?;
     let (store, writer) = Store::open(&data).await?;
@@ -133,8 +169,11 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
         None => service,
     };
     let service = Arc::new(service);
+    service.metrics().memory_locked(locked);
     let (stop, stopped) = watch::channel(false);
+    let (end, ended) = watch::channel(false);
     let listeners = listeners(&arguments, &data, &stopped).await?;
+    let operations = operations(&arguments).await?;
 
     let mut tasks = tokio::task::JoinSet::new();
     for listener in listeners {
@@ -142,8 +181,16 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
     }
     tasks.spawn(sweep(Arc::clone(&service), stopped.clone()));
     if let Some(hangup) = hangup {
-        tasks.spawn(measurements::reload(Arc::clone(&service), hangup, stopped));
+        tasks.spawn(measurements::reload(
+            Arc::clone(&service),
+            hangup,
+            stopped.clone(),
+        ));
     }
+    tasks.spawn(follow_root(data, Arc::clone(&service.root), stopped));
+    let operations = operations.map(|listener| {
+        tokio::spawn(listener.serve(Arc::clone(&service), stop.subscribe(), ended))
+    });
     tokio::select! {
         _ = signals.0.recv() => {}
         _ = signals.1.recv() => {}
@@ -153,6 +200,10 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
     let _all_gone = stop.send(true);
     while tasks.join_next().await.is_some() {}
     store.flush().await?;
+    let _all_gone = end.send(true);
+    if let Some(operations) = operations {
+        operations.await?;
+    }
     drop((store, service));
     writer.await?;
     Ok(())
@@ -237,6 +288,20 @@ async fn listeners(
     Ok(listeners)
 }
 
+async fn operations(arguments: &Arguments) -> Result<Option<Operations>, Failure> {
+    let Some(address) = arguments.operations_listen else {
+        return Ok(None);
+    };
+    let listener = Operations::bind(address).await;
+    let listener = listener.map_err(|error| Failure::new(CANNOT_LISTEN, error))?;
+    let address = listener.local_addr()?;
+    if !address.ip().is_loopback() {
+        tracing::warn!(%address, "health and metrics can be read from other machines");
+    }
+    print(&format!("operations on http://{address}"))?;
+    Ok(Some(listener))
+}
+
 fn source(arguments: &Arguments, data: &Path) -> Source {
     match (&arguments.tls_cert, &arguments.tls_key) {
         (Some(certificate), Some(key)) => Source::Files {
@@ -247,6 +312,30 @@ fn source(arguments: &Arguments, data: &Path) -> Source {
             data: data.to_owned(),
             names: tls::certificate_names(&arguments.server_name, arguments.listen.ip()),
         },
+    }
+}
+
+/// Keys must not reach a swap file. Where that cannot be had it is said, or demanded.
+fn lock_memory(required: bool) -> Result<bool, Failure> {
+    match memory_lock::lock() {
+        Err(error) if required => Err(error.into()),
+        Err(error) => {
+            tracing::warn!(error = %Chain(&error), "keys may be swapped out");
+            Ok(false)
+        }
+        Ok(()) => Ok(true),
+    }
+}
+
+async fn follow_root(data: PathBuf, root: Arc<RootKey>, mut stopped: watch::Receiver<bool>) {
+    loop {
+        if let Err(failure) = root::follow(&data, &root).await {
+            tracing::error!(error = %Chain(failure.error.as_ref()), "taking up root.key or sealing anew failed, it will be tried again");
+        }
+        tokio::select! {
+            () = tokio::time::sleep(ROOT) => {}
+            _ = stopped.wait_for(|stop| *stop) => return,
+        }
     }
 }
 

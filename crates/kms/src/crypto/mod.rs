@@ -5,7 +5,9 @@ pub mod cms;
 mod external_mu;
 pub mod material;
 pub mod pair;
+pub mod passphrase;
 mod prehash;
+pub mod root_file;
 pub mod seal;
 pub mod wrapping;
 

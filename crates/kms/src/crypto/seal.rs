@@ -3,16 +3,29 @@
 //! Key material and secret access keys are stored only under the root key: AES-256-GCM, a random nonce in
 //! front, and associated data that says what the secret is and whose. A sealed value that is moved to
 //! another key, version or account does not open.
+//!
+//! The root key has versions ([`super::root_file`]). New values are sealed under the current one and say so:
+//!
+//! ```text
+//! sealed = version of the root key (32 bits, big-endian) ‖ nonce (12) ‖ ciphertext ‖ tag (16)
+//! ```
+//!
+//! Values from before there were versions begin with the nonce and open under version 1. A running process reads the file again
+//! when it changes, and when it meets a version that it does not know.
 
-use std::io::{Read as _, Write as _};
+use std::io::Write as _;
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError, RwLock};
 
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use aws_lc_rs::hmac;
 use zeroize::Zeroizing;
 
-use super::RandomError;
+use super::passphrase::PassphraseError;
+use super::root_file::{Lock, RootFile};
+use super::{RandomError, random_array};
+use crate::error::Chain;
 
 /// What the key of tags is derived for.
 const TAG_LABEL: &[u8] = b"enclos-kms tags 1";
@@ -20,12 +33,37 @@ const TAG_LABEL: &[u8] = b"enclos-kms tags 1";
 /// A 256-bit key in memory, wiped when dropped.
 pub type Secret = Zeroizing<[u8; 32]>;
 
-/// The key that seals all others.
+/// Bytes in front of a sealed value: the root key's version.
+const PREFIX: usize = 4;
+
+/// The key that seals all others, in all its versions.
 pub struct RootKey {
-    key: LessSafeKey,
+    path: PathBuf,
+    ring: RwLock<Arc<Ring>>,
+}
+
+/// The versions that a file held.
+struct Ring {
+    stamp: Stamp,
+    /// Number and keys of the current version.
+    current: u32,
+    sealer: Gcm,
+    tagger: hmac::Key,
+    versions: Vec<Version>,
+    /// Opens the file again.
+    lock: Lock,
+}
+
+struct Version {
+    number: u32,
+    /// `None` once retired.
+    key: Option<Gcm>,
     /// Authenticates what is no secret: the audit trail.
     tags: hmac::Key,
 }
+
+/// What tells one file from the one that replaced it.
+type Stamp = (u64, i64, i64, u64);
 
 impl std::fmt::Debug for RootKey {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -65,9 +103,31 @@ pub enum RootKeyError {
         /// Bytes found.
         length: usize,
     },
+    /// The contents make no sense.
+    #[error("root.key is damaged: {0}; restore it from a backup")]
+    Damaged(String),
+    /// Not with this passphrase or token.
+    #[error(
+        "root.key does not open: the {0} is not the one that it was protected with, or the file is damaged"
+    )]
+    Locked(&'static str),
+    /// No key of a passphrase.
+    #[error(transparent)]
+    Passphrase(#[from] PassphraseError),
+    /// The cipher.
+    #[error("cannot seal a version of the root key")]
+    Seal(#[from] SealError),
     /// No randomness.
     #[error(transparent)]
     Random(#[from] RandomError),
+}
+
+impl RootKeyError {
+    /// Whether the file is there and whole, and what opens it is missing or wrong.
+    #[must_use]
+    pub fn is_locked(&self) -> bool {
+        matches!(self, Self::Locked(_) | Self::Passphrase(_))
+    }
 }
 
 /// A sealed value did not open.
@@ -90,8 +150,105 @@ pub enum SealError {
     Cipher,
 }
 
+/// AES-256-GCM with a random nonce in front.
+pub(super) struct Gcm(LessSafeKey);
+
+impl Gcm {
+    pub(super) fn new(key: &Secret) -> Result<Self, SealError> {
+        let unbound = UnboundKey::new(&AES_256_GCM, &**key);
+        let unbound = unbound.map_err(|_| SealError::Cipher)?;
+        Ok(Self(LessSafeKey::new(unbound)))
+    }
+
+    pub(super) fn seal(&self, label: &[u8], plaintext: &[u8]) -> Result<Vec<u8>, SealError> {
+        self.seal_after(&[], label, plaintext)
+    }
+
+    /// Seals behind a prefix, which is not authenticated.
+    fn seal_after(
+        &self,
+        prefix: &[u8],
+        label: &[u8],
+        plaintext: &[u8],
+    ) -> Result<Vec<u8>, SealError> {
+        let nonce: [u8; NONCE_LEN] = random_array()?;
+        let start = prefix.len() + NONCE_LEN;
+        // Whole from the start: a vector that grows would leave copies of the plaintext behind.
+        let mut sealed = Vec::with_capacity(start + plaintext.len() + AES_256_GCM.tag_len());
+        sealed.extend_from_slice(prefix);
+        sealed.extend_from_slice(&nonce);
+        sealed.extend_from_slice(plaintext);
+        let (_, body) = sealed.split_at_mut(start);
+        let tag = self
+            .0
+            .seal_in_place_separate_tag(Nonce::assume_unique_for_key(nonce), Aad::from(label), body)
+            .map_err(|_| SealError::Cipher)?;
+        sealed.extend_from_slice(tag.as_ref());
+        Ok(sealed)
+    }
+
+    pub(super) fn open(&self, label: &[u8], sealed: &[u8]) -> Option<Zeroizing<Vec<u8>>> {
+        let (nonce, body) = sealed.split_at_checked(NONCE_LEN)?;
+        let nonce = Nonce::try_assume_unique_for_key(nonce).ok()?;
+        let mut buffer = Zeroizing::new(body.to_vec());
+        let opened = self.0.open_in_place(nonce, Aad::from(label), &mut buffer);
+        let length = opened.ok()?.len();
+        buffer.truncate(length);
+        Some(buffer)
+    }
+}
+
+/// The key of tags that follows from a version's key.
+pub(super) fn tags_of(key: &Secret) -> Secret {
+    let derived = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, &**key), TAG_LABEL);
+    let mut tags = Secret::default();
+    for (to, from) in tags.iter_mut().zip(derived.as_ref()) {
+        *to = *from;
+    }
+    tags
+}
+
+impl Ring {
+    fn new(file: RootFile, stamp: Stamp) -> Result<Self, RootKeyError> {
+        let current = file.current()?;
+        let tag_key = |tags: &Secret| hmac::Key::new(hmac::HMAC_SHA256, &**tags);
+        let (sealer, tagger) = (Gcm::new(current)?, tag_key(&tags_of(current)));
+        let version = |version: &super::root_file::Version| {
+            Ok(Version {
+                number: version.number,
+                key: version.key.as_ref().map(Gcm::new).transpose()?,
+                tags: tag_key(&version.tags),
+            })
+        };
+        let versions: Result<_, SealError> = file.versions.iter().map(version).collect();
+        Ok(Self {
+            stamp,
+            current: file.current,
+            sealer,
+            tagger,
+            versions: versions?,
+            lock: file.lock,
+        })
+    }
+
+    fn version(&self, number: u32) -> Option<&Version> {
+        self.versions
+            .iter()
+            .find(|version| version.number == number)
+    }
+
+    fn open(&self, label: &[u8], sealed: &[u8]) -> Option<Zeroizing<Vec<u8>>> {
+        let key = |number| self.version(number)?.key.as_ref();
+        let named = sealed.split_first_chunk::<PREFIX>();
+        let opened =
+            named.and_then(|(number, rest)| key(u32::from_be_bytes(*number))?.open(label, rest));
+        // From before there were versions.
+        opened.or_else(|| key(1)?.open(label, sealed))
+    }
+}
+
 impl RootKey {
-    /// Reads the root key, or makes one if there is none and `create` says so.
+    /// Reads the root key, or makes one if there is none and `create` says so. May ask for a passphrase on the terminal.
     ///
     /// # Errors
     /// If the file cannot be used; a root key is never replaced.
@@ -101,41 +258,67 @@ impl RootKey {
             source,
         };
         if create && !path.try_exists().map_err(io)? {
-            let key = Zeroizing::new(super::random_array::<32>()?);
+            let key = Zeroizing::new(random_array::<32>()?);
             write_new(path, &*key).map_err(io)?;
         }
-        let mut file = std::fs::File::open(path).map_err(io)?;
-        let mode = file.metadata().map_err(io)?.mode() & 0o777;
-        if mode & 0o077 != 0 {
-            return Err(RootKeyError::Exposed {
-                path: path.to_owned(),
-                mode,
-            });
-        }
-        let mut bytes = Zeroizing::new(Vec::with_capacity(64));
-        (&mut file).take(64).read_to_end(&mut bytes).map_err(io)?;
-        let length = bytes.len();
-        let unbound = UnboundKey::new(&AES_256_GCM, &bytes).map_err(|_| RootKeyError::Length {
-            path: path.to_owned(),
-            length,
-        })?;
-        let derived = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, &bytes), TAG_LABEL);
+        let stamp = stamp(path).map_err(io)?;
+        let ring = Ring::new(RootFile::read(path, None, true)?, stamp)?;
         Ok(Self {
-            key: LessSafeKey::new(unbound),
-            tags: hmac::Key::new(hmac::HMAC_SHA256, derived.as_ref()),
+            path: path.to_owned(),
+            ring: RwLock::new(Arc::new(ring)),
         })
+    }
+
+    /// Reads the file again if it was replaced; whether it was.
+    ///
+    /// # Errors
+    /// If it cannot be used; what was known stays known.
+    pub fn reload(&self) -> Result<bool, RootKeyError> {
+        let stamp = stamp(&self.path).map_err(|source| RootKeyError::Io {
+            path: self.path.clone(),
+            source,
+        })?;
+        let known = self.ring();
+        if known.stamp == stamp {
+            return Ok(false);
+        }
+        let file = RootFile::read(&self.path, Some(known.lock.clone()), false)?;
+        let news = Arc::new(Ring::new(file, stamp)?);
+        *self.ring.write().unwrap_or_else(PoisonError::into_inner) = news;
+        Ok(true)
+    }
+
+    fn ring(&self) -> Arc<Ring> {
+        let ring = self.ring.read().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(&ring)
+    }
+
+    /// The version that new values are sealed under.
+    #[must_use]
+    pub fn version(&self) -> u32 {
+        self.ring().current
     }
 
     /// What only a holder of the root key can say about `data`.
     #[must_use]
     pub fn tag(&self, data: &[u8]) -> hmac::Tag {
-        hmac::sign(&self.tags, data)
+        hmac::sign(&self.ring().tagger, data)
     }
 
-    /// Whether a tag is this root key's for `data`, compared in constant time.
+    /// Whether a tag is this root key's for `data`, in any version, compared in constant time.
     #[must_use]
     pub fn is_tag(&self, data: &[u8], tag: &[u8]) -> bool {
-        hmac::verify(&self.tags, data, tag).is_ok()
+        let is_tag = |version: &Version| hmac::verify(&version.tags, data, tag).is_ok();
+        let by_known = self.ring().versions.iter().any(is_tag);
+        by_known || (self.is_news() && self.ring().versions.iter().any(is_tag))
+    }
+
+    /// Whether another process has changed the file and it was read again.
+    fn is_news(&self) -> bool {
+        self.reload().unwrap_or_else(|error| {
+            tracing::error!(error = %Chain(&error), "root.key was changed and cannot be read again; what was known is used");
+            false
+        })
     }
 
     /// Seals `plaintext` for the purpose that `label` names.
@@ -143,17 +326,9 @@ impl RootKey {
     /// # Errors
     /// If the system has no randomness.
     pub fn seal(&self, label: &[u8], plaintext: &[u8]) -> Result<Vec<u8>, SealError> {
-        let nonce: [u8; NONCE_LEN] = super::random_array()?;
-        let mut sealed = Vec::with_capacity(NONCE_LEN + plaintext.len() + AES_256_GCM.tag_len());
-        sealed.extend_from_slice(&nonce);
-        sealed.extend_from_slice(plaintext);
-        let (_, body) = sealed.split_at_mut(NONCE_LEN);
-        let tag = self
-            .key
-            .seal_in_place_separate_tag(Nonce::assume_unique_for_key(nonce), Aad::from(label), body)
-            .map_err(|_| SealError::Cipher)?;
-        sealed.extend_from_slice(tag.as_ref());
-        Ok(sealed)
+        let ring = self.ring();
+        let prefix = ring.current.to_be_bytes();
+        ring.sealer.seal_after(&prefix, label, plaintext)
     }
 
     /// Opens what [`RootKey::seal`] sealed under the same label.
@@ -161,20 +336,20 @@ impl RootKey {
     /// # Errors
     /// If it was sealed for anything else or is damaged.
     pub fn unseal(&self, label: &[u8], sealed: &[u8]) -> Result<Zeroizing<Vec<u8>>, UnsealError> {
-        let error = || UnsealError {
+        let mut opened = self.ring().open(label, sealed);
+        if opened.is_none() && self.is_news() {
+            opened = self.ring().open(label, sealed);
+        }
+        opened.ok_or_else(|| UnsealError {
             what: String::from_utf8_lossy(label).into_owned(),
-        };
-        let (nonce, body) = sealed.split_at_checked(NONCE_LEN).ok_or_else(error)?;
-        let nonce = Nonce::try_assume_unique_for_key(nonce).map_err(|_| error())?;
-        let mut buffer = Zeroizing::new(body.to_vec());
-        let length = self
-            .key
-            .open_in_place(nonce, Aad::from(label), &mut buffer)
-            .map_err(|_| error())?
-            .len();
-        buffer.truncate(length);
-        Ok(buffer)
+        })
     }
+}
+
+fn stamp(path: &Path) -> std::io::Result<Stamp> {
+    let metadata = std::fs::metadata(path)?;
+    let (seconds, nanoseconds) = (metadata.mtime(), metadata.mtime_nsec());
+    Ok((metadata.ino(), seconds, nanoseconds, metadata.len()))
 }
 
 /// Label of a key's material.

@@ -141,7 +141,9 @@ pub(crate) fn attest(
     let Some(document) = document else {
         return Ok(None);
     };
-    let attested = call.service.trust.verify(&document, call.now).inspect_err(|error| {
+    let verdict = call.service.trust.verify(&document, call.now);
+    call.service.metrics.document(verdict.is_ok());
+    let attested = verdict.inspect_err(|error| {
         tracing::warn!(request_id = %call.draft.request_id, caller = %call.caller, %error, "attestation document refused");
     })?;
     call.draft.recipient = Some(attested.audit());

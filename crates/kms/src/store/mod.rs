@@ -17,6 +17,7 @@
 mod audit;
 mod grants;
 mod identities;
+mod resealed;
 mod schema;
 mod tags;
 mod usage;
@@ -44,6 +45,7 @@ pub use audit::{
 };
 pub use grants::GrantRow;
 pub use identities::{IdentityRow, delete_identity, identities, put_identity};
+pub use resealed::{SealedRow, Secret, reseal, sealed_otherwise};
 pub use usage::{LastUse, Used};
 
 /// How long audit rows may wait for company before they are committed.
@@ -393,6 +395,12 @@ impl Store {
             .await
             .map_err(|_| StoreError::Stopped)?;
         answer.await.map_err(|_| StoreError::Stopped)?
+    }
+
+    /// Audit rows and changes that wait for the writer.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        self.queue.max_capacity() - self.queue.capacity()
     }
 
     /// Whether the last transaction succeeded and the writer still takes messages.

@@ -61,6 +61,15 @@ impl Server {
 
     /// A server on an existing directory.
     pub(crate) fn start(data: &Path, arguments: &[&str]) -> Self {
+        Self::start_with(data, arguments, &[])
+    }
+
+    /// The same with more environment.
+    pub(crate) fn start_with(
+        data: &Path,
+        arguments: &[&str],
+        environment: &[(&str, &Path)],
+    ) -> Self {
         let log = std::fs::File::options()
             .create(true)
             .append(true)
@@ -72,6 +81,7 @@ impl Server {
             .arg(data)
             .args(arguments)
             .env("ENCLOS_LOG", "trace")
+            .envs(environment.iter().copied())
             .stdout(Stdio::piped())
             .stderr(log)
             .spawn()

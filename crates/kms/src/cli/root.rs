@@ -1,0 +1,232 @@
+//! `enclos-kms root`: the root key.
+
+use std::fs::{File, TryLockError};
+use std::path::{Path, PathBuf};
+
+use clap::Subcommand;
+use serde_json::json;
+use time::OffsetDateTime;
+
+use super::record::record;
+use super::{Data, Failure, IN_USE, print};
+use crate::crypto::passphrase;
+use crate::crypto::root_file::{Lock, RootFile};
+use crate::crypto::seal::RootKey;
+use crate::{reseal, store};
+
+/// Account of events that concern the installation.
+const NO_ACCOUNT: &str = "000000000000";
+
+/// What `enclos-kms root` does.
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Print the root key's versions and what protects them.
+    Show {
+        #[command(flatten)]
+        data: Data,
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Make a new version current. A running server takes it up and seals everything anew, while it serves.
+    Rotate {
+        #[command(flatten)]
+        data: Data,
+        /// Only add the version: give root.key to every node, then rotate.
+        #[arg(long)]
+        prepare: bool,
+    },
+    /// Forget an old version once nothing is sealed under it. What it sealed in the audit trail still verifies.
+    Retire {
+        #[command(flatten)]
+        data: Data,
+        /// Which version.
+        #[arg(long, value_name = "N")]
+        version: u32,
+    },
+    /// Protect the root key with a passphrase, another one, or its file's mode alone. Makes a root key if there is none.
+    Protect {
+        #[command(flatten)]
+        data: Data,
+        #[command(flatten)]
+        by: By,
+    },
+}
+
+/// What is to protect the root key.
+#[derive(Debug, clap::Args)]
+#[group(required = true, multiple = false)]
+pub(super) struct By {
+    /// A passphrase, typed on the terminal.
+    #[arg(long)]
+    passphrase: bool,
+    /// A passphrase, read from a file.
+    #[arg(long, value_name = "FILE")]
+    passphrase_file: Option<PathBuf>,
+    /// The file's mode alone.
+    #[arg(long)]
+    file_mode: bool,
+}
+
+/// Why the root key stays as it is.
+#[derive(Debug, thiserror::Error)]
+enum RootError {
+    #[error("another enclos-kms root works on {0}; wait until it is done")]
+    Busy(PathBuf),
+    #[error(
+        "something is still sealed under version {0}; run the server until it has sealed everything anew, then try again"
+    )]
+    InUse(u32),
+    #[error("there is no old version {0}; see `enclos-kms root show`")]
+    NoVersion(u32),
+}
+
+/// Does it.
+pub(super) async fn run(command: Command) -> Result<(), Failure> {
+    match command {
+        Command::Show { data, json } => show(&data, json),
+        Command::Rotate { data, prepare } => rotate(&data, prepare).await,
+        Command::Retire { data, version } => retire(&data, version).await,
+        Command::Protect { data, by } => protect(&data, &by).await,
+    }
+}
+
+fn path(data: &Data) -> PathBuf {
+    data.data.join("root.key")
+}
+
+/// Keeps other tools from the file until dropped.
+fn lock(data: &Path) -> Result<File, Failure> {
+    std::fs::create_dir_all(data)?;
+    let path = data.join("root.lock");
+    let file = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&path)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(Failure::new(IN_USE, RootError::Busy(path))),
+        Err(TryLockError::Error(error)) => Err(error.into()),
+    }
+}
+
+fn show(data: &Data, as_json: bool) -> Result<(), Failure> {
+    let file = RootFile::read(&path(data), None, true)?;
+    let versions = file.versions.iter().map(|version| {
+        let state = match version.number {
+            number if number == file.current => "current",
+            _ if version.is_retired() => "retired",
+            number if number > file.current => "prepared",
+            _ => "old",
+        };
+        let created = version.created;
+        json!({ "version": version.number, "state": state, "created": created })
+    });
+    let versions: Vec<_> = versions.collect();
+    let protection = file.protection().name();
+    if as_json {
+        let all = json!({ "protection": protection, "versions": versions });
+        return Ok(print(&format!("{all:#}"))?);
+    }
+    print(&format!("protected by {protection}"))?;
+    for version in versions {
+        let state = version["state"].as_str().unwrap_or_default();
+        print(&format!("version {} {state}", version["version"]))?;
+    }
+    Ok(())
+}
+
+async fn rotate(data: &Data, prepare: bool) -> Result<(), Failure> {
+    let _lock = lock(&data.data)?;
+    let path = path(data);
+    let mut file = RootFile::read(&path, None, true)?;
+    let now = OffsetDateTime::now_utc().unix_timestamp();
+    let newest = file.versions.last().map_or(0, |version| version.number);
+    let version = match newest > file.current && !prepare {
+        true => newest,
+        false => file.add(now)?,
+    };
+    if !prepare {
+        file.current = version;
+    }
+    file.write(&path)?;
+    let what = if prepare { "prepared" } else { "current" };
+    audited(
+        data,
+        "RotateRootKey",
+        json!({ "version": version, "state": what }),
+    )
+    .await?;
+    Ok(print(&format!("version {version} {what}"))?)
+}
+
+async fn retire(data: &Data, version: u32) -> Result<(), Failure> {
+    let _lock = lock(&data.data)?;
+    let path = path(data);
+    let mut file = RootFile::read(&path, None, true)?;
+    let mut connection = store::connect(&data.data).await?;
+    let left = store::sealed_otherwise(&mut connection, file.current, 1).await?;
+    if !left.is_empty() {
+        return Err(RootError::InUse(version).into());
+    }
+    if !file.retire(version) {
+        return Err(RootError::NoVersion(version).into());
+    }
+    file.write(&path)?;
+    audited(data, "RetireRootKey", json!({ "version": version })).await?;
+    Ok(print(&format!("version {version} retired"))?)
+}
+
+async fn protect(data: &Data, by: &By) -> Result<(), Failure> {
+    let _lock = lock(&data.data)?;
+    let path = path(data);
+    let lock = match by.file_mode {
+        true => Lock::none(),
+        false => Lock::passphrase(&passphrase::choose(by.passphrase_file.as_deref())?)?,
+    };
+    if !path.exists() {
+        let now = OffsetDateTime::now_utc().unix_timestamp();
+        let file = RootFile::new(lock, now)?;
+        file.write(&path)?;
+        return Ok(print(&format!(
+            "made, protected by {}",
+            file.protection().name()
+        ))?);
+    }
+    let mut file = RootFile::read(&path, None, true)?;
+    file.protect(lock);
+    file.write(&path)?;
+    let name = file.protection().name();
+    print(&format!("protected by {name}"))?;
+    Ok(())
+}
+
+/// Records a change of the root key under the new root key, if there is a trail already.
+async fn audited(
+    data: &Data,
+    operation: &str,
+    parameters: serde_json::Value,
+) -> Result<(), Failure> {
+    if !store::database_path(&data.data).exists() {
+        return Ok(());
+    }
+    let mut connection = store::connect(&data.data).await?;
+    record(&mut connection, data, operation, NO_ACCOUNT, parameters).await
+}
+
+/// Takes up new versions of the root key, and seals what is under others anew.
+pub(super) async fn follow(data: &Path, root: &RootKey) -> Result<(), Failure> {
+    root.reload()?;
+    let mut connection = store::connect(data).await?;
+    let done = reseal::all(&mut connection, root).await?;
+    if done > 0 {
+        let version = root.version();
+        tracing::info!(
+            values = done,
+            version,
+            "everything is sealed under the current version of the root key"
+        );
+    }
+    Ok(())
+}
