@@ -22,6 +22,9 @@ const SENSITIVE: &[&str] = &["Message", "Plaintext"];
 /// Most grant tokens in a request.
 const GRANT_TOKENS_MAX: usize = 10;
 
+/// Longest grant token, in characters.
+const GRANT_TOKEN_MAX: usize = 8192;
+
 /// A request's members and the constraints they violated so far.
 #[derive(Debug)]
 pub(crate) struct Input {
@@ -408,6 +411,7 @@ impl Input {
             let shown = format!("'[{}]'", tokens.join(", "));
             self.check_length(name, &shown, tokens.len(), 0, GRANT_TOKENS_MAX);
         }
+        self.check_each(name, &tokens, GRANT_TOKEN_MAX);
         Ok(())
     }
 
@@ -417,6 +421,14 @@ impl Input {
             None | Some(Value::Bool(false)) => false,
             Some(Value::Array(list)) => !list.is_empty(),
             Some(_) => true,
+        }
+    }
+
+    /// Notes strings of a list that are empty or longer than so many characters.
+    pub(crate) fn check_each(&mut self, name: &str, items: &[String], max: usize) {
+        for (number, item) in (1..).zip(items) {
+            let (name, shown) = (format!("{name}.{number}.member"), format!("'{item}'"));
+            self.check_length(&name, &shown, item.chars().count(), 1, max);
         }
     }
 

@@ -69,6 +69,7 @@ pub(crate) fn parameter(input: &mut Input) -> Result<Option<Vec<(String, String)
 /// Reads a `TagKeys` parameter.
 pub(crate) fn keys_parameter(input: &mut Input) -> Result<Vec<String>, ApiError> {
     let keys = input.strings("TagKeys")?;
+    input.check_each("TagKeys", keys.as_deref().unwrap_or_default(), KEY_MAX);
     Ok(input.require("TagKeys", keys))
 }
 

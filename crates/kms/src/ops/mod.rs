@@ -136,7 +136,9 @@ pub(crate) fn effect(operation: &str) -> Option<Effect> {
 /// `Limit` and `Marker` of a list, the marker decoded.
 fn page(input: &mut Input, default: i64, max: i64) -> Result<(i64, String), ApiError> {
     let limit = input.integer("Limit", 1, max)?.unwrap_or(default);
-    let marker = input.sized_string("Marker", 1, 1024)?;
+    let marker = input.patterned_string("Marker", (1, 1024), "[\\u0020-\\u00FF]*", |marker| {
+        marker.chars().all(|c| matches!(c, '\u{20}'..='\u{ff}'))
+    })?;
     Ok((limit, marker.unwrap_or_default()))
 }
 
