@@ -6,12 +6,16 @@ mod credentials;
 mod engine;
 mod registry;
 
+use std::fs::File;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
+use enclos_eif::Architecture;
 use enclos_eif::image::{
     BuildConfig, BuildSpec, Built, DEFAULT_CMDLINE, GuestBinaries, ImageError, assemble, plan,
     source_date_epoch,
 };
+use enclos_eif::kernel::{HEAD_LEN, architecture};
 use serde_json::Value;
 
 use crate::codes::Code;
@@ -35,6 +39,7 @@ pub(crate) struct Wanted {
     pub(crate) reference: Option<String>,
     pub(crate) config: Option<PathBuf>,
     pub(crate) kernel: Option<PathBuf>,
+    pub(crate) guest: Option<PathBuf>,
     pub(crate) cmdline: Option<String>,
     pub(crate) name: Option<String>,
     pub(crate) version: Option<String>,
@@ -60,7 +65,7 @@ fn with_spec(
 ) -> Outcome<Built> {
     let kernel = kernel(wanted.kernel.as_deref())?;
     let cmdline = kernel.cmdline();
-    let guest = guest()?;
+    let guest = guest(wanted.guest.as_deref())?;
     let config = wanted
         .config
         .as_deref()
@@ -75,6 +80,7 @@ fn with_spec(
         &wanted.source,
         wanted.dockerfile.as_deref(),
         wanted.allow_tag,
+        kernel.architecture,
     )?;
     let spec = BuildSpec {
         source: source.path().to_owned(),
@@ -115,7 +121,13 @@ const PATH_PREFIXES: [&str; 5] = [
 ];
 
 impl Source {
-    fn find(named: &str, dockerfile: Option<&Path>, allow_tag: bool) -> Outcome<Self> {
+    /// In a registry, the image for `architecture` is looked for; whatever else is found says itself what it is for.
+    fn find(
+        named: &str,
+        dockerfile: Option<&Path>,
+        allow_tag: bool,
+        architecture: Architecture,
+    ) -> Outcome<Self> {
         if let Some(folder) = dockerfile {
             let tool = Tool::build(named, folder)?;
             return Self::bring(named, |folder| {
@@ -139,7 +151,9 @@ impl Source {
                 error,
             ));
         }
-        Self::bring(named, |folder| fetch(named, allow_tag, folder))
+        Self::bring(named, |folder| {
+            fetch(named, allow_tag, architecture, folder)
+        })
     }
 
     fn bring(reference: &str, into: impl FnOnce(&Path) -> Outcome<PathBuf>) -> Outcome<Self> {
@@ -170,7 +184,12 @@ impl Source {
 const ARCHIVE: &str = "image.tar";
 
 /// An image that is only a name: what an engine or a container tool has of it, else what the registry has.
-fn fetch(reference: &str, allow_tag: bool, folder: &Path) -> Outcome<PathBuf> {
+fn fetch(
+    reference: &str,
+    allow_tag: bool,
+    architecture: Architecture,
+    folder: &Path,
+) -> Outcome<PathBuf> {
     const LOCAL: &str = "Using the locally available Docker image...";
     let archive = folder.join(ARCHIVE);
     for engine in Engine::all() {
@@ -185,7 +204,7 @@ fn fetch(reference: &str, allow_tag: bool, folder: &Path) -> Outcome<PathBuf> {
         return tool.save(reference, &archive).map(|()| archive);
     }
     let layout = folder.join("layout");
-    registry::pull(reference, allow_tag, &layout).map(|()| layout)
+    registry::pull(reference, allow_tag, architecture, &layout).map(|()| layout)
 }
 
 fn without_tag(reference: &str) -> &str {
@@ -207,6 +226,7 @@ struct Kernel {
     image: PathBuf,
     modules: PathBuf,
     acpi: bool,
+    architecture: Architecture,
 }
 
 impl Kernel {
@@ -235,8 +255,16 @@ fn kernel(given: Option<&Path>) -> Outcome<Kernel> {
     }
     // A folder without a configuration holds a kernel of unknown making, most of which have ACPI.
     let config = std::fs::read_to_string(folder.join("config")).unwrap_or_default();
+    let architecture = File::open(&image).and_then(|file| {
+        let mut head = Vec::new();
+        file.take(HEAD_LEN).read_to_end(&mut head)?;
+        Ok(architecture(&head))
+    });
+    let architecture = architecture
+        .map_err(|error| Failure::file(Some(Code::FILE_OPERATION), "read", &image, error))?;
     Ok(Kernel {
         image,
+        architecture,
         modules: folder.join("modules"),
         acpi: !config
             .lines()
@@ -244,8 +272,8 @@ fn kernel(given: Option<&Path>) -> Outcome<Kernel> {
     })
 }
 
-fn guest() -> Outcome<GuestBinaries> {
-    let folder = dirs::guest()?;
+fn guest(given: Option<&Path>) -> Outcome<GuestBinaries> {
+    let folder = given.map_or_else(dirs::guest, |folder| Ok(folder.to_owned()))?;
     let find = |names: [&str; 2]| {
         names
             .into_iter()
@@ -255,7 +283,8 @@ fn guest() -> Outcome<GuestBinaries> {
     match (find(["enclos-init", "init"]), find(["enclos-agent", "agent"])) {
         (Some(init), Some(agent)) => Ok(GuestBinaries { init, agent }),
         _ => Err(Failure::aws_text(Code::BLOBS, format_args!("no enclos-init and enclos-agent in {}", folder.display()))
-            .hint("set ENCLOS_GUEST_DIR to the directory that holds them, built statically (target x86_64-unknown-linux-musl)")),
+            .hint("name the directory that holds them by --guest or ENCLOS_GUEST_DIR; they are built statically, for the kernel's \
+                   processor (target x86_64-unknown-linux-musl or aarch64-unknown-linux-musl)")),
     }
 }
 
@@ -289,7 +318,7 @@ mod tests {
             "/none",
             "none.tar",
         ] {
-            let failure = Source::find(named, None, false).unwrap_err();
+            let failure = Source::find(named, None, false, Architecture::X86_64).unwrap_err();
             assert_eq!(failure.exit_status(), 19, "{named}");
         }
     }
@@ -304,7 +333,9 @@ mod tests {
             format!("rootfs:{named}"),
         ] {
             assert_eq!(
-                Source::find(&named, None, false).unwrap().path(),
+                Source::find(&named, None, false, Architecture::X86_64)
+                    .unwrap()
+                    .path(),
                 folder.path()
             );
         }

@@ -189,3 +189,56 @@ fn finished_parts_are_put_together() {
         refused.stderr
     );
 }
+
+#[test]
+fn an_arm64_kernel_makes_an_image_for_aarch64() {
+    let desk = Desk::new();
+    for folder in ["arm/modules", "arm-guest"] {
+        std::fs::create_dir_all(desk.0.path(folder)).unwrap();
+    }
+    let built_in = std::fs::read(
+        desk.0
+            .path("cache/kernel/6.12.0-test/modules/modules.builtin"),
+    );
+    desk.0
+        .file("arm/modules/modules.builtin", &built_in.unwrap());
+    desk.0.file("arm/vmlinuz", &inputs::arm64_kernel());
+    let program = |machine: u8| {
+        let mut elf = b"\x7fELF\x02\x01\x01".to_vec();
+        elf.resize(64, 0);
+        elf[18] = machine;
+        elf
+    };
+    for name in ["arm-guest/enclos-init", "arm-guest/enclos-agent"] {
+        desk.0.file(name, &program(183));
+    }
+    let (root, config) = (desk.0.path("root"), desk.0.path("enclos.toml"));
+    let (kernel, guest) = (desk.0.path("arm"), desk.0.path("arm-guest"));
+    let output = desk.0.path("arm.eif");
+    let args = [
+        "build", &root, "--config", &config, "--kernel", &kernel, "--guest", &guest, "--output",
+        &output,
+    ];
+    let built = desk.run(&args).json();
+    let described = desk.run(&["describe-eif", "--eif-path", &output]);
+    assert!(
+        described.stderr.contains("for aarch64"),
+        "{}",
+        described.stderr
+    );
+    let described = described.json();
+    assert_eq!(described["Measurements"], built["Measurements"]);
+    assert_eq!(described["CheckCRC"], true);
+    assert_eq!(std::fs::read(&output).unwrap()[6..8], [0, 1]);
+
+    desk.0.file("arm-guest/enclos-agent", &program(62));
+    let refused = desk.try_run(&args, &[]);
+    assert_ne!(refused.status, 0);
+    assert!(
+        refused
+            .stderr
+            .contains("enclos-agent is for another processor"),
+        "{}",
+        refused.stderr
+    );
+}

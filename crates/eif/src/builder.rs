@@ -15,11 +15,12 @@ use crate::format::{
     CRC_OFFSET, HEADER_LEN, Header, MAX_CMDLINE_LEN, MAX_METADATA_LEN, MAX_SECTIONS,
     SECTION_HEADER_LEN, SectionHeader, SectionKind,
 };
+use crate::hashing::{CHUNK, Chunks, Registers};
 use crate::kernel::{self, KernelError};
-use crate::measure::{FirstRegisters, Measurements, Rest};
+use crate::measure::Measurements;
 use crate::metadata::Metadata;
 use crate::ramdisk::{MAGIC_LEN, Packing};
-use crate::reader::check_cmdline;
+use crate::reader::{check_cmdline, u64_len};
 #[cfg(feature = "build")]
 use crate::signer::{Signer, SigningError};
 
@@ -51,7 +52,7 @@ pub enum BuildError {
         source: io::Error,
     },
     /// No kernel was given.
-    #[error("there is no kernel, expected a bzImage; name one")]
+    #[error("there is no kernel, expected a bzImage or an arm64 Image; name one")]
     NoKernel,
     /// No ramdisk was given.
     #[error("there is no ramdisk, expected at least one; name one")]
@@ -141,7 +142,7 @@ impl<'a> Builder<'a> {
         Self::default()
     }
 
-    /// The kernel, a bzImage.
+    /// The kernel: a bzImage, or an `Image` for aarch64, which makes it an image for aarch64.
     #[must_use]
     pub fn kernel(mut self, source: impl Into<Source<'a>>) -> Self {
         self.kernel = Some(source.into());
@@ -266,9 +267,31 @@ pub(crate) struct ImageWriter<'w, W> {
     position: u64,
     /// CRC of everything behind the header.
     crc: crc32fast::Hasher,
-    hasher: FirstRegisters,
-    rest: Rest,
+    measured: Measured,
+    chunks: Chunks,
     pcr8: Option<PcrValue>,
+}
+
+/// Registers that are being computed, or are known because nothing more is measured.
+enum Measured {
+    Running(Registers),
+    Known(Measurements),
+    /// The hashing failed.
+    Lost,
+}
+
+impl Measured {
+    /// The registers; nothing that is measured is added afterwards.
+    fn finish(&mut self) -> io::Result<Measurements> {
+        match std::mem::replace(self, Self::Lost) {
+            Self::Running(registers) => *self = Self::Known(registers.finish()?),
+            other => *self = other,
+        }
+        match self {
+            Self::Known(measurements) => Ok(*measurements),
+            _ => Err(io::Error::other("the image was not hashed")),
+        }
+    }
 }
 
 impl<'w, W: Write + Seek> ImageWriter<'w, W> {
@@ -281,8 +304,8 @@ impl<'w, W: Write + Seek> ImageWriter<'w, W> {
             header,
             position: HEADER_LEN,
             crc: crc32fast::Hasher::new(),
-            hasher: FirstRegisters::new(),
-            rest: Rest::default(),
+            measured: Measured::Running(Registers::start()),
+            chunks: Chunks::default(),
             pcr8: None,
         })
     }
@@ -301,18 +324,25 @@ impl<'w, W: Write + Seek> ImageWriter<'w, W> {
         let start = self.position;
         self.seek(start + SECTION_HEADER_LEN)
             .map_err(BuildError::Write)?;
-        let in_first = self.hasher.begin(kind);
         let mut body = Body {
+            kind,
             out: self.out,
-            hasher: measured(kind).then_some(&mut self.hasher),
-            rest: (kind == SectionKind::Ramdisk && !in_first).then_some(&mut self.rest),
+            registers: match &mut self.measured {
+                Measured::Running(registers) => Some(registers),
+                Measured::Known(_) | Measured::Lost => None,
+            },
+            buffer: self.chunks.empty(),
+            chunks: &mut self.chunks,
             crc: crc32fast::Hasher::new(),
             head: Vec::new(),
             len: 0,
         };
-        body.fill(kind, source)?;
+        body.fill(source)?;
         let Body { crc, head, len, .. } = body;
         check(kind, &head, len)?;
+        if kind == SectionKind::Kernel {
+            self.header.flags = kernel::architecture(&head).flags();
+        }
         let header = SectionHeader {
             kind: kind.code(),
             flags: 0,
@@ -334,8 +364,7 @@ impl<'w, W: Write + Seek> ImageWriter<'w, W> {
     /// Adds the signature of what was written so far.
     #[cfg(feature = "build")]
     pub(crate) fn sign(&mut self, signer: &Signer) -> Result<(), BuildError> {
-        let rest = self.rest.finish().map_err(BuildError::Write)?;
-        let measured = self.hasher.clone().finish(&rest);
+        let measured = self.measured.finish().map_err(BuildError::Write)?;
         let section = signer.sign(&measured.pcr0).map_err(BuildError::Sign)?;
         self.pcr8 = Some(signer.pcr8());
         self.section(
@@ -358,33 +387,31 @@ impl<'w, W: Write + Seek> ImageWriter<'w, W> {
         self.seek(0)?;
         self.out.write_all(&self.header.encode())?;
         self.out.flush()?;
-        let measurements = self.hasher.finish(&self.rest.finish()?);
         Ok(Measurements {
             pcr8: self.pcr8,
-            ..measurements
+            ..self.measured.finish()?
         })
     }
 }
 
-fn measured(kind: SectionKind) -> bool {
-    matches!(
-        kind,
-        SectionKind::Kernel | SectionKind::Cmdline | SectionKind::Ramdisk
-    )
-}
-
-/// A section's data on its way into the file.
+/// A section's data on its way into the file, gathered in chunks.
 struct Body<'b, W> {
+    kind: SectionKind,
     out: &'b mut W,
-    hasher: Option<&'b mut FirstRegisters>,
-    rest: Option<&'b mut Rest>,
+    registers: Option<&'b mut Registers>,
+    buffer: Vec<u8>,
+    chunks: &'b mut Chunks,
     crc: crc32fast::Hasher,
     head: Vec<u8>,
     len: u64,
 }
 
 impl<W: Write> Body<'_, W> {
-    fn fill(&mut self, kind: SectionKind, source: Source<'_>) -> Result<(), BuildError> {
+    fn fill(&mut self, source: Source<'_>) -> Result<(), BuildError> {
+        let kind = self.kind;
+        if let Some(registers) = &mut self.registers {
+            registers.begin(kind).map_err(BuildError::Write)?;
+        }
         match source {
             Source::Bytes(bytes) => self.write_all(&bytes).map_err(BuildError::Write),
             Source::File(path) => {
@@ -392,45 +419,61 @@ impl<W: Write> Body<'_, W> {
                 copied.map_err(|source| BuildError::Read { kind, path, source })
             }
             Source::Producer(producer) => {
-                let mut buffered = io::BufWriter::with_capacity(256 << 10, self);
-                producer(&mut buffered)
-                    .and_then(|()| buffered.flush())
-                    .map_err(|source| BuildError::Produce { kind, source })
+                producer(self).map_err(|source| BuildError::Produce { kind, source })
+            }
+        }?;
+        self.pass_on().map_err(BuildError::Write)
+    }
+
+    fn copy(&mut self, mut file: File) -> io::Result<()> {
+        loop {
+            let room = u64::try_from(CHUNK).unwrap_or(u64::MAX) - u64_len(&self.buffer);
+            if Read::by_ref(&mut file)
+                .take(room)
+                .read_to_end(&mut self.buffer)?
+                == 0
+            {
+                return Ok(());
+            }
+            if self.buffer.len() == CHUNK {
+                self.pass_on()?;
             }
         }
     }
 
-    fn copy(&mut self, mut file: File) -> io::Result<()> {
-        let mut buffer = vec![0; 256 << 10];
-        loop {
-            match file.read(&mut buffer)? {
-                0 => return Ok(()),
-                n => self.write_all(&buffer[..n])?,
-            }
+    /// Writes and measures what was gathered.
+    fn pass_on(&mut self) -> io::Result<()> {
+        let buffer = std::mem::take(&mut self.buffer);
+        self.out.write_all(&buffer)?;
+        self.crc.update(&buffer);
+        let head = usize::try_from(kernel::HEAD_LEN)
+            .unwrap_or(0)
+            .saturating_sub(self.head.len());
+        self.head
+            .extend_from_slice(&buffer[..head.min(buffer.len())]);
+        self.len += u64_len(&buffer);
+        let chunk = self.chunks.share(buffer);
+        self.buffer = self.chunks.empty();
+        match &self.registers {
+            Some(registers) => registers.add(self.kind, chunk),
+            None => Ok(()),
         }
     }
 }
 
 impl<W: Write> Write for Body<'_, W> {
     fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
-        self.out.write_all(buf)?;
-        self.crc.update(buf);
-        if let Some(hasher) = &mut self.hasher {
-            hasher.update(buf);
+        let taken = buf.len().min(CHUNK - self.buffer.len());
+        self.buffer.extend_from_slice(&buf[..taken]);
+        if self.buffer.len() == CHUNK {
+            self.pass_on()?;
         }
-        if let Some(rest) = &mut self.rest {
-            rest.update(buf)?;
-        }
-        let head = usize::try_from(kernel::HEAD_LEN)
-            .unwrap_or(0)
-            .saturating_sub(self.head.len());
-        self.head.extend_from_slice(&buf[..head.min(buf.len())]);
-        self.len += u64::try_from(buf.len()).unwrap_or(u64::MAX);
-        Ok(buf.len())
+        Ok(taken)
     }
 
+    /// The section's end writes what is left; nobody reads it earlier.
     fn flush(&mut self) -> io::Result<()> {
-        self.out.flush()
+        Ok(())
     }
 }
 

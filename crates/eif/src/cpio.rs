@@ -13,6 +13,12 @@ use std::io::{self, Read, Write};
 /// The archive's length is a multiple of this many bytes (a page).
 pub const ALIGNMENT: u64 = 4096;
 
+/// What a body is copied through (bytes).
+const BUFFER: usize = 64 << 10;
+
+/// Padding, as much as there ever is: [`ALIGNMENT`].
+const ZEROS: [u8; 4096] = [0; 4096];
+
 const S_IFSOCK: u32 = 0o140_000;
 const S_IFLNK: u32 = 0o120_000;
 const S_IFREG: u32 = 0o100_000;
@@ -129,6 +135,7 @@ pub struct Archive<W> {
     position: u64,
     next_inode: u32,
     mtime: u32,
+    buffer: Vec<u8>,
 }
 
 impl<W: Write> Archive<W> {
@@ -139,6 +146,7 @@ impl<W: Write> Archive<W> {
             position: 0,
             next_inode: 1,
             mtime,
+            buffer: Vec::new(),
         }
     }
 
@@ -206,10 +214,8 @@ impl<W: Write> Archive<W> {
         body: &mut dyn Read,
     ) -> Result<(), CpioError> {
         self.entry(path, S_IFREG, attributes, link, (0, 0), len)?;
-        let found = io::copy(&mut body.take(len), &mut self.out).map_err(|e| io_error(path, e))?;
-        let more = body.read(&mut [0]).map_err(|e| io_error(path, e))?;
-        if found != len || more != 0 {
-            let found = found + u64::from(more != 0);
+        let found = self.copy(len, body).map_err(|e| io_error(path, e))?;
+        if found != len {
             return Err(CpioError::BodyLength {
                 path: lossy(path),
                 expected: len,
@@ -306,16 +312,31 @@ impl<W: Write> Archive<W> {
             link.inode, mode, uid, gid, link.names, self.mtime, len, 0, 0, device.0, device.1,
             name_len, 0,
         ];
-        let mut header = String::from("070701");
-        for field in fields {
-            header.push_str(&format!("{field:08x}"));
-        }
-        let mut bytes = header.into_bytes();
+        let mut bytes = b"070701".to_vec();
+        fields.iter().for_each(|field| push_hex(&mut bytes, *field));
         bytes.extend_from_slice(path);
         bytes.push(0);
         self.write(&bytes)
             .and_then(|()| self.pad(4))
             .map_err(|e| io_error(path, e))
+    }
+
+    /// Copies a body of `len` bytes and returns how many there are, up to one more.
+    fn copy(&mut self, len: u64, body: &mut dyn Read) -> io::Result<u64> {
+        self.buffer.resize(BUFFER, 0);
+        let mut found = 0;
+        while found <= len {
+            let want = usize::try_from(len - found + 1).map_or(BUFFER, |want| want.min(BUFFER));
+            let read = match body.read(&mut self.buffer[..want]) {
+                Ok(0) => break,
+                Ok(read) => read,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => return Err(error),
+            };
+            self.out.write_all(&self.buffer[..read])?;
+            found += u64::try_from(read).unwrap_or(u64::MAX);
+        }
+        Ok(found)
     }
 
     fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
@@ -326,10 +347,18 @@ impl<W: Write> Archive<W> {
 
     fn pad(&mut self, align: u64) -> io::Result<()> {
         let end = self.position.next_multiple_of(align);
-        io::copy(&mut io::repeat(0).take(end - self.position), &mut self.out)?;
+        let missing = usize::try_from(end - self.position).unwrap_or(ZEROS.len());
+        self.out.write_all(&ZEROS[..missing.min(ZEROS.len())])?;
         self.position = end;
         Ok(())
     }
+}
+
+/// Eight hexadecimal digits.
+fn push_hex(bytes: &mut Vec<u8>, value: u32) {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    let digit = |shift: u32| DIGITS[usize::from((value >> shift).to_le_bytes()[0] & 0xf)];
+    bytes.extend((0..8).rev().map(|place| digit(4 * place)));
 }
 
 fn check_path(path: &[u8]) -> Result<(), CpioError> {

@@ -343,11 +343,8 @@ fn kernel_of<R: Read + Seek>(eif: &Eif, reader: &mut R) -> Result<Named, EifErro
         return Ok(Named::new());
     };
     let digest = digest_of(eif, reader, section)?;
-    let mut head = Vec::new();
-    eif.section(reader, section)?
-        .take(kernel::VERSION_WITHIN)
-        .read_to_end(&mut head)?;
-    let version = kernel::version(&head).unwrap_or_else(|| "unknown version".into());
+    let version = kernel::version(eif.section(reader, section)?)?;
+    let version = version.unwrap_or_else(|| "unknown version".into());
     Ok(one(format!(
         "{version}, {} bytes, SHA-384 {digest}",
         section.len

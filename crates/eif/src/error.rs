@@ -2,7 +2,9 @@
 
 use std::io;
 
-use crate::format::{CURRENT_VERSION, MAX_CMDLINE_LEN, MAX_SECTIONS, OLDEST_VERSION, SectionKind};
+use crate::format::{
+    Architecture, CURRENT_VERSION, MAX_CMDLINE_LEN, MAX_SECTIONS, OLDEST_VERSION, SectionKind,
+};
 use crate::kernel::KernelError;
 use crate::signature::SignatureError;
 
@@ -192,6 +194,14 @@ pub enum EifError {
     /// The kernel section is not exactly one kernel.
     #[error("the kernel section does not hold exactly one bootable kernel")]
     Kernel(#[source] KernelError),
+    /// Kernel and header are for different processors.
+    #[error("the kernel is for {kernel}, the image's header says {header}; build the image again")]
+    KernelArchitecture {
+        /// By the kernel.
+        kernel: Architecture,
+        /// By the header's flags.
+        header: Architecture,
+    },
     /// The command line has bytes that no command line has.
     #[error(
         "the command line has the byte {byte:#04x} at position {position}, expected printable ASCII; build \

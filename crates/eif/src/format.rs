@@ -50,7 +50,7 @@ const SIZES: usize = 0x11c;
 /// What a section holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum SectionKind {
-    /// The kernel: a bzImage on x86-64.
+    /// The kernel: a bzImage on x86-64, an uncompressed `Image` on aarch64.
     Kernel,
     /// The kernel's command line.
     Cmdline,
@@ -114,6 +114,46 @@ impl Architecture {
             Self::Aarch64
         }
     }
+
+    pub(crate) fn flags(self) -> u16 {
+        match self {
+            Self::X86_64 => 0,
+            Self::Aarch64 => FLAG_AARCH64,
+        }
+    }
+
+    /// As OCI images name it.
+    pub fn oci_name(self) -> &'static str {
+        match self {
+            Self::X86_64 => "amd64",
+            Self::Aarch64 => "arm64",
+        }
+    }
+
+    /// What an executable for it says in its ELF header; `None` for what is no 64-bit little-endian ELF file or for another
+    /// machine.
+    pub fn of_elf(head: &[u8]) -> Option<Self> {
+        let machine = head.get(18..20).filter(|_| is_elf(head))?;
+        match *machine {
+            [62, 0] => Some(Self::X86_64),
+            [183, 0] => Some(Self::Aarch64),
+            _ => None,
+        }
+    }
+}
+
+/// Whether bytes start a 64-bit little-endian ELF file.
+pub(crate) fn is_elf(head: &[u8]) -> bool {
+    head.starts_with(b"\x7fELF\x02\x01")
+}
+
+impl fmt::Display for Architecture {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::X86_64 => "x86-64",
+            Self::Aarch64 => "aarch64",
+        })
+    }
 }
 
 /// One section: what it holds and where its data is in the file.
@@ -153,7 +193,7 @@ pub(crate) struct Header {
 pub(crate) type HeaderBytes = [u8; 548];
 
 impl Header {
-    /// A header for x86-64 with AWS's default values and no section.
+    /// A header with AWS's default values, for x86-64 until there is a kernel, and no section.
     pub(crate) fn new() -> Self {
         Self {
             magic: MAGIC,

@@ -1,4 +1,4 @@
-//! Kernels: how long a bzImage is by its own account, and the ELF file inside it.
+//! Kernels: how long one is by its own account, and the ELF file inside a bzImage. Those for aarch64 are in `arm64`.
 //!
 //! ```text
 //! bzImage = setup (setup_sects + 1 sectors) ‖ protected-mode part (syssize paragraphs) [‖ PE certificates]
@@ -9,8 +9,11 @@
 //! secure boot, as Debian's is, carries the certificate table that its PE header names behind the end that
 //! the boot header names; nothing else may follow.
 
-use std::io;
+mod arm64;
 
+use std::io::{self, Read};
+
+use crate::format::Architecture;
 use crate::packing::{Limited, Packing, is_limit};
 
 /// How much of a kernel's beginning [`check_length`] needs: the headers are in the first 1 KiB.
@@ -37,12 +40,19 @@ const OLDEST_PROTOCOL: u16 = 0x208;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum KernelError {
-    /// There is no x86 boot header.
-    #[error("not a bzImage: {what} is missing; pass the distribution's vmlinuz for x86-64")]
+    /// There is no boot header.
+    #[error(
+        "not a bzImage for x86-64 or an uncompressed Image for arm64: {what} is missing; pass the distribution's vmlinuz"
+    )]
     NotBzImage {
         /// What was looked for.
         what: &'static str,
     },
+    /// A kernel for aarch64 that no enclave starts.
+    #[error(
+        "the kernel is big-endian, expected little-endian; pass the distribution's kernel for arm64"
+    )]
+    BigEndian,
     /// A boot protocol from before 2008.
     #[error(
         "boot protocol {}.{:02} is too old, expected 2.08 or newer; pass a newer kernel",
@@ -143,16 +153,29 @@ pub fn unpack(bzimage: &[u8]) -> Result<Vec<u8>, KernelError> {
     }
 }
 
-/// Whether the bytes are exactly one bzImage, no more and no less.
+/// The processor that a kernel with this beginning is for: an arm64 `Image` says so, and whatever else is a kernel is for
+/// x86-64.
+pub fn architecture(head: &[u8]) -> Architecture {
+    match arm64::is_image(head) {
+        true => Architecture::Aarch64,
+        false => Architecture::X86_64,
+    }
+}
+
+/// Whether the bytes are exactly one kernel, no more and no less.
 pub fn is_canonical(bzimage: &[u8]) -> bool {
     check_length(bzimage, u64_len(bzimage)).is_ok()
 }
 
-/// Checks that a file with this beginning ([`HEAD_LEN`] bytes, or all) and length is exactly one bzImage.
+/// Checks that a file with this beginning ([`HEAD_LEN`] bytes, or all) and length is exactly one kernel. An arm64 one
+/// without a PE header is known not to be longer than it says.
 ///
 /// # Errors
-/// [`KernelError::NotBzImage`], [`KernelError::Protocol`] or [`KernelError::Length`].
+/// [`KernelError::NotBzImage`], [`KernelError::BigEndian`], [`KernelError::Protocol`] or [`KernelError::Length`].
 pub fn check_length(head: &[u8], found: u64) -> Result<(), KernelError> {
+    if architecture(head) == Architecture::Aarch64 {
+        return arm64::check_length(head, found);
+    }
     let expected = declared_length(head)?;
     if expected != found {
         return Err(KernelError::Length { expected, found });
@@ -160,18 +183,35 @@ pub fn check_length(head: &[u8], found: u64) -> Result<(), KernelError> {
     Ok(())
 }
 
-/// The version line is within this many bytes of a kernel, because its offset has 16 bits.
-pub(crate) const VERSION_WITHIN: u64 = 0x200 + 0x1_0000 + 128;
+/// The version line is within this many bytes of a bzImage, because its offset has 16 bits.
+const VERSION_WITHIN: u64 = 0x200 + 0x1_0000 + 128;
 
-/// The version line that the kernel carries, up to the first blank: `6.12.117+deb12-cloud-amd64`.
-pub fn version(bzimage: &[u8]) -> Option<String> {
+/// The version that the kernel carries: `6.12.117+deb12-cloud-amd64`. An arm64 one is searched for it, without being kept
+/// in memory.
+///
+/// # Errors
+/// Those of the reader.
+pub fn version<R: Read>(mut kernel: R) -> io::Result<Option<String>> {
+    let mut head = Vec::new();
+    kernel
+        .by_ref()
+        .take(VERSION_WITHIN)
+        .read_to_end(&mut head)?;
+    match architecture(&head) {
+        Architecture::X86_64 => Ok(bzimage_version(&head)),
+        Architecture::Aarch64 => arm64::version(head.as_slice().chain(kernel)),
+    }
+}
+
+/// From the boot header, up to the first blank.
+fn bzimage_version(bzimage: &[u8]) -> Option<String> {
     let at = usize::from(u16::from_le_bytes(field(bzimage, KERNEL_VERSION)?)) + 0x200;
     let line = bzimage.get(at..)?.iter().copied().take(128);
     let word: Vec<u8> = line.take_while(|b| b.is_ascii_graphic()).collect();
     String::from_utf8(word).ok().filter(|word| !word.is_empty())
 }
 
-/// Length of the file by the boot header, with the certificate table that the PE header names.
+/// Length of a bzImage by the boot header, with the certificate table that the PE header names.
 fn declared_length(head: &[u8]) -> Result<u64, KernelError> {
     let boot_flag = field(head, BOOT_FLAG).map(u16::from_le_bytes);
     if boot_flag != Some(0xaa55) {

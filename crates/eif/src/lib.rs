@@ -21,6 +21,7 @@ mod builder;
 mod diff;
 mod error;
 mod format;
+mod hashing;
 mod inspect;
 mod listing;
 mod measure;

@@ -404,10 +404,7 @@ fn check_split<R: Read + Seek>(eif: &Eif, reader: &mut R, mode: &mut Mode) -> Re
     let mut ramdisk = 0;
     for section in &eif.sections {
         match section.kind {
-            SectionKind::Kernel if eif.architecture() == Architecture::X86_64 => {
-                check_kernel(eif, reader, section, mode)?;
-            }
-            SectionKind::Kernel => {}
+            SectionKind::Kernel => check_kernel(eif, reader, section, mode)?,
             SectionKind::Cmdline => match eif.cmdline(reader) {
                 Ok(_) => {}
                 Err(error @ EifError::Io(_)) => return Err(error),
@@ -434,9 +431,13 @@ fn check_kernel<R: Read + Seek>(
     eif.section(reader, section)?
         .take(kernel::HEAD_LEN)
         .read_to_end(&mut head)?;
-    match kernel::check_length(&head, section.len) {
-        Ok(()) => Ok(()),
-        Err(error) => mode.report(EifError::Kernel(error)),
+    if let Err(error) = kernel::check_length(&head, section.len) {
+        return mode.report(EifError::Kernel(error));
+    }
+    let (kernel, header) = (kernel::architecture(&head), eif.architecture());
+    match kernel == header {
+        true => Ok(()),
+        false => mode.report(EifError::KernelArchitecture { kernel, header }),
     }
 }
 

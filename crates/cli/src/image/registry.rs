@@ -1,7 +1,7 @@
 //! Images pulled from a registry into an OCI layout, without any container tool.
 //!
 //! ```text
-//! reference@digest ─▶ manifest or index ─▶ manifest for linux/amd64 ─▶ configuration, layers
+//! reference@digest ─▶ manifest or index ─▶ manifest for the kernel's processor ─▶ configuration, layers
 //! ```
 //!
 //! What is written is what came; whoever reads the layout checks every digest down from the one in the reference. A tag
@@ -12,6 +12,7 @@ use std::io::{self, Write as _};
 use std::path::Path;
 use std::time::Duration;
 
+use enclos_eif::Architecture;
 use futures_util::StreamExt as _;
 use oci_client::client::{ClientConfig, ClientProtocol};
 use oci_client::manifest::{
@@ -44,7 +45,12 @@ const MAX_LAYERS: usize = 512;
 const SILENCE: Duration = Duration::from_secs(60);
 
 /// Pulls `named` into `folder`. Without a digest in it, `allow_tag` is needed.
-pub(super) fn pull(named: &str, allow_tag: bool, folder: &Path) -> Outcome {
+pub(super) fn pull(
+    named: &str,
+    allow_tag: bool,
+    architecture: Architecture,
+    folder: &Path,
+) -> Outcome {
     let reference: Reference = named.parse().map_err(|error: oci_client::ParseError| {
         Failure::aws(Code::DOCKER_PULL, error).context(format_args!(
             "`{named}` is neither a file nor the reference of an image"
@@ -62,7 +68,7 @@ pub(super) fn pull(named: &str, allow_tag: bool, folder: &Path) -> Outcome {
         .enable_all()
         .build()?;
     runtime
-        .block_on(into_layout(&reference, folder))
+        .block_on(into_layout(&reference, architecture, folder))
         .map_err(|error| {
             Failure::aws(Code::DOCKER_PULL, error).context(format_args!(
                 "cannot fetch the image {named} from {}",
@@ -71,7 +77,11 @@ pub(super) fn pull(named: &str, allow_tag: bool, folder: &Path) -> Outcome {
         })
 }
 
-async fn into_layout(reference: &Reference, folder: &Path) -> anyhow::Result<()> {
+async fn into_layout(
+    reference: &Reference,
+    architecture: Architecture,
+    folder: &Path,
+) -> anyhow::Result<()> {
     let client = Client::new(config(reference));
     let auth = credentials::find(reference.registry())?;
     let (bytes, digest) = client
@@ -80,7 +90,7 @@ async fn into_layout(reference: &Reference, folder: &Path) -> anyhow::Result<()>
     let descriptor = write_manifest(folder, &bytes, &digest)?;
     let mut manifest: Value = serde_json::from_slice(&bytes)?;
     if manifest.get("manifests").is_some() {
-        let digest = for_this_platform(&manifest)?;
+        let digest = for_platform(&manifest, architecture)?;
         let one = reference.clone_with_digest(digest);
         let (bytes, digest) = client.pull_manifest_raw(&one, &auth, &ACCEPTED).await?;
         write_manifest(folder, &bytes, &digest)?;
@@ -137,18 +147,19 @@ fn config(reference: &Reference) -> ClientConfig {
 }
 
 /// The digest of the manifest that the layout's reader will choose.
-fn for_this_platform(index: &Value) -> anyhow::Result<String> {
+fn for_platform(index: &Value, architecture: Architecture) -> anyhow::Result<String> {
     let manifests = index["manifests"].as_array().into_iter().flatten();
     let mut fitting = manifests.filter(|manifest| {
         let platform = &manifest["platform"];
-        platform.is_null() || (platform["os"] == "linux" && platform["architecture"] == "amd64")
+        platform.is_null()
+            || (platform["os"] == "linux" && platform["architecture"] == architecture.oci_name())
     });
     let digest = fitting
         .next()
         .and_then(|manifest| manifest["digest"].as_str());
     digest
         .map(str::to_owned)
-        .ok_or_else(|| anyhow::anyhow!("it holds no image for linux/amd64"))
+        .ok_or_else(|| anyhow::anyhow!("it holds no image for linux/{}", architecture.oci_name()))
 }
 
 /// Writes a manifest and says what describes it.
@@ -227,13 +238,15 @@ fn with(mut object: Value, key: &str, value: Value) -> Value {
 mod tests {
     use super::*;
 
+    const HERE: Architecture = Architecture::X86_64;
+
     #[test]
     fn a_tag_is_taken_on_request_alone() {
         let folder = tempfile::tempdir().unwrap();
-        let refused = pull("127.0.0.1:1/app:latest", false, folder.path()).unwrap_err();
+        let refused = pull("127.0.0.1:1/app:latest", false, HERE, folder.path()).unwrap_err();
         assert_eq!(refused.exit_status(), 50);
         assert!(refused.render("enclos").contains("--allow-tag"));
-        let unreachable = pull("127.0.0.1:1/app:latest", true, folder.path()).unwrap_err();
+        let unreachable = pull("127.0.0.1:1/app:latest", true, HERE, folder.path()).unwrap_err();
         assert!(
             unreachable
                 .render("enclos")
@@ -246,7 +259,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         for bad in ["", "a b", "x@sha256:12"] {
             assert!(
-                pull(bad, true, folder.path())
+                pull(bad, true, HERE, folder.path())
                     .unwrap_err()
                     .render("enclos")
                     .contains("neither a file nor"),

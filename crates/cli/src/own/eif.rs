@@ -29,7 +29,7 @@ pub(crate) enum EifCommand {
 /// Options of `eif assemble`.
 #[derive(Debug, Args)]
 pub(crate) struct Assemble {
-    /// The kernel, a bzImage
+    /// The kernel: a bzImage for x86-64, or an uncompressed arm64 Image, which makes an image for aarch64
     #[arg(long, value_name = "FILE")]
     kernel: PathBuf,
     /// Kernel command line

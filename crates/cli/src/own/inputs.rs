@@ -57,9 +57,13 @@ pub(super) struct Inputs {
     /// Which image, where SOURCE holds several
     #[arg(long, value_name = "NAME")]
     reference: Option<String>,
-    /// Folder with `vmlinuz` and `modules/`; by default the newest of `enclos kernel fetch`
+    /// Folder with `vmlinuz` and `modules/`; by default the newest of `enclos kernel fetch`. An arm64 kernel makes an image for
+    /// aarch64
     #[arg(long, value_name = "DIR")]
     kernel: Option<PathBuf>,
+    /// Folder with `enclos-init` and `enclos-agent` for the kernel's processor; by default ENCLOS_GUEST_DIR or those installed
+    #[arg(long, value_name = "DIR")]
+    guest: Option<PathBuf>,
     /// Kernel command line, measured
     #[arg(long, value_name = "TEXT")]
     cmdline: Option<String>,
@@ -82,6 +86,7 @@ impl Inputs {
             reference: self.reference,
             config: self.config,
             kernel: self.kernel,
+            guest: self.guest,
             cmdline: self.cmdline,
             name: self.name,
             version: self.version,

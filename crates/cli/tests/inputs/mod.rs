@@ -73,6 +73,15 @@ fn kernel() -> Vec<u8> {
     kernel
 }
 
+/// An arm64 `Image` as far as a loader looks, without the PE header of a UEFI program.
+pub(crate) fn arm64_kernel() -> Vec<u8> {
+    let mut kernel = vec![0; 4096];
+    kernel[16..24].copy_from_slice(&4096_u64.to_le_bytes());
+    kernel[56..60].copy_from_slice(b"ARM\x64");
+    kernel[1000..1026].copy_from_slice(b"Linux version 6.12.0-test ");
+    kernel
+}
+
 pub(crate) fn metadata() -> Metadata {
     Metadata {
         image_name: "n".to_owned(),

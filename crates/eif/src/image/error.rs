@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use crate::builder::BuildError;
 use crate::cpio::CpioError;
+use crate::format::Architecture;
 
 use super::module::ModuleError;
 
@@ -80,11 +81,28 @@ pub enum ImageError {
     },
     /// No image of the archive is for this processor.
     #[error(
-        "the archive holds no image for linux/amd64 (found {found}); export one for that platform"
+        "the archive holds no image for linux/{} (found {found}), and the kernel is for {expected}; export the image for \
+         that platform, or choose another kernel", expected.oci_name()
     )]
     Platform {
+        /// The kernel's.
+        expected: Architecture,
         /// What there is.
         found: String,
+    },
+    /// An empty archive.
+    #[error("the archive holds no image at all; export the image again")]
+    NoImage,
+    /// A program or module is for another processor than the kernel.
+    #[error(
+        "{} is for another processor than the kernel, which is for {expected}; pass one that was built for it",
+        path.display()
+    )]
+    OtherArchitecture {
+        /// The file.
+        path: PathBuf,
+        /// The kernel's.
+        expected: Architecture,
     },
     /// Several images and none was chosen.
     #[error("the archive holds several images ({found}); name one of them")]

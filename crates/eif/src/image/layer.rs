@@ -2,10 +2,10 @@
 
 use std::collections::BTreeSet;
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, Read};
+use std::io::{self, BufRead, Read};
 use std::sync::Arc;
 
-use tar::{Entry, EntryType};
+use tar::{Entries, Entry, EntryType};
 
 use crate::cpio::{Attributes, Special};
 use crate::packing::{Packing, XZ_MEMORY_KIB};
@@ -36,8 +36,7 @@ pub(crate) enum Role<'a> {
 }
 
 /// Reads a tar archive, packed or not.
-pub(crate) fn unpacked<'r, R: Read + 'r>(reader: R) -> io::Result<Box<dyn Read + 'r>> {
-    let mut reader = BufReader::with_capacity(128 << 10, reader);
+pub(crate) fn unpacked<'r, R: BufRead + 'r>(mut reader: R) -> io::Result<Box<dyn Read + 'r>> {
     let packing = Packing::of(reader.fill_buf()?);
     Ok(match packing {
         Some(Packing::Gzip) => Box::new(flate2::bufread::MultiGzDecoder::new(reader)),
@@ -51,38 +50,25 @@ pub(crate) fn unpacked<'r, R: Read + 'r>(reader: R) -> io::Result<Box<dyn Read +
     })
 }
 
-/// Applies an unpacked archive and reads it to its end. Adds to `lost` the paths whose extended attributes
-/// an initial RAM file system cannot hold.
+/// Applies an unpacked layer and reads it to its end. Adds to `lost` the paths whose extended attributes an initial RAM
+/// file system cannot hold.
 pub(crate) fn apply<R: Read>(
     name: &str,
     reader: R,
-    role: Role<'_>,
     tree: &mut Tree,
     spool: &mut Spool,
     lost: &mut BTreeSet<String>,
 ) -> Result<(), ImageError> {
     tree.begin_layer();
     let mut archive = tar::Archive::new(reader.take(MAX_UNPACKED));
-    let mut count = 0;
-    for entry in archive.entries().map_err(ImageError::layer(name))? {
-        let entry = entry.map_err(ImageError::layer(name))?;
-        count += 1;
-        if count > MAX_ENTRIES {
-            return Err(ImageError::entry(
-                name,
-                b"",
-                format!("is one of over {MAX_ENTRIES}"),
-            ));
-        }
-        Applier {
-            name,
-            role,
-            tree,
-            spool,
-            lost,
-        }
-        .entry(entry)?;
-    }
+    let applier = Applier {
+        name,
+        role: Role::Layer,
+        tree,
+        spool,
+        lost,
+    };
+    applier.entries(archive.entries().map_err(ImageError::layer(name))?)?;
     drain(name, archive.into_inner())
 }
 
@@ -100,15 +86,30 @@ fn drain<R: Read>(name: &str, mut rest: io::Take<R>) -> Result<(), ImageError> {
     Ok(())
 }
 
-struct Applier<'a> {
-    name: &'a str,
-    role: Role<'a>,
-    tree: &'a mut Tree,
-    spool: &'a mut Spool,
-    lost: &'a mut BTreeSet<String>,
+/// Puts an archive's entries into a tree.
+pub(crate) struct Applier<'a> {
+    pub(crate) name: &'a str,
+    pub(crate) role: Role<'a>,
+    pub(crate) tree: &'a mut Tree,
+    pub(crate) spool: &'a mut Spool,
+    pub(crate) lost: &'a mut BTreeSet<String>,
 }
 
 impl Applier<'_> {
+    pub(crate) fn entries<R: Read>(mut self, entries: Entries<'_, R>) -> Result<(), ImageError> {
+        let mut count = 0;
+        for entry in entries {
+            let entry = entry.map_err(ImageError::layer(self.name))?;
+            count += 1;
+            if count > MAX_ENTRIES {
+                let problem = format!("is one of over {MAX_ENTRIES}");
+                return Err(ImageError::entry(self.name, b"", problem));
+            }
+            self.entry(entry)?;
+        }
+        Ok(())
+    }
+
     fn entry<R: Read>(&mut self, mut entry: Entry<'_, R>) -> Result<(), ImageError> {
         let path = entry.path_bytes().into_owned();
         if matches!(self.role, Role::Layer) && self.whiteout(&path)? {

@@ -12,12 +12,15 @@
 
 mod config;
 mod error;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod layer;
 mod module;
 mod oci;
 mod rootfs;
 mod runtime;
 mod sparse;
+mod stream;
 mod tree;
 
 use std::collections::BTreeSet;
@@ -33,6 +36,7 @@ use x509_cert::der::DateTime;
 
 use crate::builder::Builder;
 use crate::cpio::{Archive, Attributes};
+use crate::format::Architecture;
 use crate::kernel;
 use crate::measure::Measurements;
 use crate::metadata::{BuildMetadata, Metadata};
@@ -43,7 +47,8 @@ pub use error::ImageError;
 pub use module::{ModuleError, retarget_nsm};
 pub use runtime::GuestBinaries;
 
-use oci::{Blobs, Image, ImageConfig};
+use oci::{Blobs, Image, ImageConfig, Wanted};
+use runtime::KernelFacts;
 use tree::{Body, Kind, Spool, Tree, write_tree};
 
 /// The measured command line. Whatever an engine needs beside it comes from the hypervisor, unmeasured.
@@ -81,7 +86,7 @@ pub struct BuildSpec {
     pub reference: Option<String>,
     /// `enclos.toml`.
     pub config: BuildConfig,
-    /// The kernel, a bzImage.
+    /// The kernel: a bzImage, or an uncompressed `Image` for aarch64, which decides what the image is for.
     pub kernel: PathBuf,
     /// The kernel's modules: a folder that has them somewhere below it.
     pub modules: PathBuf,
@@ -151,7 +156,7 @@ pub fn assemble(
 /// Finished parts of an image: what AWS's `eif_build` takes.
 #[derive(Debug, Clone)]
 pub struct Parts {
-    /// The kernel, a bzImage.
+    /// The kernel: a bzImage, or an uncompressed `Image` for aarch64, which decides what the image is for.
     pub kernel: PathBuf,
     /// The measured command line.
     pub cmdline: String,
@@ -178,14 +183,13 @@ pub fn assemble_parts(
 ) -> Result<Measurements, ImageError> {
     let written = ImageError::file("write", output);
     let mut file = tempfile::NamedTempFile::new_in(folder_of(output)).map_err(&written)?;
-    let head = read_head(&parts.kernel).map_err(ImageError::file("read", &parts.kernel))?;
     let mut builder = Builder::new()
         .kernel(parts.kernel.as_path())
         .cmdline(parts.cmdline.trim())
         .metadata(Metadata {
             image_name: parts.name.clone(),
             image_version: parts.version.clone(),
-            build_metadata: build_metadata(parts.epoch, kernel::version(&head)),
+            build_metadata: build_metadata(parts.epoch, kernel_version(&parts.kernel)?),
             docker_info: Value::Object(serde_json::Map::new()),
             custom_metadata: parts.custom_metadata.clone(),
         });
@@ -200,12 +204,18 @@ pub fn assemble_parts(
     Ok(measurements)
 }
 
-/// As much of a kernel as its version is in.
-fn read_head(kernel: &Path) -> io::Result<Vec<u8>> {
+/// As much of a kernel as its headers are in.
+fn read_head(kernel: &Path) -> Result<Vec<u8>, ImageError> {
+    let failed = ImageError::file("read", kernel);
     let mut head = Vec::new();
-    let file = fs::File::open(kernel)?;
-    file.take(kernel::VERSION_WITHIN).read_to_end(&mut head)?;
-    Ok(head)
+    let file = fs::File::open(kernel).map_err(&failed)?;
+    let read = file.take(kernel::HEAD_LEN).read_to_end(&mut head);
+    read.map(|_| head).map_err(&failed)
+}
+
+fn kernel_version(kernel: &Path) -> Result<Option<String>, ImageError> {
+    let version = fs::File::open(kernel).and_then(kernel::version);
+    version.map_err(ImageError::file("read", kernel))
 }
 
 fn folder_of(output: &Path) -> &Path {
@@ -242,18 +252,23 @@ fn build<W: Write + Seek>(
 ) -> Result<Built, ImageError> {
     let written = ImageError::file("write temporary files in", folder);
     let mut spool = Spool::new(tempfile::tempfile_in(folder).map_err(&written)?);
-    let mut app = load(spec, folder, &mut spool)?;
+    let architecture = kernel::architecture(&read_head(&spec.kernel)?);
+    let mut app = load(spec, architecture, folder, &mut spool)?;
+    spool.flush().map_err(&written)?;
     let mut warnings = app.warnings(spec);
     let config = enclave_config(spec, &app.image.config, &mut warnings)?;
     complete(&mut app.image.tree);
-    let kernel = read_kernel(&spec.kernel)?;
-    let version = kernel::version(&kernel);
-    let runtime = runtime::runtime(&spec.guest, &spec.modules, version.as_deref())?;
+    let version = kernel_version(&spec.kernel)?;
+    let facts = KernelFacts {
+        version: version.as_deref(),
+        architecture,
+    };
+    let runtime = runtime::runtime(&spec.guest, &spec.modules, facts)?;
     let metadata = app.metadata(spec, version);
     let json = serde_json::to_vec(&config).map_err(ImageError::Encode)?;
     let empty = Spool::new(tempfile::tempfile_in(folder).map_err(&written)?);
     let builder = Builder::new()
-        .kernel(kernel)
+        .kernel(spec.kernel.as_path())
         .cmdline(spec.cmdline.trim())
         .metadata(metadata.clone())
         .ramdisk_from(|out| write_runtime(out, spec.epoch, &runtime, &empty))
@@ -304,28 +319,16 @@ impl Seek for Nowhere {
     }
 }
 
-/// Gives the finished file its name and the permissions of any new file.
+/// Gives the finished file its name and the permissions of any new file. An image that is there is replaced by one that is
+/// on the disk; a new one can be built again should the power fail, and waits for no disk.
 fn publish(file: tempfile::NamedTempFile, path: &Path) -> io::Result<()> {
     use std::os::unix::fs::PermissionsExt;
     file.as_file()
         .set_permissions(fs::Permissions::from_mode(0o644))?;
-    file.as_file().sync_all()?;
-    file.persist(path).map(drop).map_err(|error| error.error)
-}
-
-fn read_kernel(path: &Path) -> Result<Vec<u8>, ImageError> {
-    let len = fs::metadata(path)
-        .map_err(ImageError::file("read", path))?
-        .len();
-    let limit = kernel::MAX_VMLINUX;
-    if len > limit {
-        return Err(ImageError::TooLarge {
-            name: path.display().to_string(),
-            len,
-            limit,
-        });
+    if path.exists() {
+        file.as_file().sync_all()?;
     }
-    fs::read(path).map_err(ImageError::file("read", path))
+    file.persist(path).map(drop).map_err(|error| error.error)
 }
 
 fn write_runtime(out: &mut dyn Write, epoch: u32, tree: &Tree, spool: &Spool) -> io::Result<()> {
@@ -367,9 +370,17 @@ struct Application {
     is_container: bool,
 }
 
-fn load(spec: &BuildSpec, folder: &Path, spool: &mut Spool) -> Result<Application, ImageError> {
+fn load(
+    spec: &BuildSpec,
+    architecture: Architecture,
+    folder: &Path,
+    spool: &mut Spool,
+) -> Result<Application, ImageError> {
     let path = &spec.source;
-    let wanted = spec.reference.as_deref();
+    let wanted = &Wanted {
+        reference: spec.reference.as_deref(),
+        architecture,
+    };
     if fs::metadata(path)
         .map_err(ImageError::file("read", path))?
         .is_dir()
@@ -380,7 +391,16 @@ fn load(spec: &BuildSpec, folder: &Path, spool: &mut Spool) -> Result<Applicatio
             false => plain(rootfs::load_folder(path)?, BTreeSet::new()),
         };
     }
-    let archive = oci::open_archive(path, folder)?;
+    load_archive(oci::open_archive(path, folder)?, path, wanted, spool)
+}
+
+/// Any unpacked archive; `path` is what messages call it.
+fn load_archive(
+    archive: fs::File,
+    path: &Path,
+    wanted: &Wanted<'_>,
+    spool: &mut Spool,
+) -> Result<Application, ImageError> {
     let again = archive
         .try_clone()
         .map_err(ImageError::file("read", path))?;

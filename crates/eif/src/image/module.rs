@@ -26,7 +26,7 @@ const SIGNATURE_INFO: usize = 12;
 #[non_exhaustive]
 pub enum ModuleError {
     /// It is no 64-bit little-endian ELF file with sections.
-    #[error("not an x86-64 ELF module: {what}; pass the modules of the kernel's own package")]
+    #[error("not a 64-bit ELF module: {what}; pass the modules of the kernel's own package")]
     Elf {
         /// What is wrong.
         what: &'static str,

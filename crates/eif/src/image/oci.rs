@@ -8,22 +8,22 @@
 //! Everything is verified as it is read: blobs against the digest that names them, unpacked layers against
 //! the configuration's `diff_ids`. Nothing is trusted for being in the archive.
 
-use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
-use std::io::{self, BufReader, Read, Seek, SeekFrom};
+use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
 use std::path::{Component, Path, PathBuf};
-use std::rc::Rc;
 
-use aws_lc_rs::digest::{Algorithm, Context, SHA256, SHA512};
+use aws_lc_rs::digest::{Algorithm, SHA256, SHA512, digest as hash};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+use crate::format::Architecture;
 use crate::ramdisk::{MAGIC_LEN, Packing};
 
 use super::error::ImageError;
-use super::layer::{Role, apply, unpacked};
+use super::layer::{apply, unpacked};
+use super::stream::{Hashing, Skim};
 use super::tree::{Spool, Tree};
 
 /// Largest index, manifest or configuration (bytes): the limit that registries apply to manifests.
@@ -81,12 +81,11 @@ pub(crate) enum Blobs {
 
 impl Blobs {
     /// Indexes an unpacked tar archive.
-    pub(crate) fn archive(mut file: File, path: &Path) -> Result<Self, ImageError> {
+    pub(crate) fn archive(file: File, path: &Path) -> Result<Self, ImageError> {
         let name = path.display().to_string();
-        file.seek(SeekFrom::Start(0))
-            .map_err(ImageError::layer(&name))?;
         let (mut index, mut links) = (BTreeMap::new(), Vec::new());
-        let mut archive = tar::Archive::new(BufReader::new(&file));
+        let reader = Skim::new(&file).map_err(ImageError::layer(&name))?;
+        let mut archive = tar::Archive::new(reader);
         let entries = archive
             .entries_with_seek()
             .map_err(ImageError::layer(&name))?;
@@ -191,9 +190,7 @@ impl Blobs {
     fn json_blob<T: DeserializeOwned>(&self, digest: &Digest) -> Result<T, ImageError> {
         let name = digest.blob();
         let bytes = self.read(&name)?;
-        let mut context = Context::new(digest.algorithm);
-        context.update(&bytes);
-        digest.check(&name, context)?;
+        digest.check(&name, &hash(digest.algorithm, &bytes))?;
         parse(&name, &bytes)
     }
 }
@@ -256,8 +253,8 @@ impl Digest {
         format!("blobs/{}/{}", self.name, self.hex)
     }
 
-    fn check(&self, name: &str, context: Context) -> Result<(), ImageError> {
-        let found = hex::encode(context.finish());
+    fn check(&self, name: &str, found: &aws_lc_rs::digest::Digest) -> Result<(), ImageError> {
+        let found = hex::encode(found);
         if found == self.hex {
             return Ok(());
         }
@@ -349,16 +346,29 @@ fn same_name(name: &str, wanted: &str) -> bool {
     name == wanted || name.strip_suffix(":latest") == Some(wanted)
 }
 
+/// Which image is wanted.
+pub(crate) struct Wanted<'a> {
+    /// Its name, where there are several.
+    pub(crate) reference: Option<&'a str>,
+    /// The processor that it has to be for.
+    pub(crate) architecture: Architecture,
+}
+
 /// Takes an image out of an OCI layout.
 pub(crate) fn load_oci(
     blobs: &Blobs,
-    wanted: Option<&str>,
+    wanted: &Wanted<'_>,
     spool: &mut Spool,
 ) -> Result<Image, ImageError> {
     let index: Index = blobs.json("index.json")?;
-    let chosen = choose(index.manifests, wanted, Descriptor::is_named, describe)?;
+    let chosen = choose(
+        index.manifests,
+        wanted.reference,
+        Descriptor::is_named,
+        describe,
+    )?;
     let name = chosen.name().cloned();
-    let manifest: Manifest = find_manifest(blobs, &chosen, 0)?;
+    let manifest: Manifest = find_manifest(blobs, &chosen, wanted.architecture, 0)?;
     let digest = Digest::parse(&manifest.config.digest)?;
     let raw_config: Value = blobs.json_blob(&digest)?;
     let layers = manifest.layers.iter().map(|layer| {
@@ -370,13 +380,14 @@ pub(crate) fn load_oci(
     });
     let layers = layers.collect::<Result<Vec<_>, ImageError>>()?;
     let id = format!("{}:{}", digest.name, digest.hex);
-    assemble(blobs, raw_config, layers, id, name, spool)
+    let named = Named { id, name };
+    assemble(blobs, raw_config, &layers, named, wanted, spool)
 }
 
 /// Takes an image out of a `docker save` archive.
 pub(crate) fn load_docker(
     blobs: &Blobs,
-    wanted: Option<&str>,
+    wanted: &Wanted<'_>,
     spool: &mut Spool,
 ) -> Result<Image, ImageError> {
     let images: Vec<DockerImage> = blobs.json("manifest.json")?;
@@ -387,31 +398,24 @@ pub(crate) fn load_docker(
             .flatten()
             .any(|tag| same_name(tag, wanted))
     };
-    let chosen = choose(images, wanted, is_named, |image| {
+    let chosen = choose(images, wanted.reference, is_named, |image| {
         image.repo_tags.clone().unwrap_or_default().join(", ")
     })?;
     // The configuration's name is its digest, with or without a folder and an ending.
     let file = chosen.config.rsplit('/').next().unwrap_or_default();
     let digest = Digest::parse(&format!("sha256:{}", file.trim_end_matches(".json")))?;
     let bytes = blobs.read(&chosen.config)?;
-    let mut context = Context::new(digest.algorithm);
-    context.update(&bytes);
-    digest.check(&chosen.config, context)?;
+    digest.check(&chosen.config, &hash(digest.algorithm, &bytes))?;
     let raw_config = parse(&chosen.config, &bytes)?;
     let layers = chosen
         .layers
         .into_iter()
         .map(|name| LayerSource { name, digest: None })
-        .collect();
+        .collect::<Vec<_>>();
     let name = chosen.repo_tags.and_then(|tags| tags.into_iter().next());
-    assemble(
-        blobs,
-        raw_config,
-        layers,
-        format!("sha256:{}", digest.hex),
-        name,
-        spool,
-    )
+    let id = format!("sha256:{}", digest.hex);
+    let named = Named { id, name };
+    assemble(blobs, raw_config, &layers, named, wanted, spool)
 }
 
 fn describe(descriptor: &Descriptor) -> String {
@@ -438,15 +442,18 @@ fn choose<T>(
             wanted: wanted.to_owned(),
             found,
         }),
-        (None, _, None) => Err(ImageError::Platform {
-            found: "no image at all".into(),
-        }),
+        (None, _, None) => Err(ImageError::NoImage),
         (Some(_), false, _) => Err(ImageError::Ambiguous { found }),
     }
 }
 
 /// Follows indexes to the manifest for this platform.
-fn find_manifest(blobs: &Blobs, from: &Descriptor, depth: usize) -> Result<Manifest, ImageError> {
+fn find_manifest(
+    blobs: &Blobs,
+    from: &Descriptor,
+    architecture: Architecture,
+    depth: usize,
+) -> Result<Manifest, ImageError> {
     let digest = Digest::parse(&from.digest)?;
     if !from.is_index() {
         return blobs.json_blob(&digest);
@@ -457,12 +464,17 @@ fn find_manifest(blobs: &Blobs, from: &Descriptor, depth: usize) -> Result<Manif
         .map(|p| format!("{}/{}", p.os, p.architecture))
         .collect();
     let fits = |d: &&Descriptor| match &d.platform {
-        Some(platform) => platform.os == "linux" && platform.architecture == "amd64",
+        Some(platform) => {
+            platform.os == "linux" && platform.architecture == architecture.oci_name()
+        }
         None => true,
     };
     match index.manifests.iter().find(fits) {
-        Some(descriptor) if depth < MAX_NESTING => find_manifest(blobs, descriptor, depth + 1),
+        Some(descriptor) if depth < MAX_NESTING => {
+            find_manifest(blobs, descriptor, architecture, depth + 1)
+        }
         _ => Err(ImageError::Platform {
+            expected: architecture,
             found: found.join(", "),
         }),
     }
@@ -474,12 +486,18 @@ struct LayerSource {
     digest: Option<(Digest, u64)>,
 }
 
+/// What an image is called.
+struct Named {
+    id: String,
+    name: Option<String>,
+}
+
 fn assemble(
     blobs: &Blobs,
     raw_config: Value,
-    layers: Vec<LayerSource>,
-    id: String,
-    name: Option<String>,
+    layers: &[LayerSource],
+    Named { id, name }: Named,
+    wanted: &Wanted<'_>,
     spool: &mut Spool,
 ) -> Result<Image, ImageError> {
     let json = |source| ImageError::Json {
@@ -488,10 +506,11 @@ fn assemble(
     };
     let document = ConfigDocument::deserialize(&raw_config).map_err(json)?;
     let platform = (document.os.as_deref(), document.architecture.as_deref());
-    if platform != (Some("linux"), Some("amd64")) {
+    let expected = wanted.architecture;
+    if platform != (Some("linux"), Some(expected.oci_name())) {
         let (os, architecture) = platform;
         let found = format!("{}/{}", os.unwrap_or("?"), architecture.unwrap_or("?"));
-        return Err(ImageError::Platform { found });
+        return Err(ImageError::Platform { expected, found });
     }
     let diff_ids = document.rootfs.diff_ids;
     if diff_ids.len() != layers.len() {
@@ -539,57 +558,31 @@ fn apply_layer(
             found: format!("{len} bytes"),
         });
     }
+    let failed = ImageError::layer(name);
     let algorithm = layer
         .digest
         .as_ref()
-        .map_or(&SHA256, |(digest, _)| digest.algorithm);
-    let (mut stored, stored_hash) = Hashing::new(stored, algorithm);
-    let unpacked = unpacked(&mut stored).map_err(ImageError::layer(name))?;
-    let (mut unpacked, diff_hash) = Hashing::new(unpacked, diff_id.algorithm);
-    apply(name, &mut unpacked, Role::Layer, tree, spool, lost)?;
-    drop(unpacked);
-    io::copy(&mut stored, &mut io::sink()).map_err(ImageError::layer(name))?;
+        .map_or(diff_id.algorithm, |(digest, _)| digest.algorithm);
+    let mut stored = Hashing::new(stored, algorithm);
+    let packed = Packing::of(stored.fill_buf().map_err(&failed)?).is_some();
+    // What is not packed is hashed once for both digests.
+    let diff = if packed || algorithm != diff_id.algorithm {
+        let unpacked = unpacked(&mut stored).map_err(&failed)?;
+        let mut unpacked = Hashing::new(unpacked, diff_id.algorithm);
+        apply(name, &mut unpacked, tree, spool, lost)?;
+        Some(unpacked.finish().map_err(&failed)?)
+    } else {
+        apply(name, &mut stored, tree, spool, lost)?;
+        None
+    };
+    let stored = stored.finish().map_err(&failed)?;
     if let Some((digest, _)) = &layer.digest {
-        digest.check(name, stored_hash.take())?;
+        digest.check(name, &stored)?;
     }
-    diff_id.check(&format!("{name} (unpacked)"), diff_hash.take())
-}
-
-/// Hashes what is read through it.
-struct Hashing<R> {
-    inner: R,
-    hash: Hash,
-}
-
-/// A hash that outlives the reader that feeds it.
-#[derive(Clone)]
-struct Hash(Rc<RefCell<Context>>);
-
-impl Hash {
-    fn take(&self) -> Context {
-        self.0.borrow().clone()
-    }
-}
-
-impl<R: Read> Hashing<R> {
-    fn new(inner: R, algorithm: &'static Algorithm) -> (Self, Hash) {
-        let hash = Hash(Rc::new(RefCell::new(Context::new(algorithm))));
-        (
-            Self {
-                inner,
-                hash: hash.clone(),
-            },
-            hash,
-        )
-    }
-}
-
-impl<R: Read> Read for Hashing<R> {
-    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        let read = self.inner.read(buf)?;
-        self.hash.0.borrow_mut().update(&buf[..read]);
-        Ok(read)
-    }
+    diff_id.check(
+        &format!("{name} (unpacked)"),
+        diff.as_ref().unwrap_or(&stored),
+    )
 }
 
 /// Opens an archive; a packed one is unpacked into a temporary file, so that it can be indexed.
@@ -607,6 +600,7 @@ pub(crate) fn open_archive(path: &Path, folder: &Path) -> Result<File, ImageErro
     }
     let failed = ImageError::file("unpack", path);
     let mut unpacked_file = tempfile::tempfile_in(folder).map_err(&failed)?;
+    let file = BufReader::with_capacity(128 << 10, file);
     io::copy(&mut unpacked(file).map_err(&failed)?, &mut unpacked_file).map_err(&failed)?;
     Ok(unpacked_file)
 }

@@ -5,7 +5,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, Metadata};
-use std::io::{BufReader, Seek};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
@@ -14,7 +13,8 @@ use std::sync::Arc;
 use crate::cpio::{Attributes, Special};
 
 use super::error::ImageError;
-use super::layer::{Role, apply};
+use super::layer::{Applier, Role};
+use super::stream::Skim;
 use super::tree::{Body, Kind, NodeId, Spool, Tree};
 
 /// Reads a folder. Bodies stay where they are and are read when the ramdisk is written.
@@ -30,25 +30,28 @@ pub(crate) fn load_folder(folder: &Path) -> Result<Tree, ImageError> {
     Ok(loader.tree)
 }
 
-/// Reads an unpacked tar archive; `path` is what messages call it.
+/// Reads an unpacked tar archive; `path` is what messages call it. Bodies stay where they are.
 pub(crate) fn load_tar(
-    mut archive: File,
+    archive: File,
     path: &Path,
     spool: &mut Spool,
     lost: &mut BTreeSet<String>,
 ) -> Result<Tree, ImageError> {
-    archive.rewind().map_err(ImageError::file("read", path))?;
     let mut tree = Tree::new();
     let archive = Arc::new(archive);
-    let reader = BufReader::with_capacity(128 << 10, archive.as_ref());
-    apply(
-        &path.display().to_string(),
-        reader,
-        Role::RootFs(&archive),
-        &mut tree,
+    let name = path.display().to_string();
+    let mut headers = tar::Archive::new(Skim::new(&archive).map_err(ImageError::layer(&name))?);
+    let entries = headers
+        .entries_with_seek()
+        .map_err(ImageError::layer(&name))?;
+    let applier = Applier {
+        name: &name,
+        role: Role::RootFs(&archive),
+        tree: &mut tree,
         spool,
         lost,
-    )?;
+    };
+    applier.entries(entries)?;
     Ok(tree)
 }
 

@@ -12,9 +12,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use crate::cpio::{Attributes, Special};
+use crate::format::Architecture;
 use crate::packing::{Limited, Packing};
 
 use super::error::ImageError;
@@ -23,6 +25,9 @@ use super::tree::{Body, Kind, Tree};
 
 /// Modules that a guest loads, beside those they depend on.
 const WANTED: [&str; 2] = ["virtio_mmio", "vmw_vsock_virtio_transport"];
+
+/// Bytes of an ELF file that say what it is for.
+const ELF_HEADER: u64 = 64;
 
 /// The NSM driver.
 const NSM: &str = "nsm";
@@ -33,7 +38,7 @@ const MAX_MODULE: u64 = 64 << 20;
 /// Folders below the module folder, a guard against loops of links.
 const MAX_DEPTH: usize = 16;
 
-/// The programs that run inside the enclave, static executables for x86-64.
+/// The programs that run inside the enclave, static executables for the kernel's processor.
 #[derive(Debug, Clone)]
 pub struct GuestBinaries {
     /// `enclos-init`.
@@ -42,15 +47,22 @@ pub struct GuestBinaries {
     pub agent: PathBuf,
 }
 
-/// Builds the runtime's file system. `kernel` is the kernel's version, which the modules must be for.
+/// What the runtime must be for.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct KernelFacts<'a> {
+    pub(crate) version: Option<&'a str>,
+    pub(crate) architecture: Architecture,
+}
+
+/// Builds the runtime's file system.
 pub(crate) fn runtime(
     guest: &GuestBinaries,
     modules: &Path,
-    kernel: Option<&str>,
+    kernel: KernelFacts<'_>,
 ) -> Result<Tree, ImageError> {
     let mut files = Files::new();
-    files.host("init", &guest.init)?;
-    files.host("enclos/agent", &guest.agent)?;
+    files.program("init", &guest.init, kernel.architecture)?;
+    files.program("enclos/agent", &guest.agent, kernel.architecture)?;
     let mut loaded = Modules::new(modules, kernel)?;
     for name in WANTED {
         loaded.add(name)?;
@@ -75,6 +87,17 @@ pub(crate) fn runtime(
     Ok(files.tree)
 }
 
+/// Refuses an ELF file for another processor.
+fn check_architecture(head: &[u8], path: &Path, expected: Architecture) -> Result<(), ImageError> {
+    match head.starts_with(b"\x7fELF") && Architecture::of_elf(head) != Some(expected) {
+        true => Err(ImageError::OtherArchitecture {
+            path: path.to_owned(),
+            expected,
+        }),
+        false => Ok(()),
+    }
+}
+
 struct Files {
     tree: Tree,
 }
@@ -93,10 +116,21 @@ impl Files {
         Self { tree }
     }
 
-    fn host(&mut self, path: &str, host: &Path) -> Result<(), ImageError> {
-        let len = fs::metadata(host)
-            .map_err(ImageError::file("read", host))?
-            .len();
+    /// A program of the host's. What is no ELF file at all is whatever the kernel makes of it.
+    fn program(
+        &mut self,
+        path: &str,
+        host: &Path,
+        expected: Architecture,
+    ) -> Result<(), ImageError> {
+        let failed = ImageError::file("read", host);
+        let mut head = Vec::new();
+        let file = fs::File::open(host).map_err(&failed)?;
+        let len = file.metadata().map_err(&failed)?.len();
+        file.take(ELF_HEADER)
+            .read_to_end(&mut head)
+            .map_err(&failed)?;
+        check_architecture(&head, host, expected)?;
         let body = Body::Host {
             path: host.to_owned(),
             len,
@@ -116,7 +150,7 @@ impl Files {
 /// Modules and what they depend on, dependencies first.
 struct Modules<'a> {
     folder: &'a Path,
-    kernel: Option<&'a str>,
+    kernel: KernelFacts<'a>,
     /// Where each module's file is, by its name with underscores.
     files: BTreeMap<String, PathBuf>,
     built_in: BTreeSet<String>,
@@ -125,7 +159,7 @@ struct Modules<'a> {
 }
 
 impl<'a> Modules<'a> {
-    fn new(folder: &'a Path, kernel: Option<&'a str>) -> Result<Self, ImageError> {
+    fn new(folder: &'a Path, kernel: KernelFacts<'a>) -> Result<Self, ImageError> {
         let (mut files, mut built_in) = (BTreeMap::new(), BTreeSet::new());
         find(folder, 0, &mut files, &mut built_in)?;
         Ok(Self {
@@ -158,6 +192,7 @@ impl<'a> Modules<'a> {
             source,
         };
         let bytes = unpack(packed).map_err(failed)?;
+        check_architecture(&bytes, path, self.kernel.architecture)?;
         self.check_kernel(name, &bytes)?;
         let depends = module::info(&bytes, "depends")
             .map_err(failed)?
@@ -181,7 +216,7 @@ impl<'a> Modules<'a> {
             .map_err(failed)?
             .unwrap_or_default();
         let module = magic.split(' ').next().unwrap_or_default();
-        match self.kernel {
+        match self.kernel.version {
             Some(kernel) if kernel != module => Err(ImageError::OtherKernel {
                 name: name.to_owned(),
                 module: module.to_owned(),

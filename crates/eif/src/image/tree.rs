@@ -7,11 +7,14 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::io::{self, BufWriter, Read, Write};
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::cpio::{Archive, Attributes, CpioError, Link, Special};
+use crate::hashing::CHUNK;
+
+use super::stream::Piece;
 
 /// Symbolic links followed on one path before it is refused, Linux's own limit.
 const MAX_LINKS: usize = 40;
@@ -365,21 +368,35 @@ fn components(path: &[u8]) -> Result<Vec<Vec<u8>>, PathError> {
 /// Bodies of files that came out of archives, one after the other in one temporary file.
 #[derive(Debug)]
 pub(crate) struct Spool {
-    file: File,
+    file: BufWriter<File>,
     len: u64,
+    limit: u64,
 }
 
 impl Spool {
     pub(crate) fn new(file: File) -> Self {
-        Self { file, len: 0 }
+        Self::limited(file, MAX_SPOOL)
+    }
+
+    /// One that takes no more than `limit` bytes.
+    pub(crate) fn limited(file: File, limit: u64) -> Self {
+        Self {
+            file: BufWriter::with_capacity(CHUNK, file),
+            len: 0,
+            limit,
+        }
+    }
+
+    /// Makes everything that was stored readable.
+    pub(crate) fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
     }
 
     /// Appends a body. A few bytes of an archive may stand for a sparse file of any size, so what is written is limited,
     /// not what is read.
     pub(crate) fn store(&mut self, body: &mut dyn Read) -> io::Result<Body> {
         let offset = self.len;
-        self.file.seek(SeekFrom::Start(offset))?;
-        let limit = MAX_FILE.min(MAX_SPOOL.saturating_sub(offset));
+        let limit = MAX_FILE.min(self.limit.saturating_sub(offset));
         let len = io::copy(&mut body.take(limit + 1), &mut self.file)?;
         if len > limit {
             let text =
@@ -390,10 +407,9 @@ impl Spool {
         Ok(Body::Spool { offset, len })
     }
 
-    fn open(&self, offset: u64, len: u64) -> io::Result<impl Read + use<'_>> {
-        let mut file = &self.file;
-        file.seek(SeekFrom::Start(offset))?;
-        Ok(file.take(len))
+    fn open(&self, offset: u64, len: u64) -> Piece<'_> {
+        let file = self.file.get_ref();
+        Piece { file, offset, len }
     }
 }
 
@@ -485,15 +501,15 @@ impl<W: Write> Emitter<'_, W> {
                     .last_link(path, attributes, link, body.len(), &mut bytes.as_slice())
             }
             Body::Spool { offset, len } => {
-                let mut reader = self.spool.open(*offset, *len).map_err(failed)?;
+                let mut reader = self.spool.open(*offset, *len);
                 self.archive
                     .last_link(path, attributes, link, *len, &mut reader)
             }
             Body::Archive { file, offset, len } => {
-                let mut reader = file.as_ref();
-                reader.seek(SeekFrom::Start(*offset)).map_err(failed)?;
+                let (offset, len) = (*offset, *len);
+                let mut reader = Piece { file, offset, len };
                 self.archive
-                    .last_link(path, attributes, link, *len, &mut reader.take(*len))
+                    .last_link(path, attributes, link, len, &mut reader)
             }
             Body::Host { path: host, len } => {
                 let mut reader = File::open(host).map_err(failed)?;

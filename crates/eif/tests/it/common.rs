@@ -94,6 +94,27 @@ pub(crate) fn kernel() -> Vec<u8> {
     bzimage(Pack::Zstd, &vmlinux(100))
 }
 
+/// A kernel for aarch64: an `Image` with the PE header of a UEFI program, its version in its data.
+pub(crate) fn arm64_kernel() -> Vec<u8> {
+    let mut image = vec![0; 4096];
+    image[..2].copy_from_slice(b"MZ");
+    image[16..24].copy_from_slice(&0x10000_u64.to_le_bytes());
+    image[24] = 0b1010;
+    image[56..60].copy_from_slice(b"ARM\x64");
+    image[60] = 64;
+    image[64..72].copy_from_slice(b"PE\0\0\x64\xaa\x02\0");
+    image[84] = 160;
+    image[88..90].copy_from_slice(&[0x0b, 0x02]);
+    // Section table: size and offset of .text and .data.
+    for (entry, (size, offset)) in [(248, (2048_u32, 1024_u32)), (288, (1024, 3072))] {
+        image[entry + 16..entry + 20].copy_from_slice(&size.to_le_bytes());
+        image[entry + 20..entry + 24].copy_from_slice(&offset.to_le_bytes());
+    }
+    let banner = b"Linux version %s\0Linux version 6.12.0-test (b@h) #1";
+    image[3000..3000 + banner.len()].copy_from_slice(banner);
+    image
+}
+
 /// An empty cpio archive followed by bytes that nobody parses before boot.
 pub(crate) fn ramdisk(body: &[u8]) -> Vec<u8> {
     let mut archive = enclos_eif::cpio::Archive::new(Vec::new(), 0);
@@ -234,6 +255,7 @@ pub(crate) fn module(name: &str, depends: &str, device_ids: &[u32]) -> Vec<u8> {
         elf.extend_from_slice(data);
     }
     elf[..6].copy_from_slice(b"\x7fELF\x02\x01");
+    elf[18] = 62;
     let start = u64::try_from(elf.len()).unwrap();
     elf[0x28..0x30].copy_from_slice(&start.to_le_bytes());
     elf[0x3a..0x40].copy_from_slice(&[64, 0, 5, 0, 1, 0]);

@@ -11,11 +11,13 @@ use enclos_eif::image::{
     App, BuildConfig, BuildSpec, Built, DEFAULT_CMDLINE, GuestBinaries, ImageError, assemble, plan,
     retarget_nsm,
 };
-use enclos_eif::{Eif, Measurements, Signer, inspect, measure};
+use enclos_eif::{Architecture, Eif, EifError, Measurements, Signer, inspect, measure};
 use serde_json::{Value, json};
 use tar::{EntryType, Header};
 
-use crate::common::{CpioEntry, Pack, bzimage, chain, cpio_map, module, pack, vmlinux};
+use crate::common::{
+    CpioEntry, Pack, arm64_kernel, bzimage, chain, cpio_map, module, pack, vmlinux,
+};
 
 /// A folder with kernel, modules and guest programs, ready for [`assemble`].
 struct Bench {
@@ -940,7 +942,7 @@ fn one_of_several_images_is_chosen_by_name() {
     spec.reference = Some("arm".into());
     let error = bench.build(&spec).err().unwrap();
     assert!(
-        matches!(&error, ImageError::Platform { found } if found == "linux/arm64"),
+        matches!(&error, ImageError::Platform { found, .. } if found == "linux/arm64"),
         "{error}"
     );
 }
@@ -987,7 +989,7 @@ fn hostile_layouts_are_refused() {
     ));
     assert!(matches!(
         with_index(json!({ "manifests": [] })),
-        ImageError::Platform { .. }
+        ImageError::NoImage
     ));
     assert!(matches!(with_index(json!([])), ImageError::Json { .. }));
     let error = Bench::new().build_archive(&[b'x'; 4096]).err().unwrap();
@@ -1091,4 +1093,83 @@ fn the_nsm_driver_is_bound_to_entropy_devices() {
         retarget_nsm(&original).unwrap(),
         retarget_nsm(&unsigned).unwrap()
     );
+}
+
+/// Makes modules and programs those of aarch64.
+fn for_aarch64(bench: &Bench) {
+    fs::write(bench.path("vmlinuz"), arm64_kernel()).unwrap();
+    let modules = bench.path("modules/kernel/drivers");
+    for (name, ids) in [
+        ("virtio_mmio", 0),
+        ("vmw_vsock_virtio_transport", 19),
+        ("nsm", 33),
+    ] {
+        let mut module = module(name, "", &[ids]);
+        module[18] = 183;
+        fs::write(
+            modules.join(format!("{name}.ko.xz")),
+            pack(Pack::Xz, &module),
+        )
+        .unwrap();
+    }
+    for program in ["init", "agent"] {
+        let mut elf = vmlinux(10);
+        elf[18] = 183;
+        fs::write(bench.path(program), elf).unwrap();
+    }
+}
+
+#[test]
+fn an_arm64_kernel_makes_an_image_for_aarch64() {
+    let bench = Bench::new();
+    for_aarch64(&bench);
+    let files = several(&[("app", "arm64")]);
+    fs::write(bench.path("source.tar"), archive(&files)).unwrap();
+    let built = assemble(&bench.spec("source.tar"), None, &bench.output()).unwrap();
+    assert_eq!(built.metadata.build_metadata.kernel_version, "6.12.0-test");
+    let mut file = fs::File::open(bench.output()).unwrap();
+    let report = inspect(&mut file).unwrap();
+    assert_eq!((report.flags, report.crc_ok), (1, true));
+    assert_eq!(report.measurements, built.measurements);
+    assert!(
+        matches!(report.findings[..], [EifError::Architecture]),
+        "{:?}",
+        report.findings
+    );
+    assert!(matches!(Eif::parse(&mut file), Err(EifError::Architecture)));
+    // The same kernel under the other flag is found out.
+    let mut bytes = fs::read(bench.output()).unwrap();
+    bytes[7] = 0;
+    crate::common::fix_crc(&mut bytes);
+    assert!(matches!(
+        Eif::parse(&mut Cursor::new(bytes)),
+        Err(EifError::KernelArchitecture { .. })
+    ));
+}
+
+#[test]
+fn mixtures_of_processors_are_refused() {
+    let bench = Bench::new();
+    for_aarch64(&bench);
+    let write = |platform| {
+        let files = several(&[("app", platform)]);
+        fs::write(bench.path("source.tar"), archive(&files)).unwrap();
+    };
+    let build = || assemble(&bench.spec("source.tar"), None, &bench.output()).unwrap_err();
+    write("amd64");
+    let error = build();
+    let text = error.to_string();
+    assert!(
+        text.contains("linux/arm64") && text.contains("linux/amd64"),
+        "{text}"
+    );
+    write("arm64");
+    fs::write(bench.path("agent"), vmlinux(10)).unwrap();
+    let expected = Architecture::Aarch64;
+    let foreign = |error: &ImageError, name: &str| matches!(error, ImageError::OtherArchitecture { path, expected: e } if *e == expected && path.ends_with(name));
+    assert!(foreign(&build(), "agent"));
+    fs::write(bench.path("agent"), "a script").unwrap();
+    let nsm = bench.path("modules/kernel/drivers/nsm.ko.xz");
+    fs::write(nsm, pack(Pack::Xz, &module("nsm", "", &[33]))).unwrap();
+    assert!(foreign(&build(), "nsm.ko.xz"));
 }

@@ -20,7 +20,8 @@ fn a_kernel_of_real_size_unpacks() {
         Some(path) => std::fs::read(path).unwrap(),
         None => bzimage(Pack::Lz4, &vmlinux(58 << 20)),
     };
-    assert!(kernel::version(&image).is_some_and(|version| version.starts_with("6.")));
+    let version = kernel::version(image.as_slice()).unwrap();
+    assert!(version.is_some_and(|version| version.starts_with("6.")));
     let elf = kernel::unpack(&image).unwrap();
     assert!(elf.starts_with(b"\x7fELF"));
     assert!(elf.len() > 16 << 20, "{} bytes", elf.len());
@@ -28,11 +29,12 @@ fn a_kernel_of_real_size_unpacks() {
 
 #[test]
 fn the_version_is_found() {
+    let version = |kernel: &[u8]| kernel::version(kernel).unwrap();
     assert_eq!(
-        kernel::version(&crate::common::kernel()).as_deref(),
+        version(&crate::common::kernel()).as_deref(),
         Some("6.12.0-test")
     );
-    assert_eq!(kernel::version(b"short"), None);
+    assert_eq!(version(b"short"), None);
 }
 
 #[test]
@@ -161,4 +163,50 @@ fn a_bomb_stops_at_the_limit() {
         kernel::unpack(&image),
         Err(KernelError::TooLarge { .. })
     ));
+}
+
+#[test]
+fn an_arm64_kernel_is_as_long_as_its_headers_say() {
+    use enclos_eif::Architecture;
+
+    let image = crate::common::arm64_kernel();
+    assert_eq!(kernel::architecture(&image), Architecture::Aarch64);
+    assert_eq!(
+        kernel::architecture(&crate::common::kernel()),
+        Architecture::X86_64
+    );
+    assert!(kernel::is_canonical(&image));
+    let version = kernel::version(image.as_slice()).unwrap();
+    assert_eq!(version.as_deref(), Some("6.12.0-test"));
+    for wrong in [&image[..4095], &[image.as_slice(), b"x"].concat()] {
+        let refused = kernel::check_length(wrong, u64::try_from(wrong.len()).unwrap());
+        assert!(matches!(refused, Err(KernelError::Length { .. })));
+    }
+    let mut signed = image.clone();
+    signed[64 + 24 + 144..][..4].copy_from_slice(&4096_u32.to_le_bytes());
+    signed[64 + 24 + 148..][..4].copy_from_slice(&8_u32.to_le_bytes());
+    signed.extend([0; 8]);
+    assert!(kernel::is_canonical(&signed));
+    let mut big = image.clone();
+    big[24] |= 1;
+    assert!(matches!(
+        kernel::check_length(&big, 4096),
+        Err(KernelError::BigEndian)
+    ));
+    // Without a PE header it may be shorter than what it occupies, not longer.
+    let mut plain = image;
+    plain[..2].fill(0);
+    assert!(kernel::check_length(&plain, 0x10000).is_ok());
+    assert!(kernel::check_length(&plain, 0x10001).is_err());
+}
+
+#[test]
+fn a_version_is_found_wherever_it_is() {
+    let mut image = crate::common::arm64_kernel();
+    let banner = image.split_off(2900);
+    for distance in [0, 1 << 18, (1 << 18) - 3000, (1 << 18) - 3020, 3 << 18] {
+        let moved = [image.as_slice(), &vec![0; distance], &banner].concat();
+        let version = kernel::version(moved.as_slice()).unwrap();
+        assert_eq!(version.as_deref(), Some("6.12.0-test"), "{distance}");
+    }
 }

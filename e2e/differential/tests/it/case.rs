@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::io::Cursor;
 use std::path::{Path, PathBuf};
 
+use aws_nitro_enclaves_image_format::defs::EIF_HDR_ARCH_ARM64;
 use aws_nitro_enclaves_image_format::utils::EifBuilder;
 use aws_nitro_enclaves_image_format::utils::eif_signer::SignKeyData;
 use enclos_eif::{Builder, Signer};
@@ -35,6 +36,7 @@ pub(crate) struct Case {
     pub(crate) metadata: Value,
     pub(crate) ramdisks: Vec<PathBuf>,
     pub(crate) signing: Option<Pair>,
+    pub(crate) is_aarch64: bool,
 }
 
 /// What AWS's code made of a case.
@@ -73,7 +75,19 @@ impl Case {
             metadata: metadata(&mut rng),
             ramdisks,
             signing,
+            is_aarch64: false,
             folder,
+        }
+    }
+
+    /// The same with a kernel for aarch64.
+    pub(crate) fn for_aarch64(number: u64) -> Self {
+        let case = Self::generate(number);
+        let mut rng = Rng::with_seed(0xAA64 + number);
+        fs::write(case.kernel(), arm64_kernel(&mut rng)).unwrap();
+        Self {
+            is_aarch64: true,
+            ..case
         }
     }
 
@@ -94,7 +108,11 @@ impl Case {
             self.cmdline.clone(),
             signing,
             Sha384::new(),
-            0,
+            if self.is_aarch64 {
+                EIF_HDR_ARCH_ARM64
+            } else {
+                0
+            },
             serde_json::from_value(self.metadata.clone()).unwrap(),
         );
         for ramdisk in &self.ramdisks {
@@ -176,6 +194,19 @@ fn kernel(rng: &mut Rng) -> Vec<u8> {
     image[0x1fe..0x200].copy_from_slice(&[0x55, 0xaa]);
     image[0x202..0x208].copy_from_slice(b"HdrS\x0f\x02");
     image.extend_from_slice(&code);
+    image
+}
+
+/// An arm64 `Image` as far as a loader looks: no longer than its header says, everything else is noise.
+fn arm64_kernel(rng: &mut Rng) -> Vec<u8> {
+    let mut image = vec![0; 64];
+    rng.fill(&mut image[..56]);
+    image[..2].fill(0);
+    image[24] &= 0xfe;
+    image[56..60].copy_from_slice(b"ARM\x64");
+    image.extend_from_slice(&body(rng));
+    let size = u64::try_from(image.len()).unwrap() + rng.u64(0..1 << 20);
+    image[16..24].copy_from_slice(&size.to_le_bytes());
     image
 }
 

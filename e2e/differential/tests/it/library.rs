@@ -5,7 +5,7 @@ use std::time::SystemTime;
 
 use aws_nitro_enclaves_image_format::utils::PcrSignatureChecker;
 use aws_nitro_enclaves_image_format::utils::eif_reader::EifReader;
-use enclos_eif::{Eif, inspect, measure};
+use enclos_eif::{Eif, EifError, inspect, measure};
 
 use crate::case::{Case, Theirs, cases, named};
 
@@ -41,6 +41,26 @@ fn two_hundred_images_are_written_and_measured_alike() {
                 );
             }
         }
+    }
+}
+
+#[test]
+fn images_for_aarch64_are_written_and_measured_alike() {
+    for mut case in (0..40).map(Case::for_aarch64) {
+        let number = case.number;
+        case.signing = None;
+        let theirs = case.theirs();
+        let (_, bytes, measurements) = case.ours();
+        assert_eq!(named(&measurements), theirs.pcrs, "case {number}");
+        assert!(bytes == theirs.bytes, "case {number}: the files differ");
+        let described = inspect(&mut Cursor::new(&theirs.bytes)).unwrap();
+        assert_eq!((described.flags, described.crc_ok), (1, true));
+        assert_eq!(named(&described.measurements), theirs.pcrs);
+        let findings = &described.findings[..];
+        assert!(
+            matches!(findings, [EifError::Architecture]),
+            "case {number}: {findings:?}"
+        );
     }
 }
 

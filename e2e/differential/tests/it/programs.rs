@@ -133,7 +133,8 @@ fn an_image_signed_by_one_is_signed_for_the_other() {
 /// `eif_build` takes the name of an image for its version too, and says `null` for what Docker knows of it.
 #[test]
 fn eif_build_writes_the_same_bytes() {
-    for mut case in (0..30).map(Case::generate) {
+    let cases = (0..30).map(Case::generate);
+    for mut case in cases.chain((0..15).map(Case::for_aarch64)) {
         case.signing = None;
         // An argument cannot be empty for it, nor start with a dash.
         case.cmdline = format!("console=ttyS0 {}", case.cmdline.trim());
@@ -163,6 +164,8 @@ fn eif_build_writes_the_same_bytes() {
         ]);
         command.args(["--build-tool", "tool", "--build-tool-version", "1"]);
         command.args(["--img-os", "Linux", "--img-kernel", "6.12"]);
+        let arch = if case.is_aarch64 { "aarch64" } else { "x86_64" };
+        command.args(["--arch", arch]);
         let printed = String::from_utf8(run(&mut command).stdout).unwrap();
         case.metadata["ImageName"] = "image".into();
         case.metadata["ImageVersion"] = "image".into();

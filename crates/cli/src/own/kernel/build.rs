@@ -15,7 +15,8 @@ use std::process::{Command, Stdio};
 
 use clap::Args;
 
-use super::{Package, find, missing_programs, output, put_in_place, root};
+use super::apt::Apt;
+use super::{find, missing_programs, output, put_in_place, root};
 use crate::failure::{Failure, Outcome};
 use crate::term;
 
@@ -80,7 +81,7 @@ pub(super) fn build(args: &Build) -> Outcome<PathBuf> {
         Some(deb) => deb.clone(),
         None => {
             term::note(format_args!("downloading {SOURCE_PACKAGE} (about 150 MB)"));
-            Package::named(SOURCE_PACKAGE)?.download(work.path())?
+            Apt::of_this_machine().download(SOURCE_PACKAGE, work.path())?
         }
     };
     let source = unpack(&deb, work.path())?;

@@ -2,10 +2,7 @@
 //!
 //! Debian's cloud kernel is fetched. The lean one (see [`build`]) is made from Debian's source, and used from then on.
 //!
-//! `apt-get download` checks the package's hash against the signed index. It does so only when the repository
-//! is trusted, so the download refuses unauthenticated packages, and the file is compared once more with
-//! the hash that
-//! apt's index names. What is kept, below `<cache>/kernel/<version>/`:
+//! What is kept, below `<cache>/kernel/<version>/`:
 //!
 //! | file | Debian's, from the package | lean |
 //! |---|---|---|
@@ -15,6 +12,7 @@
 //!
 //! A version's directory appears by one rename, whole or not at all.
 
+mod apt;
 mod build;
 
 use std::ffi::OsStr;
@@ -22,8 +20,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use clap::{Args, Subcommand};
-use sha2::{Digest, Sha256};
+use clap::{Args, Subcommand, ValueEnum};
+
+use apt::Apt;
 
 use crate::dirs;
 use crate::failure::{Failure, Outcome};
@@ -32,8 +31,33 @@ use crate::term;
 /// What the lean kernel's version ends with.
 const LEAN: &str = "-enclos";
 
-/// The package that depends on the newest 6.12 cloud kernel.
-const META_PACKAGE: &str = "linux-image-6.12-cloud-amd64";
+/// The package that depends on the newest 6.12 cloud kernel, but for its ending: the architecture as Debian names it.
+const META_PACKAGE: &str = "linux-image-6.12-cloud-";
+
+/// A processor that images are built for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Arch {
+    #[value(name = "x86_64")]
+    X86_64,
+    #[value(name = "aarch64")]
+    Aarch64,
+}
+
+impl Arch {
+    /// As Debian names it.
+    fn debian(self) -> &'static str {
+        match self {
+            Self::X86_64 => "amd64",
+            Self::Aarch64 => "arm64",
+        }
+    }
+
+    /// Whether a directory of the cache holds a kernel for it. Lean kernels are for x86-64.
+    fn has(self, name: &OsStr) -> bool {
+        let is_arm = name.to_string_lossy().ends_with(Self::Aarch64.debian());
+        is_arm == (self == Self::Aarch64)
+    }
+}
 
 /// `enclos kernel …`.
 #[derive(Debug, Subcommand)]
@@ -46,7 +70,15 @@ pub(crate) enum Kernel {
     /// minutes, 2 GB of disk for as long, and a compiler.
     Build(build::Build),
     /// Print the directory of the kernel that images are built with: the newest lean one, else the newest
-    Path,
+    Path(Where),
+}
+
+/// Options of `kernel path`.
+#[derive(Debug, Args)]
+pub(crate) struct Where {
+    /// Processor that it is for
+    #[arg(long, value_enum, default_value = "x86_64")]
+    arch: Arch,
 }
 
 /// Options of `kernel fetch`.
@@ -55,13 +87,16 @@ pub(crate) struct Fetch {
     /// Use this .deb instead of downloading one
     #[arg(long, value_name = "FILE")]
     deb: Option<PathBuf>,
+    /// Processor that it is for. The package lists of another than this machine's are fetched for once and not kept
+    #[arg(long, value_enum, default_value = "x86_64")]
+    arch: Arch,
 }
 
 pub(super) fn run(command: &Kernel) -> Outcome {
     let dir = match command {
         Kernel::Fetch(args) => fetch(args)?,
         Kernel::Build(args) => build::build(args)?,
-        Kernel::Path => newest()?.ok_or_else(missing)?,
+        Kernel::Path(args) => newest_in(&root()?, args.arch)?.ok_or_else(missing)?,
     };
     term::out(&format!("{}\n", dir.display()))
 }
@@ -71,17 +106,21 @@ pub(crate) fn missing() -> Failure {
     Failure::text("no kernel is in the cache").hint("fetch Debian's with `enclos kernel fetch`")
 }
 
-/// Directory of the newest lean kernel in the cache, else of the newest of all.
+/// Directory of the newest lean kernel in the cache, else of the newest of all, for x86-64.
 pub(crate) fn newest() -> Outcome<Option<PathBuf>> {
-    newest_in(&root()?)
+    newest_in(&root()?, Arch::X86_64)
 }
 
-fn newest_in(root: &Path) -> Outcome<Option<PathBuf>> {
+fn newest_in(root: &Path, arch: Arch) -> Outcome<Option<PathBuf>> {
     let Ok(entries) = fs::read_dir(root) else {
         return Ok(None);
     };
     let dirs = entries.filter_map(|entry| entry.ok().map(|entry| entry.path()));
-    let complete = dirs.filter(|dir| dir.join("vmlinuz").is_file() && !is_partial(dir));
+    let complete = dirs.filter(|dir| {
+        arch.has(dir.file_name().unwrap_or_default())
+            && dir.join("vmlinuz").is_file()
+            && !is_partial(dir)
+    });
     Ok(complete.max_by_key(|dir| version_key(dir.file_name().unwrap_or_default())))
 }
 
@@ -113,17 +152,17 @@ fn fetch(args: &Fetch) -> Outcome<PathBuf> {
     if let Some(deb) = &args.deb {
         return unpack(deb, work.path(), &root);
     }
-    let package = Package::depended_on(META_PACKAGE)?;
-    if let Some(present) = present(&root, &package.0) {
-        term::note(format_args!("{} is in the cache already", package.0));
+    let apt = Apt::for_arch(args.arch, work.path())?;
+    let package = apt.depended_on(&format!("{META_PACKAGE}{}", args.arch.debian()))?;
+    if let Some(present) = present(&root, &package) {
+        term::note(format_args!("{package} is in the cache already"));
         return Ok(present);
     }
     term::note(format_args!(
-        "downloading {} (about 35 MB) into {}",
-        package.0,
+        "downloading {package} (about 35 MB) into {}",
         root.display()
     ));
-    let deb = package.download(work.path())?;
+    let deb = apt.download(&package, work.path())?;
     unpack(&deb, work.path(), &root)
 }
 
@@ -138,95 +177,6 @@ fn missing_programs(programs: &[(&str, &'static str)]) -> Vec<&'static str> {
         .iter()
         .filter(|(name, _)| dirs::in_path(name).is_none());
     missing.map(|(_, package)| *package).collect()
-}
-
-/// A package that apt knows.
-struct Package(String);
-
-impl Package {
-    fn named(name: &str) -> Outcome<Self> {
-        let tools = ["apt-get", "apt-cache", "dpkg-deb"].map(|name| (name, name));
-        let missing = missing_programs(&tools);
-        if missing.is_empty() {
-            return Ok(Self(name.to_owned()));
-        }
-        Err(Failure::text(format_args!("not a Debian-like system: {} not found", missing.join(", "))).hint(format_args!(
-            "download {name} from https://packages.debian.org/bookworm/{name} and pass the file with --deb (needs \
-             dpkg-deb, package dpkg)"
-        )))
-    }
-
-    /// The package with the kernel in it, which the meta-package depends on.
-    fn depended_on(meta: &str) -> Outcome<Self> {
-        let meta = Self::named(meta)?.0;
-        let listed = output(Command::new("apt-cache").args(["depends", "--important", &meta]));
-        let listed = listed.map_err(|failure| {
-            failure.hint("on Debian 12 the package comes from bookworm-security; run `apt-get update` if its lists are old")
-        })?;
-        parse_depends(&listed).map(Self).ok_or_else(|| {
-            Failure::text(format_args!("{meta} is not in apt's package lists"))
-                .hint("on Debian 12 it comes from bookworm-security: check /etc/apt/sources.list*, then run `apt-get update`")
-        })
-    }
-
-    /// Puts the package into `folder`, if it is what apt's index says.
-    fn download(&self, folder: &Path) -> Outcome<PathBuf> {
-        let Self(package) = self;
-        let apt = || {
-            let mut apt = Command::new("apt-get");
-            apt.args(APT_STRICT).current_dir(folder);
-            apt
-        };
-        let uris = output(apt().args(["download", "--print-uris", package]))?;
-        let expected = parse_sha256(&uris).ok_or_else(|| {
-            Failure::text(format_args!("apt's index names no SHA-256 for {package}"))
-                .hint("run `apt-get update`; a repository without SHA-256 is not used")
-        })?;
-        // As root, apt would hand the download to a user that cannot write here, and warn.
-        output(apt().args(["-o", "APT::Sandbox::User=root", "download", package]))?;
-        let deb = find(folder, |name| name.ends_with(".deb"))
-            .ok_or_else(|| Failure::text("apt-get download succeeded but left no .deb"))?;
-        let found = sha256(&deb)?;
-        if found != expected {
-            return Err(Failure::text(format_args!(
-                "{package} has SHA-256 {found}, but apt's index says {expected}: not used"
-            )));
-        }
-        Ok(deb)
-    }
-}
-
-fn parse_depends(listed: &str) -> Option<String> {
-    let names = listed
-        .lines()
-        .filter_map(|line| line.trim().strip_prefix("Depends: "));
-    names
-        .map(str::trim)
-        .find(|name| name.starts_with("linux-image-"))
-        .map(str::to_owned)
-}
-
-/// Refuses whatever apt cannot authenticate, whatever the machine's configuration allows.
-const APT_STRICT: [&str; 6] = [
-    "-o",
-    "APT::Get::AllowUnauthenticated=false",
-    "-o",
-    "Acquire::AllowInsecureRepositories=false",
-    "-o",
-    "Acquire::AllowWeakRepositories=false",
-];
-
-/// From `'uri' name size SHA256:hex`.
-fn parse_sha256(uris: &str) -> Option<String> {
-    let word = uris
-        .split_whitespace()
-        .find_map(|word| word.strip_prefix("SHA256:"))?;
-    (word.len() == 64).then(|| word.to_ascii_lowercase())
-}
-
-fn sha256(path: &Path) -> Outcome<String> {
-    let bytes = fs::read(path).map_err(|error| Failure::file(None, "read", path, error))?;
-    Ok(hex::encode(Sha256::digest(bytes)))
 }
 
 /// Moves what is needed of the package into place.
@@ -302,43 +252,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_real_package_is_read_from_apts_answer() {
-        let listed =
-            "linux-image-6.12-cloud-amd64\n  Depends: linux-image-6.12.117+deb12-cloud-amd64\n";
-        assert_eq!(
-            parse_depends(listed).as_deref(),
-            Some("linux-image-6.12.117+deb12-cloud-amd64")
-        );
-        assert_eq!(parse_depends("linux-image-6.12-cloud-amd64\n"), None);
-    }
-
-    #[test]
-    fn only_a_whole_sha256_counts() {
-        let hash = "5195b288dec79e2981d6b84457f38b7ce7310a2d702930ec7d07209c7f78ce37";
-        assert_eq!(
-            parse_sha256(&format!("'http://x/y.deb' y.deb 34307256 SHA256:{hash}")).as_deref(),
-            Some(hash)
-        );
-        assert_eq!(
-            parse_sha256("'http://x/y.deb' y.deb 34307256 SHA256:5195"),
-            None
-        );
-        assert_eq!(
-            parse_sha256("'http://x/y.deb' y.deb 34307256 MD5Sum:0"),
-            None
-        );
-    }
-
-    #[test]
     fn the_newest_complete_kernel_is_found() {
         let root = tempfile::tempdir().unwrap();
-        assert_eq!(newest_in(&root.path().join("none")).unwrap(), None);
+        assert_eq!(
+            newest_in(&root.path().join("none"), Arch::X86_64).unwrap(),
+            None
+        );
         for name in ["6.12.9-cloud", "6.12.117-cloud", ".fetch-7.0"] {
             fs::create_dir(root.path().join(name)).unwrap();
             fs::write(root.path().join(name).join("vmlinuz"), "").unwrap();
         }
         fs::create_dir(root.path().join("6.13.0-cloud")).unwrap();
-        let newest = || newest_in(root.path()).unwrap();
+        let arm = root.path().join("6.12.118-cloud-arm64");
+        fs::create_dir(&arm).unwrap();
+        fs::write(arm.join("vmlinuz"), "").unwrap();
+        assert_eq!(newest_in(root.path(), Arch::Aarch64).unwrap(), Some(arm));
+        let newest = || newest_in(root.path(), Arch::X86_64).unwrap();
         assert_eq!(newest(), Some(root.path().join("6.12.117-cloud")));
         let lean = root.path().join("6.12.90-enclos");
         fs::create_dir(&lean).unwrap();
