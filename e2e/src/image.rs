@@ -95,16 +95,32 @@ impl<'a> Builder<'a> {
     /// # Errors
     /// The build fails.
     pub fn flask_backend_with(&self, name: &str, env: &str) -> Result<Image> {
+        self.flask_backend_edited(name, |text| match env {
+            "" => text,
+            env => text.replacen("env = {", &format!("env = {{ {env}"), 1),
+        })
+    }
+
+    /// The same behind attested TLS.
+    ///
+    /// # Errors
+    /// The build fails.
+    pub fn flask_backend_with_attested_tls(&self, name: &str) -> Result<Image> {
+        let setting = "[ingress]\nattested_tls = [5000]\n";
+        self.flask_backend_edited(name, |text| text.replacen("[ingress]\n", setting, 1))
+    }
+
+    fn flask_backend_edited(
+        &self,
+        name: &str,
+        edit: impl FnOnce(String) -> String,
+    ) -> Result<Image> {
         let app = read(&self.bench.path("examples/flask-backend/app.py"))?;
         let rootfs = self.dir.join(format!("{name}.rootfs.tar"));
         let added = [Added::file("app/app.py", app)];
         add_to_archive(&self.bench.flask_rootfs, &rootfs, &added)?;
         let config = self.example_config(name, "examples/flask-backend")?;
-        if !env.is_empty() {
-            let text = fs::read_to_string(&config)?;
-            let text = text.replacen("env = {", &format!("env = {{ {env}"), 1);
-            fs::write(&config, text)?;
-        }
+        fs::write(&config, edit(fs::read_to_string(&config)?))?;
         self.build(name, &rootfs, &config, 512)
     }
 

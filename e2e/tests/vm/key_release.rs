@@ -1,10 +1,11 @@
 //! The loop, and everything that must break it.
 
 use base64::prelude::{BASE64_STANDARD, Engine};
+use enclos_e2e::child;
 use enclos_e2e::container::{Buildah, Registry};
 use enclos_e2e::image::{Image, change_one_byte};
 use enclos_e2e::policy::Pins;
-use enclos_e2e::stack::{Enclave, INSTANCE, OTHER_ROLE, ROLE};
+use enclos_e2e::stack::{BOOT, Enclave, INSTANCE, OTHER_ROLE, ROLE};
 use enclos_e2e::stories::{self, Refusal, Secret};
 use serde_json::json;
 
@@ -101,6 +102,41 @@ fn the_flask_dockerfile_runs_the_loop_built_by_buildah_and_pulled_from_a_registr
     assert!(
         answer.contains("Processed: MEET ME AT NOON (4 words)"),
         "{answer}"
+    );
+}
+
+/// The same application, not a byte of it changed, behind TLS that ends in the enclave.
+#[test]
+fn a_stock_application_is_reached_by_attested_tls_alone() {
+    let fixture = Fixture::new();
+    let image = fixture
+        .builder()
+        .flask_backend_with_attested_tls("flask-attested")
+        .unwrap();
+    let secret = fixture.secret(&image);
+    let enclave = fixture.stack.host.run(&image, &[]).unwrap();
+    let data = json!({ "encrypted_data": secret.ciphertext }).to_string();
+    let call = |options: &[&str]| {
+        let mut command = fixture.stack.host.enclos();
+        let url = format!("https://{}", enclave.address);
+        command.args(["call", &url, "--attested-tls", "--wait", "90"]);
+        let root = fixture.stack.host.state.join("root.pem");
+        command.arg("--root").arg(root).args(["--data", &data]);
+        child::read(command.args(options), BOOT)
+    };
+    let eif = image.eif.to_str().unwrap();
+    let answer = call(&["--eif", eif]).unwrap();
+    let expected = "Processed: MEET ME AT NOON (4 words)";
+    assert!(answer.contains(expected), "{answer}");
+    let answer = call(&["--eif", eif, "--tls-nonce"]).unwrap();
+    assert!(answer.contains(expected), "{answer}");
+    let refused = call(&["--pcr0", &image.measurements.pcr1]).unwrap_err();
+    let refused = format!("{refused:#}");
+    assert!(refused.contains("nothing was sent"), "{refused}");
+    assert!(refused.contains("PCR0 is"), "{refused}");
+    assert!(
+        enclave.get("/health").is_err(),
+        "in the open, nobody answers"
     );
 }
 
