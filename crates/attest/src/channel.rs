@@ -18,7 +18,7 @@
 
 use std::time::Duration;
 
-use der::asn1::{ObjectIdentifier, OctetStringRef};
+use der::asn1::OctetStringRef;
 use der::{Decode, Encode};
 use minicbor::decode::Decoder;
 use x509_cert::der;
@@ -27,11 +27,8 @@ use crate::cbor::Writer;
 use crate::document::{CERTIFICATE_MAX, DOCUMENT_MAX, VerifiedDocument};
 pub use crate::pki::ChannelKey;
 use crate::time::UnixMillis;
-pub use crate::x509::CertificateError;
+pub use crate::x509::{CMW_OID, CertificateError};
 use crate::x509::{Certificate, point_spki};
-
-/// id-pe-cmw, the extension of RFC 9999 for conceptual message wrappers.
-pub const CMW_OID: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.6.1.5.5.7.1.35");
 
 /// The wrapper's type of attestation documents of this format, whoever signed them.
 pub const MEDIA_TYPE: &str = "application/aws-nitro-document";

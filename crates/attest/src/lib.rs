@@ -17,17 +17,32 @@
 //! | [`policy`] | what a verified document must say |
 //! | [`channel`] | TLS certificates that carry a document for their key |
 //!
+//! Without feature `aws-lc`, with `rustcrypto`, it verifies and does not issue: [`document`] and [`policy`] alone.
+//!
 //! Nothing here does I/O or reads a clock: time is passed in, bytes go in, bytes come out. `SPEC.md` beside
 //! this crate lists where AWS's texts are ambiguous, what was chosen, and the test that holds it.
 
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
+#![cfg_attr(
+    not(feature = "aws-lc"),
+    expect(
+        dead_code,
+        unused_imports,
+        unreachable_pub,
+        reason = "what issues documents has no user there"
+    )
+)]
 
 mod cbor;
+#[cfg(feature = "aws-lc")]
 pub mod channel;
+mod crypto;
 pub mod document;
+#[cfg(feature = "aws-lc")]
 pub mod nsm;
 mod pcr;
+#[cfg(feature = "aws-lc")]
 pub mod pki;
 pub mod policy;
 mod time;

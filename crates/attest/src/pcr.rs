@@ -7,8 +7,9 @@
 use std::fmt;
 use std::str::FromStr;
 
-use aws_lc_rs::digest;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use crate::crypto;
 
 /// Bytes of a register: the length of a SHA-384 digest.
 pub const PCR_LEN: usize = 48;
@@ -147,12 +148,7 @@ impl PcrValue {
     /// The value after raw `data` was appended to this one: H(old ‖ data).
     #[must_use]
     pub fn extend(&self, data: &[u8]) -> Self {
-        let mut hash = digest::Context::new(&digest::SHA384);
-        hash.update(&self.0);
-        hash.update(data);
-        let mut value = [0; PCR_LEN];
-        value.copy_from_slice(hash.finish().as_ref());
-        Self(value)
+        Self(crypto::sha384(&[&self.0, data]))
     }
 
     /// The value of an image register whose data has this SHA-384 digest: H(0^48 ‖ digest).
@@ -176,7 +172,7 @@ impl PcrValue {
     /// PCR8 of an image signed under this certificate.
     #[must_use]
     pub fn of_certificate(der: &[u8]) -> Self {
-        Self::ZERO.extend(digest::digest(&digest::SHA384, der).as_ref())
+        Self::ZERO.extend(&crypto::sha384(&[der]))
     }
 
     /// A user register of an image that extends it, from zero, with its version as eight bytes, most significant
@@ -291,7 +287,7 @@ mod tests {
     #[test]
     fn images_are_hashed_twice() {
         let mut empty = [0; 48];
-        empty.copy_from_slice(digest::digest(&digest::SHA384, b"").as_ref());
+        empty.copy_from_slice(&crypto::sha384(&[b""]));
         let expected = "21b9efbc184807662e966d34f390821309eeac6802309798826296bf3e8bec7c\
                         10edb30948c90ba67310f7b964fc500a";
         assert_eq!(PcrValue::measured(&empty).to_string(), expected);

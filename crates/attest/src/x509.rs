@@ -12,7 +12,6 @@ mod der_reader;
 use std::ops::Range;
 use std::sync::Arc;
 
-use aws_lc_rs::signature::{ECDSA_P384_SHA384_ASN1, ParsedPublicKey};
 use der::asn1::UintRef;
 use der::oid::{AssociatedOid, ObjectIdentifier};
 use der::{Decode, Encode, Sequence};
@@ -22,9 +21,12 @@ use x509_cert::ext::pkix::{
 };
 use x509_cert::name::Name;
 
-use crate::channel::CMW_OID;
+use crate::crypto::PublicKey;
 use crate::time::UnixMillis;
 use der_reader::{Algorithm, Extension, Fields};
+
+/// id-pe-cmw, the extension of RFC 9999 for conceptual message wrappers.
+pub const CMW_OID: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.6.1.5.5.7.1.35");
 
 /// ecdsa-with-SHA384 (RFC 5758).
 pub(crate) const ECDSA_WITH_SHA384: ObjectIdentifier =
@@ -156,7 +158,7 @@ pub(crate) struct Certificate {
     not_before: u64,
     not_after: u64,
     point: Place,
-    key: ParsedPublicKey,
+    key: PublicKey,
     extensions: Extensions,
 }
 
@@ -285,7 +287,7 @@ impl Certificate {
 
     fn check_signature(&self, issuer: &Self) -> Result<(), CertificateError> {
         let (tbs, signature) = (self.at(&self.tbs), self.at(&self.signature));
-        let checked = issuer.key.verify_sig(tbs, signature);
+        let checked = issuer.key.verify(tbs, signature);
         checked.map_err(|_| CertificateError::Signature)
     }
 
@@ -293,7 +295,7 @@ impl Certificate {
     pub(crate) fn signed(&self, message: &[u8], signature: &[u8]) -> bool {
         let mut buffer = [0; SIGNATURE_DER_MAX];
         let signature = signature_der(signature, &mut buffer);
-        signature.is_some_and(|signature| self.key.verify_sig(message, signature).is_ok())
+        signature.is_some_and(|signature| self.key.verify(message, signature).is_ok())
     }
 
     /// Whether it may issue a chain with `below` further CA certificates.
@@ -454,8 +456,8 @@ pub(crate) fn root(der: &[u8]) -> Result<Certificate, CertificateError> {
 }
 
 /// The key of this uncompressed point, which is on the curve.
-pub(crate) fn public_key(point: &[u8]) -> Result<ParsedPublicKey, CertificateError> {
-    ParsedPublicKey::new(&ECDSA_P384_SHA384_ASN1, point).map_err(|_| CertificateError::Key)
+pub(crate) fn public_key(point: &[u8]) -> Result<PublicKey, CertificateError> {
+    PublicKey::of_point(point).map_err(|_| CertificateError::Key)
 }
 
 /// The point of a SubjectPublicKeyInfo, which is a P-384 key's.
@@ -475,7 +477,7 @@ pub(crate) fn point_spki(point: &[u8]) -> Vec<u8> {
 }
 
 /// Longest DER of an ECDSA signature on P-384 in bytes: a header of 2, two integers of 51 with theirs.
-const SIGNATURE_DER_MAX: usize = 104;
+pub(crate) const SIGNATURE_DER_MAX: usize = 104;
 
 /// Ecdsa-Sig-Value (RFC 3279 section 2.2.3), which is what the keys here verify.
 #[derive(Sequence)]
@@ -485,7 +487,10 @@ struct SignatureValue<'a> {
 }
 
 /// The DER of r ‖ s.
-fn signature_der<'a>(fixed: &[u8], buffer: &'a mut [u8; SIGNATURE_DER_MAX]) -> Option<&'a [u8]> {
+pub(crate) fn signature_der<'a>(
+    fixed: &[u8],
+    buffer: &'a mut [u8; SIGNATURE_DER_MAX],
+) -> Option<&'a [u8]> {
     let (r, s) = fixed.split_at_checked(fixed.len() / 2)?;
     let value = SignatureValue {
         r: UintRef::new(r).ok()?,

@@ -32,8 +32,6 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use aws_lc_rs::digest::{SHA256, digest};
-
 use anchors::Anchor;
 pub use anchors::{AWS_ANCHOR, AWS_ROOT_SHA256, AnchorError, TrustAnchors};
 pub use cache::{CacheUse, ChainCache};
@@ -41,6 +39,7 @@ pub use payload::{CABUNDLE_MAX, CERTIFICATE_MAX, DOCUMENT_MAX, FIELD_MAX};
 pub(crate) use payload::{encode_envelope, encode_payload, sig_structure};
 
 pub use crate::cbor::CborError;
+use crate::crypto;
 use crate::pcr::{PcrIndex, PcrValue};
 use crate::time::UnixMillis;
 pub use crate::x509::CertificateError;
@@ -460,7 +459,7 @@ fn check_image(claims: &Claims, options: &VerifyOptions) -> Result<(), VerifyErr
 }
 
 fn fingerprint(der: &[u8]) -> String {
-    hex::encode(digest(&SHA256, der))
+    hex::encode(crypto::sha256(der))
 }
 
 fn seconds(duration: &Duration) -> String {
