@@ -26,6 +26,10 @@ pub const CA_KEYS: &str = "ca.pem";
 /// Beside it: the root certificate that documents begin with, PEM.
 pub const CA_ROOT: &str = "root.pem";
 
+/// Beside it, for as long as the hypervisor has not taken it: the region's next key and certificate, which a root whose key
+/// is kept in a token signed.
+pub const CA_REGION: &str = "region.pem";
+
 /// Beside it: locked by whoever may write the others.
 pub const CA_LOCK: &str = "ca.lock";
 

@@ -4,6 +4,7 @@
 
 mod daemon;
 mod inputs;
+mod softhsm;
 
 use std::io::{BufRead, BufReader, Read as _, Write as _};
 use std::net::TcpListener;
@@ -21,6 +22,7 @@ use rcgen::{
     PKCS_ECDSA_P521_SHA512, SignatureAlgorithm,
 };
 use serde_json::{Value, json};
+use softhsm::MODULE;
 
 /// An image, a key and its certificate.
 struct Desk {
@@ -71,42 +73,10 @@ impl Desk {
     }
 }
 
-const MODULE: &str = "/usr/lib/softhsm/libsofthsm2.so";
-
-/// A token of SoftHSM with the desk's key in it. `cargo xtask test` installs SoftHSM.
+/// A token with the desk's key in it.
 fn token(desk: &Desk) -> String {
-    let tokens = desk.daemon.path("tokens");
-    std::fs::create_dir(&tokens).unwrap();
-    let config =
-        format!("directories.tokendir = {tokens}\nobjectstore.backend = file\nlog.level = ERROR\n");
-    let config = desk.daemon.file("softhsm2.conf", config.as_bytes());
-    let util = |args: &[&str]| {
-        let output = Command::new("softhsm2-util")
-            .args(args)
-            .env("SOFTHSM2_CONF", &config)
-            .output();
-        let output =
-            output.unwrap_or_else(|error| panic!("softhsm2-util (package softhsm2): {error}"));
-        assert!(
-            output.status.success(),
-            "{args:?}: {}",
-            String::from_utf8_lossy(&output.stderr)
-        );
-    };
-    util(&[
-        "--init-token",
-        "--free",
-        "--label",
-        "my token",
-        "--pin",
-        "1234",
-        "--so-pin",
-        "5678",
-    ]);
-    util(&[
-        "--import", &desk.key, "--token", "my token", "--label", "eif", "--id", "01", "--pin",
-        "1234",
-    ]);
+    let config = softhsm::token(&desk.daemon);
+    softhsm::import(&config, &desk.key, "eif", "01");
     config
 }
 

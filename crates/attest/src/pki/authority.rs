@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use aws_lc_rs::digest::{SHA256, digest};
-use aws_lc_rs::signature::{ECDSA_P384_SHA384_ASN1_SIGNING, EcdsaKeyPair, KeyPair};
+use aws_lc_rs::signature::{ECDSA_P384_SHA384_ASN1_SIGNING, EcdsaKeyPair, KeyPair as _};
 use der::oid::ObjectIdentifier;
 use der::pem::{self, LineEnding};
 use x509_cert::ext::Extension;
@@ -11,20 +11,23 @@ use x509_cert::name::RdnSequence;
 use x509_cert::serial_number::SerialNumber;
 use zeroize::Zeroizing;
 
-use super::issue::{self, CertifiedKey, Template};
+use super::issue::{self, CertifiedKey, HOUR, Template};
 use super::leaf::{IssuedLeaf, LEAF_LIFETIME};
+use super::root::{Issuer, Root, RootKey};
 use super::{CertificateError, PkiError};
 use crate::time::UnixMillis;
 use crate::x509::{self, Certificate, spki_point};
 
-const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
 /// How long before its issue a leaf or instance certificate begins: the clock skew that AWS's leaves allow.
 const SKEW: Duration = Duration::from_secs(3);
 
 /// From the issue of a root to its end: thirty years, eight of them leap years, as AWS's.
-const ROOT_LIFETIME: Duration = Duration::from_secs(10_958 * 24 * 3600);
+pub(super) const ROOT_LIFETIME: Duration = Duration::from_secs(10_958 * 24 * 3600);
+
+/// How long before the region's certificate is due its renewal is asked for, where that takes a token.
+const REGION_NOTICE: Duration = Duration::from_secs(5 * 24 * 3600);
 
 /// Longest instance id: `i-` and 17 digits.
 const INSTANCE_ID_MAX: usize = 19;
@@ -45,7 +48,7 @@ const CERTIFICATE_LABEL: &str = "CERTIFICATE";
 /// The certificate authority of one installation, see the [module](super).
 #[derive(Debug)]
 pub struct Authority {
-    root: CertifiedKey,
+    root: Root,
     region: CertifiedKey,
     zone: CertifiedKey,
     instance: CertifiedKey,
@@ -91,10 +94,34 @@ impl Authority {
         instance_id: &str,
     ) -> Result<Self, PkiError> {
         let location = Location::new(region, zone, instance_id)?;
-        let root = new_root(now)?;
-        let region = Level::Region.issue(&root, &location, now)?;
-        let zone = Level::Zone.issue(&region, &location, now)?;
-        let instance = Level::Instance.issue(&zone, &location, now)?;
+        Self::with_root(now, location, None)
+    }
+
+    /// Makes a new authority whose root's key is kept elsewhere.
+    ///
+    /// # Errors
+    /// As [`Authority::create`], and when the key does not sign.
+    pub fn create_with(
+        now: UnixMillis,
+        region: &str,
+        zone: &str,
+        instance_id: &str,
+        key: &dyn RootKey,
+    ) -> Result<Self, PkiError> {
+        let location = Location::new(region, zone, instance_id)?;
+        Self::with_root(now, location, Some(key))
+    }
+
+    fn with_root(
+        now: UnixMillis,
+        location: Location,
+        key: Option<&dyn RootKey>,
+    ) -> Result<Self, PkiError> {
+        let root = Root::create(now, key)?;
+        let issuer = root.issuer(key, "sign the region's certificate")?;
+        let region = Level::Region.issue(issuer, &location, now)?;
+        let zone = Level::Zone.issue(region.issuer(), &location, now)?;
+        let instance = Level::Instance.issue(zone.issuer(), &location, now)?;
         Ok(Self {
             root,
             region,
@@ -112,14 +139,25 @@ impl Authority {
     /// # Errors
     /// As [`Authority::create`] and [`Authority::endorse`].
     pub fn rotate(&self, now: UnixMillis) -> Result<Self, PkiError> {
-        let Location {
-            region,
-            zone,
-            instance_id,
-        } = &self.location;
-        let mut next = Self::create(now, region, zone, instance_id)?;
-        next.endorsement = Some(self.endorse(next.root.certificate.der(), now)?);
-        Ok(next)
+        self.rotate_with(now, None, None)
+    }
+
+    /// [`Authority::rotate`] where this root's key, or the next one's, is kept elsewhere.
+    ///
+    /// # Errors
+    /// As [`Authority::rotate`]; [`PkiError::RootElsewhere`] when this root's key is and is not given.
+    pub fn rotate_with(
+        &self,
+        now: UnixMillis,
+        key: Option<&dyn RootKey>,
+        next: Option<&dyn RootKey>,
+    ) -> Result<Self, PkiError> {
+        // Before anything is made.
+        self.root.issuer(key, "endorse a root")?;
+        let mut authority = Self::with_root(now, self.location.clone(), next)?;
+        let endorsement = self.endorse_with(authority.root.certificate.der(), now, key)?;
+        authority.endorsement = Some(endorsement);
+        Ok(authority)
     }
 
     /// Signs another authority's root: a fleet under one root. It lasts as long as the shorter of both.
@@ -128,7 +166,21 @@ impl Authority {
     /// [`PkiError::Certificate`] when `root_der` is no root, [`PkiError::Endorsement`] when it is this one's own, and as
     /// [`Authority::renew`] when this root cannot issue.
     pub fn endorse(&self, root_der: &[u8], now: UnixMillis) -> Result<Endorsement, PkiError> {
+        self.endorse_with(root_der, now, None)
+    }
+
+    /// [`Authority::endorse`] where this root's key is kept elsewhere.
+    ///
+    /// # Errors
+    /// As [`Authority::endorse`]; [`PkiError::RootElsewhere`] when the key is and is not given.
+    pub fn endorse_with(
+        &self,
+        root_der: &[u8],
+        now: UnixMillis,
+        key: Option<&dyn RootKey>,
+    ) -> Result<Endorsement, PkiError> {
         self.check_root(now)?;
+        let issuer = self.root.issuer(key, "endorse a root")?;
         let unusable = |source| PkiError::Certificate {
             which: "the root to be endorsed",
             source,
@@ -152,13 +204,13 @@ impl Authority {
             not_after: other.not_after().min(own.not_after()),
             extensions: vec![
                 issue::ca_constraints(Some(CAS_BELOW_ROOT))?,
-                self.root.authority_key()?,
+                issuer.authority_key()?,
                 issue::subject_key(&point)?,
                 issue::ca_usage()?,
             ],
             point,
         };
-        let cross = template.sign(self.root.name()?, &self.root.key)?;
+        let cross = template.sign(issuer.name()?, issuer.signer)?;
         Endorsement::of(own.clone(), Certificate::parse(&cross).map_err(unusable)?)
     }
 
@@ -192,27 +244,96 @@ impl Authority {
     /// when something changed and is worth storing.
     ///
     /// # Errors
-    /// [`PkiError::ClockBeforeRoot`], [`PkiError::RootExpires`].
+    /// [`PkiError::ClockBeforeRoot`], [`PkiError::RootExpires`]; [`PkiError::RootElsewhere`] when nothing is left that could
+    /// issue without the root.
     pub fn renew(&mut self, now: UnixMillis) -> Result<bool, PkiError> {
         self.check_root(now)?;
-        // A new issuer has a new name, so whatever is below it is due as well.
+        let mut zone = self.due(&self.zone, Level::Zone, now);
+        // Without the root's key a zone's certificate is used for as long as it issues.
         let region = self.due(&self.region, Level::Region, now);
-        let zone = region || self.due(&self.zone, Level::Zone, now);
+        let region = region && (zone || !self.root.is_elsewhere());
+        // A new issuer has a new name, so whatever is below it is due as well.
+        zone |= region;
         let instance = zone || self.due(&self.instance, Level::Instance, now);
         if region {
-            self.region = Level::Region.issue(&self.root, &self.location, now)?;
+            let issuer = self.root.issuer(None, "sign the region's certificate")?;
+            self.region = Level::Region.issue(issuer, &self.location, now)?;
         }
         if zone {
-            self.zone = Level::Zone.issue(&self.region, &self.location, now)?;
+            self.zone = Level::Zone.issue(self.region.issuer(), &self.location, now)?;
         }
         if instance {
-            self.instance = Level::Instance.issue(&self.zone, &self.location, now)?;
+            self.instance = Level::Instance.issue(self.zone.issuer(), &self.location, now)?;
         }
         Ok(instance)
     }
 
+    /// The region's next key and certificate, for [`Authority::adopt_region`]: what a root whose key is kept elsewhere signs
+    /// every twenty days. PEM; it holds a private key.
+    ///
+    /// # Errors
+    /// As [`Authority::create_with`]; [`PkiError::OtherKey`] when the key is not the root's.
+    pub fn next_region(
+        &self,
+        now: UnixMillis,
+        region: Option<&str>,
+        key: Option<&dyn RootKey>,
+    ) -> Result<Zeroizing<String>, PkiError> {
+        self.check_root(now)?;
+        let Location {
+            region: own,
+            zone,
+            instance_id,
+        } = &self.location;
+        let location = Location::new(region.unwrap_or(own), zone, instance_id)?;
+        let issuer = self.root.issuer(key, "sign the region's certificate")?;
+        link_pem(&Level::Region.issue(issuer, &location, now)?)
+    }
+
+    /// Takes what [`Authority::next_region`] made, and issues what is below it.
+    ///
+    /// # Errors
+    /// [`PkiError::Stored`], [`PkiError::Certificate`], [`PkiError::OtherKey`]: it is not of this root, or not valid at `now`.
+    pub fn adopt_region(&mut self, text: &str, now: UnixMillis) -> Result<(), PkiError> {
+        const WHICH: &str = "the region's next certificate";
+        let mut blocks = pem_blocks(text)?.into_iter();
+        let link = read_link(&mut blocks, WHICH)?;
+        let root = &self.root.certificate;
+        let checked = link.certificate.check_issued_by(root);
+        let checked = checked.and_then(|()| link.certificate.check_ca(2));
+        let checked = checked.and_then(|()| link.certificate.check_time(now));
+        checked.map_err(|source| PkiError::Certificate {
+            which: WHICH,
+            source,
+        })?;
+        let region = region_name(&self.root.certificate, &link)?;
+        let Location {
+            zone, instance_id, ..
+        } = &self.location;
+        let location = Location::new(&region, zone, instance_id)?;
+        let zone = Level::Zone.issue(link.issuer(), &location, now)?;
+        self.instance = Level::Instance.issue(zone.issuer(), &location, now)?;
+        (self.region, self.zone, self.location) = (link, zone, location);
+        Ok(())
+    }
+
+    /// The end of the region's certificate, when it takes the root's key, kept elsewhere, to replace it and it is time to.
+    #[must_use]
+    pub fn wants_region(&self, now: UnixMillis) -> Option<UnixMillis> {
+        let soon = now.plus(REGION_NOTICE);
+        let wanted = self.root.is_elsewhere() && self.due(&self.region, Level::Region, soon);
+        wanted.then(|| self.region.certificate.not_after())
+    }
+
+    /// Whether the root's key is kept elsewhere.
+    #[must_use]
+    pub fn root_is_elsewhere(&self) -> bool {
+        self.root.is_elsewhere()
+    }
+
     /// Moves the authority to another region, zone or instance, keeping its root; true when something changed
-    /// and is worth storing. Renews as [`Authority::renew`] does.
+    /// and is worth storing. Renews as [`Authority::renew`] does. Where the root's key is kept elsewhere the region's
+    /// certificate stays, and another region comes by [`Authority::adopt_region`].
     ///
     /// # Errors
     /// As [`Authority::create`] and [`Authority::renew`].
@@ -228,9 +349,16 @@ impl Authority {
             return self.renew(now);
         }
         self.check_root(now)?;
-        self.region = Level::Region.issue(&self.root, &location, now)?;
-        self.zone = Level::Zone.issue(&self.region, &location, now)?;
-        self.instance = Level::Instance.issue(&self.zone, &location, now)?;
+        let same = location.region == self.location.region;
+        let region = !same || self.due(&self.region, Level::Region, now);
+        if region || !self.root.is_elsewhere() {
+            let issuer = self
+                .root
+                .issuer(None, "sign a certificate for the region")?;
+            self.region = Level::Region.issue(issuer, &location, now)?;
+        }
+        self.zone = Level::Zone.issue(self.region.issuer(), &location, now)?;
+        self.instance = Level::Instance.issue(self.zone.issuer(), &location, now)?;
         self.location = location;
         Ok(true)
     }
@@ -291,7 +419,8 @@ impl Authority {
             point: spki_point(spki_der).map_err(not_usable)?.to_vec(),
             extensions: vec![issue::leaf_constraints()?, issue::leaf_usage()?],
         };
-        let certificate = template.sign(self.instance.name()?, &self.instance.key)?;
+        let issuer = self.instance.issuer();
+        let certificate = template.sign(issuer.name()?, issuer.signer)?;
         Ok(IssuedLeaf {
             certificate,
             cabundle: self.cabundle(),
@@ -305,13 +434,12 @@ impl Authority {
     /// [`PkiError::Crypto`] when a key cannot be exported.
     pub fn to_pem(&self) -> Result<Zeroizing<String>, PkiError> {
         let mut text = Zeroizing::new(String::new());
-        for link in self.links() {
-            let refused = |_| PkiError::Crypto {
-                action: "export a key",
-            };
-            let key = link.key.to_pkcs8v1().map_err(refused)?;
-            text.push_str(&Zeroizing::new(to_pem(KEY_LABEL, key.as_ref())?));
-            text.push_str(&to_pem(CERTIFICATE_LABEL, link.certificate.der())?);
+        if let Some(key) = &self.root.key {
+            text.push_str(&key_pem(key)?);
+        }
+        text.push_str(&certificate_pem(self.root.certificate.der()));
+        for link in [&self.region, &self.zone, &self.instance] {
+            text.push_str(&link_pem(link)?);
         }
         if let Some(endorsement) = &self.endorsement {
             text.push_str(&endorsement.to_pem());
@@ -324,9 +452,9 @@ impl Authority {
     /// # Errors
     /// [`PkiError::Stored`], [`PkiError::Certificate`] and [`PkiError::OtherKey`] say what does not fit.
     pub fn from_pem(text: &str) -> Result<Self, PkiError> {
-        let mut blocks = pem_blocks(text)?.into_iter();
+        let mut blocks = pem_blocks(text)?.into_iter().peekable();
+        let root = read_root(&mut blocks)?;
         let mut next = |which| read_link(&mut blocks, which);
-        let root = next("the root")?;
         let region = next("the region's certificate")?;
         let zone = next("the zone's certificate")?;
         let instance = next("the instance's certificate")?;
@@ -335,7 +463,7 @@ impl Authority {
             0 => None,
             _ => Some(Endorsement::of_blocks(&rest).map_err(stored)?),
         };
-        let location = Location::of(&root, &region, &zone, &instance)?;
+        let location = Location::of(&root.certificate, &region, &zone, &instance)?;
         let authority = Self {
             root,
             region,
@@ -348,14 +476,16 @@ impl Authority {
         Ok(authority)
     }
 
-    fn links(&self) -> [&CertifiedKey; 4] {
-        [&self.root, &self.region, &self.zone, &self.instance]
+    fn own(&self) -> [&Certificate; 4] {
+        let below = [&self.region, &self.zone, &self.instance].map(|link| &link.certificate);
+        let [region, zone, instance] = below;
+        [&self.root.certificate, region, zone, instance]
     }
 
     /// The CA certificates of documents, root first.
     fn cas(&self) -> Vec<&Certificate> {
         let above = self.endorsement.as_ref().map(|by| [&by.root, &by.cross]);
-        let own = self.links().map(|link| &link.certificate);
+        let own = self.own();
         match above {
             Some(above) => above.into_iter().chain(own.into_iter().skip(1)).collect(),
             None => own.to_vec(),
@@ -375,11 +505,11 @@ impl Authority {
             });
         }
         const NAMES: [&str; 4] = ["the root", "the region", "the zone", "the instance"];
-        let links = self.links();
-        for (position, (link, which)) in links.iter().zip(NAMES).enumerate() {
-            let issuer = links[position.saturating_sub(1)];
-            let checked = link.certificate.check_issued_by(&issuer.certificate);
-            let checked = checked.and_then(|()| link.certificate.check_ca(3 - position));
+        let own = self.own();
+        for (position, (certificate, which)) in own.iter().zip(NAMES).enumerate() {
+            let issuer = own[position.saturating_sub(1)];
+            let checked = certificate.check_issued_by(issuer);
+            let checked = checked.and_then(|()| certificate.check_ca(3 - position));
             checked.map_err(|source| PkiError::Certificate { which, source })?;
         }
         Ok(())
@@ -492,21 +622,23 @@ impl Described {
 impl Level {
     fn issue(
         self,
-        issuer: &CertifiedKey,
+        issuer: Issuer<'_>,
         location: &Location,
         now: UnixMillis,
     ) -> Result<CertifiedKey, PkiError> {
         let key = issue::new_ca_key()?;
         let point = key.public_key().as_ref().to_vec();
         let template = Template {
-            subject: self.subject(&issuer.certificate, location)?,
+            subject: self.subject(issuer.certificate, location)?,
             serial: issue::random_serial()?,
             not_before: now.minus(self.begins_before()),
             not_after: now.plus(self.lifetime()),
             extensions: self.extensions(issuer, &point)?,
             point,
         };
-        certified(key, template.sign(issuer.name()?, &issuer.key)?)
+        let der = template.sign(issuer.name()?, issuer.signer)?;
+        let certificate = Certificate::parse(&der).map_err(issue::new_unusable)?;
+        Ok(CertifiedKey { key, certificate })
     }
 
     fn subject(self, issuer: &Certificate, location: &Location) -> Result<RdnSequence, PkiError> {
@@ -527,7 +659,7 @@ impl Level {
     }
 
     /// In AWS's order.
-    fn extensions(self, issuer: &CertifiedKey, point: &[u8]) -> Result<Vec<Extension>, PkiError> {
+    fn extensions(self, issuer: Issuer<'_>, point: &[u8]) -> Result<Vec<Extension>, PkiError> {
         let subject_key = issue::subject_key(point)?;
         let authority_key = issuer.authority_key()?;
         let (path_len, usage) = match self {
@@ -587,60 +719,33 @@ impl Location {
 
     /// Reads the location back from the certificates, which are the only place that keeps it.
     fn of(
-        root: &CertifiedKey,
+        root: &Certificate,
         region: &CertifiedKey,
         zone: &CertifiedKey,
         instance: &CertifiedKey,
     ) -> Result<Self, PkiError> {
-        let unknown = PkiError::Stored {
-            problem: "a certificate's name has another form",
-        };
-        let root = text(root, issue::CN)?;
-        let [region, instance] = [text(region, issue::CN)?, text(instance, issue::CN)?];
-        let below_root = region
-            .strip_suffix(&root)
-            .and_then(|name| name.strip_suffix('.'));
-        let region = below_root
-            .and_then(|name| name.split_once('.'))
-            .map(|(_, region)| region);
-        let instance_id = instance.split_once('.').map(|(id, _)| id);
-        match (region, instance_id) {
-            (Some(region), Some(id)) => Self::new(region, &text(zone, issue::L)?, id),
-            _ => Err(unknown),
-        }
+        let region = region_name(root, region)?;
+        let instance = text(instance, issue::CN)?;
+        let (id, _) = instance.split_once('.').ok_or(OTHER_FORM)?;
+        Self::new(&region, &text(zone, issue::L)?, id)
     }
 }
 
-fn new_root(now: UnixMillis) -> Result<CertifiedKey, PkiError> {
-    let key = issue::new_ca_key()?;
-    let point = key.public_key().as_ref().to_vec();
-    let name = issue::name(&format!("{}.enclos", issue::random_hex(4)?))?;
-    let extensions = vec![
-        issue::ca_constraints(None)?,
-        issue::subject_key(&point)?,
-        issue::ca_usage()?,
-    ];
-    let template = Template {
-        subject: name.clone(),
-        serial: issue::random_serial()?,
-        not_before: now.minus(HOUR),
-        not_after: now.plus(ROOT_LIFETIME),
-        point,
-        extensions,
-    };
-    let certificate = template.sign(name, &key)?;
-    certified(key, certificate)
-}
+const OTHER_FORM: PkiError = PkiError::Stored {
+    problem: "a certificate's name has another form",
+};
 
-fn certified(key: EcdsaKeyPair, der: Vec<u8>) -> Result<CertifiedKey, PkiError> {
-    let unusable = |source| PkiError::Certificate {
-        which: "a new certificate",
-        source,
-    };
-    Ok(CertifiedKey {
-        key,
-        certificate: Certificate::parse(&der).map_err(unusable)?,
-    })
+/// The region that a region's certificate names.
+fn region_name(root: &Certificate, region: &CertifiedKey) -> Result<String, PkiError> {
+    let root = common_name(root, issue::CN)?;
+    let name = text(region, issue::CN)?;
+    let below_root = name
+        .strip_suffix(&root)
+        .and_then(|name| name.strip_suffix('.'));
+    let (_, region) = below_root
+        .and_then(|name| name.split_once('.'))
+        .ok_or(OTHER_FORM)?;
+    Ok(region.to_owned())
 }
 
 /// `<8 hex>.enclos`, the last two labels of every CA's commonName.
@@ -649,9 +754,7 @@ fn root_label(certificate: &Certificate) -> Result<String, PkiError> {
     let labels: Vec<_> = name.rsplitn(3, '.').take(2).collect();
     match labels[..] {
         [last, before] => Ok(format!("{before}.{last}")),
-        _ => Err(PkiError::Stored {
-            problem: "a certificate's name has another form",
-        }),
+        _ => Err(OTHER_FORM),
     }
 }
 
@@ -732,6 +835,45 @@ fn pem_blocks(text: &str) -> Result<Vec<PemBlock>, PkiError> {
         Ok((label.to_owned(), Zeroizing::new(bytes)))
     });
     blocks.collect()
+}
+
+fn key_pem(key: &EcdsaKeyPair) -> Result<Zeroizing<String>, PkiError> {
+    let refused = |_| PkiError::Crypto {
+        action: "export a key",
+    };
+    let key = key.to_pkcs8v1().map_err(refused)?;
+    to_pem(KEY_LABEL, key.as_ref()).map(Zeroizing::new)
+}
+
+fn link_pem(link: &CertifiedKey) -> Result<Zeroizing<String>, PkiError> {
+    let mut text = key_pem(&link.key)?;
+    text.push_str(&certificate_pem(link.certificate.der()));
+    Ok(text)
+}
+
+/// The root: its key and certificate, or its certificate alone.
+fn read_root(
+    blocks: &mut std::iter::Peekable<impl Iterator<Item = PemBlock>>,
+) -> Result<Root, PkiError> {
+    const WHICH: &str = "the root";
+    if blocks.peek().is_some_and(|(label, _)| label == KEY_LABEL) {
+        let CertifiedKey { key, certificate } = read_link(blocks, WHICH)?;
+        let key = Some(key);
+        return Ok(Root { certificate, key });
+    }
+    let (label, der) = blocks.next().unwrap_or_default();
+    if label != CERTIFICATE_LABEL {
+        return Err(PkiError::Stored {
+            problem: "a key or a certificate is missing",
+        });
+    }
+    let certificate = Certificate::parse(&der);
+    let certificate = certificate.map_err(|source| PkiError::Certificate {
+        which: WHICH,
+        source,
+    })?;
+    let key = None;
+    Ok(Root { certificate, key })
 }
 
 fn read_link(

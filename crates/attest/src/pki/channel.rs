@@ -12,6 +12,7 @@ use zeroize::Zeroizing;
 
 use super::PkiError;
 use super::issue::{self, Template};
+use super::root::Signer;
 use crate::channel::{CMW_OID, VALID_AFTER, VALID_BEFORE, wrap};
 use crate::document::UnverifiedDocument;
 use crate::x509::point_spki;
@@ -82,7 +83,7 @@ impl ChannelKey {
             ],
             point,
         };
-        template.sign(name, &self.key)
+        template.sign(name, Signer::Held(&self.key))
     }
 }
 

@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use aws_lc_rs::digest;
-use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::signature::{ECDSA_P384_SHA384_ASN1_SIGNING, EcdsaKeyPair, KeyPair};
 use der::asn1::Utf8StringRef;
 use der::asn1::{Any, BitString, ContextSpecific, OctetString, SetOfVec};
@@ -20,9 +19,10 @@ use x509_cert::serial_number::SerialNumber;
 use x509_cert::spki::{AlgorithmIdentifierOwned, SubjectPublicKeyInfoOwned};
 use x509_cert::time::{Time, Validity};
 
+use super::root::Signer;
 use super::{PkiError, random};
 use crate::time::UnixMillis;
-use crate::x509::{Certificate, ECDSA_WITH_SHA384, point_spki};
+use crate::x509::{Certificate, CertificateError, ECDSA_WITH_SHA384, point_spki};
 
 /// commonName.
 pub(super) const CN: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.5.4.3");
@@ -32,6 +32,9 @@ pub(super) const L: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.5.4.7");
 const O: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.5.4.10");
 /// organizationalUnitName.
 const OU: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.5.4.11");
+
+/// How long before its issue a root, region or zone certificate begins.
+pub(super) const HOUR: Duration = Duration::from_secs(3600);
 
 /// Longest part of a name in bytes (RFC 5280 appendix A.1: `ub-common-name` 64, `ub-locality-name` 128).
 const NAME_MAX: usize = 64;
@@ -78,8 +81,8 @@ struct Signed {
 }
 
 impl Template {
-    /// Signs the certificate with `key`, whose name is `issuer`.
-    pub(super) fn sign(self, issuer: RdnSequence, key: &EcdsaKeyPair) -> Result<Vec<u8>, PkiError> {
+    /// Signs the certificate with the key of `signer`, whose name is `issuer`.
+    pub(super) fn sign(self, issuer: RdnSequence, signer: Signer<'_>) -> Result<Vec<u8>, PkiError> {
         let algorithm = AlgorithmIdentifierOwned {
             oid: ECDSA_WITH_SHA384,
             parameters: None,
@@ -94,11 +97,8 @@ impl Template {
             spki: SubjectPublicKeyInfoOwned::from_der(&point_spki(&self.point))?,
             extensions: explicit(3, self.extensions),
         };
-        let signature = key.sign(&SystemRandom::new(), &tbs.to_der()?);
-        let signature = signature.map_err(|_| PkiError::Crypto {
-            action: "sign a certificate",
-        })?;
-        let signature = BitString::from_bytes(signature.as_ref())?;
+        let signature = signer.sign(&tbs.to_der()?)?;
+        let signature = BitString::from_bytes(&signature)?;
         Ok(Signed {
             tbs,
             algorithm,
@@ -108,27 +108,25 @@ impl Template {
     }
 }
 
+/// A certificate of ours that cannot be read back.
+pub(super) fn new_unusable(source: CertificateError) -> PkiError {
+    PkiError::Certificate {
+        which: "a new certificate",
+        source,
+    }
+}
+
+/// authorityKeyIdentifier of what the key at `point` signs.
+pub(super) fn authority_key(point: &[u8]) -> Result<Extension, PkiError> {
+    let identifier = OctetString::new(key_identifier(point))?;
+    let value = AuthorityKeyIdentifier {
+        key_identifier: Some(identifier),
+        ..Default::default()
+    };
+    extension(false, &value)
+}
+
 impl CertifiedKey {
-    /// Name for the issuer field of what this key signs.
-    pub(super) fn name(&self) -> Result<RdnSequence, PkiError> {
-        let subject = self.certificate.subject();
-        let unusable = |source| PkiError::Certificate {
-            which: "the issuer",
-            source,
-        };
-        Ok(subject.map_err(unusable)?.into())
-    }
-
-    pub(super) fn authority_key(&self) -> Result<Extension, PkiError> {
-        let identifier = key_identifier(self.certificate.point());
-        let identifier = OctetString::new(identifier)?;
-        let value = AuthorityKeyIdentifier {
-            key_identifier: Some(identifier),
-            ..Default::default()
-        };
-        extension(false, &value)
-    }
-
     pub(super) fn check_key(&self, which: &'static str) -> Result<(), PkiError> {
         if self.key.public_key().as_ref() == self.certificate.point() {
             return Ok(());

@@ -25,12 +25,18 @@
 //! under one root ([`Authority::endorse`], [`Authority::adopt`]) and how a root is replaced while verifiers still know the old
 //! one only ([`Authority::rotate`], later [`Authority::drop_endorsement`]).
 //!
+//! The root's key can be kept elsewhere, in a token that signs and never gives it away ([`RootKey`]). The stored authority
+//! then begins with the root's certificate alone, and the region's key is the highest that it holds.
+//!
 //! Private keys live in memory that is wiped when they are dropped.
 
 mod authority;
 mod channel;
 mod issue;
 mod leaf;
+mod root;
+#[cfg(test)]
+mod root_tests;
 #[cfg(test)]
 mod tests;
 
@@ -39,6 +45,7 @@ use aws_lc_rs::rand::{self, SecureRandom};
 pub use authority::{Authority, Described, Endorsement};
 pub use channel::ChannelKey;
 pub use leaf::{IssuedLeaf, LEAF_LIFETIME, LeafIdentity, LeafKey, RENEWAL_MARGIN};
+pub use root::RootKey;
 
 use crate::document::DocumentError;
 use crate::time::UnixMillis;
@@ -90,7 +97,7 @@ pub enum PkiError {
     },
     /// A stored authority cannot be read.
     #[error(
-        "not a stored authority: {problem}; expected four PRIVATE KEY and CERTIFICATE pairs, root first"
+        "not a stored authority: {problem}; expected four PRIVATE KEY and CERTIFICATE pairs, root first, the root's key only if it is kept here"
     )]
     Stored {
         /// What is wrong with it.
@@ -111,6 +118,17 @@ pub enum PkiError {
         /// What is wrong with it.
         problem: &'static str,
     },
+    /// Only the root can do it, and its key is kept elsewhere.
+    #[error(
+        "the root's key is kept in a token, and it alone can {action}: `enclos pki` with --root-key pkcs11:…"
+    )]
+    RootElsewhere {
+        /// What was to be done.
+        action: &'static str,
+    },
+    /// Where the root's key is kept, it was not used.
+    #[error("the root's key did not sign")]
+    RootRefused(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// A certificate is for another key.
     #[error("{which} is for another key than the one at hand")]
     OtherKey {

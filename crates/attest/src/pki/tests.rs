@@ -9,6 +9,8 @@ use x509_cert::der::Decode;
 use x509_cert::ext::Extension;
 
 use super::issue::{self, CertifiedKey, Template};
+use super::root::Signer;
+use super::root_tests::attests;
 use super::*;
 use crate::document::UnverifiedDocument;
 use crate::x509::{self, Certificate, Link as ChainLink, point_spki};
@@ -320,26 +322,7 @@ fn relocation_keeps_the_root_and_changes_the_rest() {
 
 /// A document of an authority, verified under a root.
 fn verifies(authority: &mut Authority, root_pem: &str, now: UnixMillis) -> bool {
-    let key = LeafKey::generate().unwrap();
-    let leaf = authority
-        .issue_leaf(key.spki_der(), MODULE, 1, now)
-        .unwrap();
-    let identity = LeafIdentity::new(key, leaf).unwrap();
-    let image = crate::PcrIndex::all().take(3);
-    let document = identity.sign_document(&crate::document::Claims {
-        module_id: MODULE.to_owned(),
-        timestamp: now,
-        pcrs: image
-            .map(|index| (index, crate::PcrValue::of_role("x")))
-            .collect(),
-        public_key: None,
-        user_data: None,
-        nonce: None,
-    });
-    let anchors = crate::document::TrustAnchors::new().with_root("root", root_pem.as_bytes());
-    let document = UnverifiedDocument::parse(&document.unwrap()).unwrap();
-    let options = crate::document::VerifyOptions::default();
-    document.verify(&anchors.unwrap(), now, &options).is_ok()
+    attests(authority, root_pem, now).unwrap()
 }
 
 #[test]
@@ -574,7 +557,7 @@ impl Link {
             extensions: self.extensions.clone(),
         };
         template
-            .sign(issue::name(issuer.name).unwrap(), &issuer.key)
+            .sign(issue::name(issuer.name).unwrap(), Signer::Held(&issuer.key))
             .unwrap()
     }
 }

@@ -2,23 +2,29 @@
 //!
 //! Whatever changes it takes the lock that a running hypervisor holds: it keeps the CA in memory and would write
 //! over the change.
+//!
+//! The root's key may be in a PKCS#11 token. This short-lived program then loads the token's library and signs what only a
+//! root can: itself, endorsements, and every twenty days the region's certificate. The hypervisor never does.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Write as _;
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::os::unix::fs::{
+    DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _,
+};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use clap::{Args, Subcommand};
-use enclos_api::config::{CA_KEYS, CA_LOCK, CA_ROOT};
+use enclos_api::config::{CA_KEYS, CA_LOCK, CA_REGION, CA_ROOT};
 use enclos_attest::UnixMillis;
-use enclos_attest::pki::{Authority, Endorsement};
+use enclos_attest::pki::{Authority, Endorsement, RootKey};
 use rustix::fs::FlockOperation;
 use serde::Serialize;
 use zeroize::Zeroizing;
 
 use crate::dirs;
 use crate::failure::{Failure, Outcome};
+use crate::signing::TokenRoot;
 use crate::term;
 
 /// `enclos pki …`.
@@ -32,6 +38,27 @@ pub(crate) enum Pki {
         #[arg(long)]
         json: bool,
     },
+    /// Make the CA before the hypervisor first starts, with its root's key in a PKCS#11 token
+    Create {
+        #[command(flatten)]
+        state: State,
+        /// A P-384 key in a token, as a pkcs11: URI
+        #[arg(long, value_name = "URI")]
+        root_key: String,
+        /// The region of host.toml
+        #[arg(long)]
+        region: String,
+    },
+    /// Sign the region's next certificate with the root's key in a token, beside a running hypervisor
+    Renew {
+        #[command(flatten)]
+        state: State,
+        #[command(flatten)]
+        root: RootOption,
+        /// Another region, before host.toml changes to it
+        #[arg(long)]
+        region: Option<String>,
+    },
     /// Print the root that verifiers of this host's documents have to trust, PEM
     Export {
         #[command(flatten)]
@@ -44,6 +71,8 @@ pub(crate) enum Pki {
     CrossSign {
         #[command(flatten)]
         state: State,
+        #[command(flatten)]
+        key: RootOption,
         /// The other host's own root, PEM: `enclos pki export --own` there
         root: PathBuf,
     },
@@ -58,6 +87,11 @@ pub(crate) enum Pki {
     Rotate {
         #[command(flatten)]
         state: State,
+        #[command(flatten)]
+        root: RootOption,
+        /// The new root's key: a P-384 key in a token, as a pkcs11: URI; without it a key in the CA's file
+        #[arg(long, value_name = "URI")]
+        new_root_key: Option<String>,
     },
     /// Let documents begin with the host's own root again: the end of a rotation, or of a fleet's root
     Drop {
@@ -72,6 +106,14 @@ pub(crate) struct State {
     /// The hypervisor's state directory; $ENCLOS_STATE_DIR, /var/lib/enclos for root
     #[arg(long, value_name = "DIR")]
     state_dir: Option<PathBuf>,
+}
+
+/// Where the root's key is, if not in the CA's file.
+#[derive(Debug, Args)]
+pub(crate) struct RootOption {
+    /// The root's key in a token, as a pkcs11: URI; needed where the CA's file does not hold it
+    #[arg(long, value_name = "URI")]
+    root_key: Option<String>,
 }
 
 /// A certificate as `show --json` prints it; times in milliseconds since 1970.
@@ -89,9 +131,20 @@ pub(super) fn run(command: &Pki) -> Outcome {
         Pki::Show { state, json } => show(&state.load()?, *json),
         Pki::Export { state, own: true } => term::out(&state.load()?.own_root_certificate_pem()),
         Pki::Export { state, own: false } => term::out(&state.load()?.root_certificate_pem()),
-        Pki::CrossSign { state, root } => {
+        Pki::Create {
+            state,
+            root_key,
+            region,
+        } => create(state, root_key, region),
+        Pki::Renew {
+            state,
+            root,
+            region,
+        } => renew(state, root, region.as_deref()),
+        Pki::CrossSign { state, key, root } => {
             let root = decode(&read(root)?, root)?;
-            let endorsement = state.load()?.endorse(&root, now())?;
+            let key = key.open()?;
+            let endorsement = state.load()?.endorse_with(&root, now(), signer(&key))?;
             term::out(&endorsement.to_pem())
         }
         Pki::Adopt { state, endorsement } => {
@@ -101,9 +154,15 @@ pub(super) fn run(command: &Pki) -> Outcome {
                 "documents begin with the endorsing root: give its verifiers `enclos pki export`\n",
             )
         }
-        Pki::Rotate { state } => {
+        Pki::Rotate {
+            state,
+            root,
+            new_root_key,
+        } => {
+            let key = root.open()?;
+            let next = new_root_key.as_deref().map(TokenRoot::open).transpose()?;
             state.change(|authority| {
-                *authority = authority.rotate(now())?;
+                *authority = authority.rotate_with(now(), signer(&key), signer(&next))?;
                 Ok(())
             })?;
             term::out(
@@ -121,6 +180,55 @@ pub(super) fn run(command: &Pki) -> Outcome {
             })?;
             term::out("documents begin with the host's own root\n")
         }
+    }
+}
+
+/// What the hypervisor would make at its first start, but for the root's key. Zone and instance it puts in itself.
+fn create(state: &State, root_key: &str, region: &str) -> Outcome {
+    let dir = state.dir()?;
+    let made = fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o755)
+        .create(&dir);
+    made.map_err(|error| Failure::file(None, "make", &dir, error))?;
+    let _lock = lock(&dir)?;
+    let path = dir.join(CA_KEYS);
+    if path.exists() {
+        return Err(Failure::text(format_args!("there is a CA already: {}", path.display()))
+            .hint("`enclos pki rotate --new-root-key …` moves its root into a token, without an outage"));
+    }
+    let key = TokenRoot::open(root_key)?;
+    let zone = format!("{region}a");
+    let authority = Authority::create_with(now(), region, &zone, "i-00000000000000000", &key)?;
+    replace(&path, &authority.to_pem()?, 0o600)?;
+    replace(&dir.join(CA_ROOT), &authority.root_certificate_pem(), 0o644)?;
+    term::out("made a CA whose root's key stays in the token; every ten days: `enclos pki renew`\n")
+}
+
+/// Leaves the region's next certificate where the hypervisor takes it: it need not stop, so the lock is not taken.
+fn renew(state: &State, root: &RootOption, region: Option<&str>) -> Outcome {
+    let authority = state.load()?;
+    if !authority.root_is_elsewhere() {
+        return Err(Failure::text(
+            "the CA's file holds the root's key: the hypervisor renews by itself",
+        ));
+    }
+    let key = root.open()?;
+    let next = authority.next_region(now(), region, signer(&key))?;
+    let dir = state.dir()?;
+    replace_as(&dir.join(CA_REGION), &dir.join(CA_KEYS), &next, 0o600)?;
+    term::out(
+        "signed the region's next certificate; the hypervisor takes it when it next issues one\n",
+    )
+}
+
+fn signer(key: &Option<TokenRoot>) -> Option<&dyn RootKey> {
+    key.as_ref().map(|key| key as &dyn RootKey)
+}
+
+impl RootOption {
+    fn open(&self) -> Outcome<Option<TokenRoot>> {
+        self.root_key.as_deref().map(TokenRoot::open).transpose()
     }
 }
 
@@ -190,15 +298,23 @@ fn lock(dir: &Path) -> Outcome<File> {
 
 /// Replaces a file as a whole and durably; it keeps its owner.
 fn replace(path: &Path, text: &str, mode: u32) -> Outcome {
+    replace_as(path, path, text, mode)
+}
+
+/// Writes a file as a whole and durably, for the owner of `like`, if there is one.
+fn replace_as(path: &Path, like: &Path, text: &str, mode: u32) -> Outcome {
     let failed =
         |doing: &'static str| move |error: std::io::Error| Failure::file(None, doing, path, error);
     let dir = path.parent().unwrap_or_else(|| Path::new("."));
     let mut file = tempfile::NamedTempFile::new_in(dir).map_err(failed("write beside"))?;
     let written = file.write_all(text.as_bytes());
     written.map_err(failed("write"))?;
-    let old = path.metadata().map_err(failed("inspect"))?;
     let new = file.as_file().metadata().map_err(failed("inspect"))?;
-    if (old.uid(), old.gid()) != (new.uid(), new.gid()) {
+    let old = match like.metadata() {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
+        other => Some(other.map_err(failed("inspect"))?),
+    };
+    if let Some(old) = old.filter(|old| (old.uid(), old.gid()) != (new.uid(), new.gid())) {
         std::os::unix::fs::fchown(file.as_file(), Some(old.uid()), Some(old.gid()))
             .map_err(failed("keep the owner of"))?;
     }

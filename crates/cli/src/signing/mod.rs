@@ -9,6 +9,7 @@
 //! A key that stays with someone else altogether signs what `enclos eif measure` writes; `enclos eif attach` adds it.
 
 mod pkcs11;
+mod root;
 
 use std::path::{Path, PathBuf};
 
@@ -20,6 +21,8 @@ use zeroize::Zeroizing;
 use crate::codes::Code;
 use crate::failure::{Failure, Outcome};
 use crate::kms;
+
+pub(crate) use root::TokenRoot;
 
 /// Options that sign an image while it is built.
 #[derive(Debug, Default, Args)]

@@ -14,8 +14,9 @@
 use std::path::PathBuf;
 
 use cryptoki::context::{CInitializeArgs, CInitializeFlags, Pkcs11};
+use cryptoki::error::RvError;
 use cryptoki::mechanism::Mechanism;
-use cryptoki::object::{Attribute, KeyType, ObjectClass, ObjectHandle};
+use cryptoki::object::{Attribute, AttributeType, KeyType, ObjectClass, ObjectHandle};
 use cryptoki::session::{Session, UserType};
 use cryptoki::slot::Slot;
 use cryptoki::types::AuthPin;
@@ -50,6 +51,12 @@ pub(super) enum TokenError {
     Token { found: usize },
     #[error("{found} private EC keys match the URI, expected one; name it by object= or id=")]
     Key { found: usize },
+    #[error(
+        "the token has {found} public keys that belong to this one, expected one: import it beside the private key, with the same id or label"
+    )]
+    NoPublic { found: usize },
+    #[error("the key is not one of P-384, which attestation roots are")]
+    Curve,
     #[error("the token refuses to {doing}")]
     Refused {
         doing: &'static str,
@@ -167,23 +174,36 @@ impl TokenKey {
             source,
         };
         let module = Pkcs11::new(&path).map_err(failed)?;
-        module
-            .initialize(CInitializeArgs::new(CInitializeFlags::OS_LOCKING_OK))
-            .map_err(failed)?;
+        let arguments = CInitializeArgs::new(CInitializeFlags::OS_LOCKING_OK);
+        unless(
+            RvError::CryptokiAlreadyInitialized,
+            module.initialize(arguments),
+        )
+        .map_err(failed)?;
         let slot = find_token(&module, &uri)?;
         let session = module
             .open_ro_session(slot)
             .map_err(refused("open a session"))?;
         let pin = uri.pin()?;
-        session
-            .login(UserType::User, Some(&pin))
-            .map_err(refused("log in with this PIN"))?;
+        let login = session.login(UserType::User, Some(&pin));
+        unless(RvError::UserAlreadyLoggedIn, login).map_err(refused("log in with this PIN"))?;
         let key = find_key(&session, &uri)?;
         Ok(Self {
             session,
             key,
             _module: module,
         })
+    }
+}
+
+/// A library and a login are the process's: a second key of the same token finds both done.
+fn unless(
+    done: RvError,
+    result: Result<(), cryptoki::error::Error>,
+) -> Result<(), cryptoki::error::Error> {
+    match result {
+        Err(cryptoki::error::Error::Pkcs11(found, _)) if found == done => Ok(()),
+        other => other,
     }
 }
 
@@ -231,16 +251,74 @@ fn find_key(session: &Session, uri: &Uri) -> Result<ObjectHandle, TokenError> {
     }
 }
 
+/// Named curve secp384r1, DER: what `CKA_EC_PARAMS` holds.
+const SECP384R1: &[u8] = &[0x06, 0x05, 0x2b, 0x81, 0x04, 0x00, 0x22];
+
+/// Before an uncompressed point of P-384 when it stands in an OCTET STRING, as PKCS#11 says; some tokens leave it out.
+const OCTETS_97: &[u8] = &[0x04, 0x61];
+
+/// Bytes of an uncompressed point of P-384.
+const POINT: usize = 97;
+
+impl TokenKey {
+    /// The public half of a P-384 key: its uncompressed point.
+    pub(super) fn p384_point(&self) -> Result<Vec<u8>, TokenError> {
+        let read = refused("tell what key it is");
+        let names = [AttributeType::Id, AttributeType::Label];
+        let mut template = self
+            .session
+            .get_attributes(self.key, &names)
+            .map_err(&read)?;
+        // An id is what binds the two halves; only a key without one is known by its label.
+        if template
+            .iter()
+            .any(|name| matches!(name, Attribute::Id(id) if !id.is_empty()))
+        {
+            template.retain(|name| matches!(name, Attribute::Id(_)));
+        }
+        template.push(Attribute::Class(ObjectClass::PUBLIC_KEY));
+        template.push(Attribute::KeyType(KeyType::EC));
+        let found = self.session.find_objects(&template).map_err(&read)?;
+        let [public] = found.as_slice() else {
+            return Err(TokenError::NoPublic { found: found.len() });
+        };
+        let wanted = [AttributeType::EcParams, AttributeType::EcPoint];
+        let values = self
+            .session
+            .get_attributes(*public, &wanted)
+            .map_err(&read)?;
+        let (mut curve, mut point) = (Vec::new(), Vec::new());
+        for value in values {
+            match value {
+                Attribute::EcParams(params) => curve = params,
+                Attribute::EcPoint(bytes) => point = bytes,
+                _ => {}
+            }
+        }
+        let bare = point
+            .strip_prefix(OCTETS_97)
+            .filter(|bare| bare.len() == POINT);
+        let point = bare.unwrap_or(&point).to_vec();
+        if curve != SECP384R1 || point.len() != POINT {
+            return Err(TokenError::Curve);
+        }
+        Ok(point)
+    }
+
+    /// Signs a digest with ECDSA: r and s.
+    pub(super) fn sign_digest(&self, digest: &[u8]) -> Result<Vec<u8>, TokenError> {
+        let signed = self.session.sign(&Mechanism::Ecdsa, self.key, digest);
+        signed.map_err(refused("sign"))
+    }
+}
+
 impl SigningKey for TokenKey {
     /// The token gets the digest: few can hash, and all can sign one.
     fn sign(
         &self,
         message: &ToBeSigned,
     ) -> Result<Vec<u8>, Box<dyn std::error::Error + Send + Sync>> {
-        let signed = self
-            .session
-            .sign(&Mechanism::Ecdsa, self.key, &message.digest());
-        Ok(signed.map_err(refused("sign"))?)
+        Ok(self.sign_digest(&message.digest())?)
     }
 }
 

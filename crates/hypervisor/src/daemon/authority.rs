@@ -3,6 +3,7 @@
 //! ```text
 //!  D/              0755
 //!  D/ca.pem        0600   all keys and certificates; replaced as a whole, flushed before use
+//!  D/region.pem    0600   the region's next key and certificate, when the root's key is in a token; taken and removed
 //!  D/root.pem      0644   the certificate that documents begin with, for verifiers
 //!  D/ca.lock       0600   held for as long as the hypervisor, or `enclos pki`, may write the others
 //! ```
@@ -10,6 +11,9 @@
 //! The root's key is the identity of this installation: it is made once, before the first enclave, and is
 //! never overwritten by a file that cannot be read. Intermediates are re-issued when they are due, each time
 //! a leaf is asked for.
+//!
+//! The root's key may be in a token instead. Then `enclos pki renew`, which loads the token's library, signs the
+//! region's next certificate and leaves it in a file beside the CA; this process never loads such a library.
 
 use std::fs::{self, File};
 use std::io;
@@ -18,13 +22,14 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use enclos_api::config::{CA_KEYS, CA_LOCK, CA_ROOT, Instance};
+use enclos_api::config::{CA_KEYS, CA_LOCK, CA_REGION, CA_ROOT, Instance};
 use enclos_attest::UnixMillis;
 use enclos_attest::pki::{Authority, IssuedLeaf, PkiError};
 
 use zeroize::Zeroizing;
 
 use crate::daemon::files::{self, FilesError};
+use crate::log;
 
 /// Why there is no CA.
 #[derive(Debug, thiserror::Error)]
@@ -82,7 +87,10 @@ impl Store {
         let lock = files::lock(state_dir, CA_LOCK)?;
         let path = state_dir.join(CA_KEYS);
         let authority = match load(&path)? {
-            Some(authority) => refresh(&path, authority, instance)?,
+            Some(mut authority) => {
+                take_region(&path, &mut authority)?;
+                refresh(&path, authority, instance)?
+            }
             None => create(&path, instance)?,
         };
         let root = authority.root_certificate_pem();
@@ -106,8 +114,14 @@ impl Store {
     pub fn issue(&self, spki: &[u8], id: &str, slot: u64) -> Result<IssuedLeaf, AuthorityError> {
         let mut authority = self.lock();
         let now = now();
+        take_region(&self.path, &mut authority)?;
         if authority.renew(now).map_err(pki(&self.path))? {
             store(&self.path, &authority)?;
+        }
+        if let Some(end) = authority.wants_region(now) {
+            log::warn(format_args!(
+                "the region's certificate ends at {end}: `enclos pki renew` with the token that holds the root's key"
+            ));
         }
         let leaf = authority.issue_leaf(spki, id, slot, now);
         leaf.map_err(pki(&self.path))
@@ -121,6 +135,36 @@ impl Store {
 }
 
 fn load(path: &Path) -> Result<Option<Authority>, AuthorityError> {
+    let text = read(path)?;
+    let authority = text.map(|text| Authority::from_pem(&text).map_err(pki(path)));
+    authority.transpose()
+}
+
+/// Takes the region's next certificate, if there is one. One that cannot be used is told and stays; what there is goes on.
+fn take_region(path: &Path, authority: &mut Authority) -> Result<(), AuthorityError> {
+    let next = path.with_file_name(CA_REGION);
+    let adopted = match read(&next) {
+        Ok(None) => return Ok(()),
+        Ok(Some(text)) => {
+            let adopted = authority.adopt_region(&text, now());
+            adopted.map_err(|error| log::chain(&error))
+        }
+        Err(error) => Err(log::chain(&error)),
+    };
+    if let Err(error) = adopted {
+        log::warn(format_args!(
+            "{} is not used, `enclos pki renew` makes another: {error}",
+            next.display()
+        ));
+        return Ok(());
+    }
+    store(path, authority)?;
+    let removed = fs::remove_file(&next);
+    removed.map_err(|source| AuthorityError::Read { path: next, source })
+}
+
+/// A file of keys, unless there is none.
+fn read(path: &Path) -> Result<Option<Zeroizing<String>>, AuthorityError> {
     let unreadable = |source| AuthorityError::Read {
         path: path.to_owned(),
         source,
@@ -136,7 +180,7 @@ fn load(path: &Path) -> Result<Option<Authority>, AuthorityError> {
             mode,
         });
     }
-    Authority::from_pem(&text).map(Some).map_err(pki(path))
+    Ok(Some(text))
 }
 
 /// The host may have been renamed, and certificates may have expired, since the CA was stored.
