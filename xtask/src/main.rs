@@ -1,4 +1,4 @@
-//! The project's own commands: `cargo xtask demo`, `test`, `moto`, `clients`, `bindings`, `differential`, `prepush`, `setup`, `install`, `bench-boot`.
+//! The project's own commands: `cargo xtask demo`, `test`, `moto`, `clients`, `bindings`, `differential`, `fuzz`, `prepush`, `setup`, `install`, `bench-boot`.
 //!
 //! Every command does all of its own set-up. This program stays small and compiles in seconds, because it must run
 //! before anything else can: it installs packages, builds the rest and hands over. What needs Enclos's own code
@@ -10,6 +10,7 @@ mod bindings;
 mod build;
 mod clients;
 mod direction;
+mod fuzz;
 mod host;
 mod install;
 mod peers;
@@ -54,6 +55,12 @@ enum Task {
     },
     /// Two hundred images, written, measured and described by AWS's own tools and by ours.
     Differential,
+    /// Every fuzz target for a while, from the committed corpus; a finding fails.
+    Fuzz {
+        /// For all targets together, building not counted.
+        #[arg(long, default_value_t = 60)]
+        seconds: u64,
+    },
     /// Tests of KMS that moto's authors wrote, against ours.
     Moto,
     /// AWS's SDKs in four languages, its command and users of KMS against ours: what one wrote, another reads.
@@ -136,6 +143,7 @@ fn run(task: Task) -> Result<()> {
             report.stage("Host programs", || build::host_programs(&workspace))?;
             peers::differential(&workspace, &mut report)
         }
+        Task::Fuzz { seconds } => fuzz::run(&workspace, &mut report, seconds),
         Task::BenchBoot { runs } => {
             let built = set_up(&workspace, &mut report)?;
             let runs = runs.to_string();
