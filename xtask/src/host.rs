@@ -77,6 +77,11 @@ const TESTS: &[Need] = &[
         purpose: "install Python packages for tests apart from the system",
     },
     Need {
+        present: || in_path("c++"),
+        package: "g++",
+        purpose: "compile the fuzzer's engine, libFuzzer",
+    },
+    Need {
         present: || in_path("pkg-config"),
         package: "pkg-config",
         purpose: "build AWS's own tools, which images are compared with",

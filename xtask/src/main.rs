@@ -48,7 +48,7 @@ enum Task {
         #[arg(long)]
         keep: bool,
     },
-    /// Unit tests, other people's clients of KMS, images against AWS's own code, bindings, then end-to-end tests in real virtual machines.
+    /// Unit tests, other people's clients of KMS, images against AWS's own code, bindings, a minute of fuzzing, then end-to-end tests in real virtual machines.
     Test {
         /// Only end-to-end tests whose name contains this; differential tests and bindings are left out then.
         filter: Option<String>,
@@ -88,6 +88,9 @@ enum Task {
         runs: u32,
     },
 }
+
+/// Seconds of fuzzing in the tests: enough for each target to go through its corpus and a little further.
+const FUZZING: u64 = 60;
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
@@ -132,6 +135,7 @@ fn run(task: Task) -> Result<()> {
                 clients::run(&workspace, &mut report)?;
                 peers::differential(&workspace, &mut report)?;
                 bindings::run(&workspace, &mut report)?;
+                fuzz::run(&workspace, &mut report, FUZZING)?;
             }
             report.stage("Lean kernel (minutes, once)", || {
                 build::lean_kernel(&workspace)
