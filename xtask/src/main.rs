@@ -1,4 +1,5 @@
-//! The project's own commands: `cargo xtask demo`, `test`, `moto`, `clients`, `bindings`, `differential`, `fuzz`, `prepush`, `setup`, `install`, `bench-boot`.
+//! The project's own commands: `cargo xtask demo`, `test`, `moto`, `clients`, `bindings`, `wasm`, `differential`, `fuzz`, `prepush`,
+//! `setup`, `install`, `bench-boot`.
 //!
 //! Every command does all of its own set-up. This program stays small and compiles in seconds, because it must run
 //! before anything else can: it installs packages, builds the rest and hands over. What needs Enclos's own code
@@ -20,6 +21,7 @@ mod report;
 mod rootfs;
 mod shell;
 mod style;
+mod wasm;
 mod workspace;
 
 use std::process::ExitCode;
@@ -67,6 +69,8 @@ enum Task {
     Clients,
     /// The verifier in Python and Node.js, and other people's verifiers, on the shared vectors.
     Bindings,
+    /// The verifier in WebAssembly and its page, built by Debian's packages, on the shared vectors.
+    Wasm,
     /// What to run before a change is sent: format, lints, dependencies, style, docs, unit tests.
     Prepush {
         /// Leave the unit tests out.
@@ -121,6 +125,10 @@ fn run(task: Task) -> Result<()> {
             report.stage("Debian packages", host::install_missing_for_tests)?;
             bindings::run(&workspace, &mut report)
         }
+        Task::Wasm => {
+            report.stage("Debian packages", host::install_missing_for_tests)?;
+            wasm::run(&workspace, &mut report)
+        }
         Task::Setup => set_up(&workspace, &mut report).map(drop),
         Task::Demo { keep } => {
             let built = set_up(&workspace, &mut report)?;
@@ -136,6 +144,11 @@ fn run(task: Task) -> Result<()> {
                 peers::differential(&workspace, &mut report)?;
                 bindings::run(&workspace, &mut report)?;
                 fuzz::run(&workspace, &mut report, FUZZING)?;
+                if wasm::is_possible() {
+                    wasm::run(&workspace, &mut report)?;
+                } else {
+                    report.heading("WebAssembly: not built, apt has no rustc-web here");
+                }
             }
             report.stage("Lean kernel (minutes, once)", || {
                 build::lean_kernel(&workspace)

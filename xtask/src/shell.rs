@@ -42,6 +42,14 @@ impl Shell {
         self
     }
 
+    /// Without these variables of our own environment.
+    pub(crate) fn without<const N: usize>(mut self, names: [&str; N]) -> Self {
+        for name in names {
+            self.0.env_remove(name);
+        }
+        self
+    }
+
     /// Runs it with its output shown.
     pub(crate) fn run(mut self) -> Result<()> {
         let status = self
