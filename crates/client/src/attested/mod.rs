@@ -227,27 +227,35 @@ impl AttestedTls {
         }
         let resumed = tls.handshake_kind() == Some(HandshakeKind::Resumed);
         let known = connection.offered().filter(|_| resumed);
-        if self.judge.wants_nonces() && tls.alpn_protocol() != Some(NONCE_ALPN) {
-            return Err(AttestedTlsError::NoNonces);
-        }
-        let verdict = match (known, self.judge.wants_nonces()) {
-            (Some(verdict), false) => verdict,
-            (Some(verdict), true) => {
-                let mut stream = rustls::Stream::new(&mut tls, &mut stream);
-                stream.write_all(&[0]).map_err(AttestedTlsError::Io)?;
-                verdict
-            }
-            // The judge has just accepted this certificate and remembers it.
-            (None, false) => self
-                .judge
-                .verdict(tls.peer_certificates().unwrap_or_default())
-                .map_err(|refusal| AttestedTlsError::Refused(Arc::new(refusal)))?,
-            (None, true) => self.challenge(&mut tls, &mut stream)?,
-        };
+        let verdict = self.verdict_after(known, &mut tls, &mut stream)?;
         self.judge.count(resumed);
         connection.settle(&verdict);
         let judge = Arc::clone(&self.judge);
         Ok(AttestedStream::new(tls, stream, verdict, resumed, judge))
+    }
+
+    /// The verdict once TLS has been spoken: that of the session, if one was resumed, else about what the server sent.
+    fn verdict_after<S: Read + Write>(
+        &self,
+        known: Option<Arc<Verdict>>,
+        tls: &mut ClientConnection,
+        stream: &mut S,
+    ) -> Result<Arc<Verdict>, AttestedTlsError> {
+        if !self.judge.wants_nonces() {
+            // The judge has just accepted this certificate and remembers it.
+            let sent = tls.peer_certificates().unwrap_or_default();
+            let judged = known.map_or_else(|| self.judge.verdict(sent), Ok);
+            return judged.map_err(|refusal| AttestedTlsError::Refused(Arc::new(refusal)));
+        }
+        if tls.alpn_protocol() != Some(NONCE_ALPN) {
+            return Err(AttestedTlsError::NoNonces);
+        }
+        let Some(verdict) = known else {
+            return self.challenge(tls, stream);
+        };
+        let mut stream = rustls::Stream::new(tls, stream);
+        stream.write_all(&[0]).map_err(AttestedTlsError::Io)?;
+        Ok(verdict)
     }
 
     /// Sends a nonce and judges the document that comes back.
