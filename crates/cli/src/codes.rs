@@ -107,7 +107,7 @@ static TABLE: [Entry; 61] = [
     e("ConflictingArgument", "Two arguments exclude each other.", "For example --cpu-count with --cpu-ids, in the options or in the --config file.", "Give one of them."),
     e("InvalidArgument", "An argument has a value that cannot be used.", "Not a number, out of range, or not a JSON file of the expected shape.", "Correct the value that the message names."),
     aws("SocketPairCreationFailure", "No socket pair between command and enclave process."),
-    e("ProcessSpawnFailure", "A process could not be started.", "The engine's or the enclave's process cannot be executed: missing file, no permission, process limit.", "Run `enclos doctor`; it checks QEMU and Enclos's own binaries."),
+    e("ProcessSpawnFailure", "A process could not be started.", "The engine's or the enclave's process cannot be executed (missing file, no permission, process limit), or the enclave's cgroup cannot be made.", "Run `enclos doctor`; it checks QEMU, Enclos's own binaries and cgroup v2."),
     aws("DaemonizeProcessFailure", "The enclave process could not detach."),
     e("ReadFromDiskFailure", "A directory of the installation cannot be read.", "Run or state directory missing or owned by someone else.", "Run `enclos status` to see which directories are used; correct their owner."),
     aws("UnusableConnectionError", "A connection was used after it was lost."),

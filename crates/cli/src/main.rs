@@ -99,6 +99,46 @@ mod tests {
         NitroCli::command().debug_assert();
     }
 
+    /// The names of all commands that do something themselves, their words joined by `-`.
+    fn leaves(command: &clap::Command, prefix: &str, into: &mut Vec<String>) {
+        for one in command.get_subcommands() {
+            let name = format!("{prefix}{}", one.get_name());
+            match one.has_subcommands() {
+                true => leaves(one, &format!("{name}-"), into),
+                false => into.push(name),
+            }
+        }
+    }
+
+    /// Tests in `tests/snapshots.rs` make and compare them; what they forgot shows here.
+    #[test]
+    fn every_command_has_a_snapshot_of_its_help_and_of_a_failure() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/snapshots");
+        let files = std::fs::read_dir(folder).unwrap().flatten();
+        let texts: Vec<String> = files
+            .map(|file| std::fs::read_to_string(file.path()).unwrap())
+            .collect();
+        let mut commands = Vec::new();
+        leaves(&Enclos::command(), "", &mut commands);
+        assert!(commands.len() > 30, "{commands:?}");
+        for command in commands {
+            let called = |text: &&String, help: bool| {
+                let line = text.lines().find_map(|line| line.strip_prefix("$ enclos "));
+                let line = line.unwrap_or_default().replace(' ', "-") + "-";
+                line.starts_with(&format!("{command}-")) && line.ends_with("--help-") == help
+            };
+            let helped = texts.iter().any(|text| called(&text, true));
+            let failed = texts
+                .iter()
+                .filter(|text| called(text, false))
+                .any(|text| !text.contains("[status 0]"));
+            assert!(
+                helped && failed,
+                "{command}: help {helped}, failure {failed}"
+            );
+        }
+    }
+
     #[test]
     fn the_name_decides_the_face() {
         assert!(is_nitro_cli(&["/usr/bin/nitro-cli".into()]));

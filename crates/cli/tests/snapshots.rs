@@ -6,7 +6,7 @@
 
 mod daemon;
 
-use daemon::{Daemon, run_as_nitro_cli, run_with};
+use daemon::{Daemon, run_as_nitro_cli, run_copy_with, run_with};
 
 /// Every command, its words separated by a blank.
 const COMMANDS: &[&str] = &[
@@ -60,7 +60,7 @@ fn words(command: &str) -> Vec<&str> {
     command.split_whitespace().collect()
 }
 
-/// Everything that a command leaves behind on a terminal.
+/// Everything that a command leaves behind on a terminal, with no daemon beside it, whatever was built.
 fn session(daemon: &Daemon, args: &[&str]) -> String {
     let nowhere = daemon.path("nowhere");
     let vars = [
@@ -68,7 +68,7 @@ fn session(daemon: &Daemon, args: &[&str]) -> String {
         ("ENCLOS_GUEST_DIR", &*nowhere),
         ("PATH", &*nowhere),
     ];
-    let done = run_with(daemon, args, &vars);
+    let done = run_copy_with(daemon, args, &vars);
     let args = args.join(" ");
     let text = format!(
         "$ enclos {args}\n{}{}[status {}]\n",
@@ -127,7 +127,7 @@ fn failures_of_every_command() {
     let daemon = Daemon::none();
     let eif = daemon.file("broken.eif", b".eif and nothing more");
     let text = daemon.file("text", b"text");
-    let cases: [(&str, &[&str]); 36] = [
+    let cases: [(&str, &[&str]); 50] = [
         (
             "run-enclave-no-image",
             &[
@@ -282,6 +282,23 @@ fn failures_of_every_command() {
         ("logs", &["logs", "app"]),
         ("wait", &["wait", "--enclave-name", "app"]),
         ("completions", &["completions", "tcsh"]),
+        ("attest-policy-kms", &["attest", "policy", "kms", &text]),
+        ("doctor", &["doctor", "--jsno"]),
+        ("down", &["down", "everything"]),
+        ("kernel-build", &["kernel", "build", "--sauce"]),
+        ("kernel-fetch", &["kernel", "fetch", "--deb"]),
+        ("kms", &["kms", "keys", "list"]),
+        ("man", &["man"]),
+        (
+            "pki-cross-sign",
+            &["pki", "cross-sign", "--state-dir", "/nowhere", &text],
+        ),
+        ("pki-drop", &["pki", "drop", "--state-dir", "/nowhere"]),
+        ("pki-export", &["pki", "export", "--state-dir", "/nowhere"]),
+        ("pki-rotate", &["pki", "rotate", "--state-dir", "/nowhere"]),
+        ("status", &["status", "app"]),
+        ("up", &["up"]),
+        ("up-wrong", &["up", "--kmss"]),
     ];
     for (name, args) in cases {
         insta::assert_snapshot!(format!("failure-{name}"), session(&daemon, args));

@@ -254,11 +254,16 @@ pub(crate) fn run_as_nitro_cli(daemon: &Daemon, args: &[&str]) -> Done {
 
 /// Runs a copy of the binary that has no daemons beside it, and finds none in `PATH`.
 pub(crate) fn run_copy(daemon: &Daemon, args: &[&str]) -> Done {
+    run_copy_with(daemon, args, &[("PATH", "/usr/bin:/bin")])
+}
+
+/// The same with variables in its environment, `PATH` among them.
+pub(crate) fn run_copy_with(daemon: &Daemon, args: &[&str], vars: &[(&str, &str)]) -> Done {
     let copy = daemon.dir.path().join("enclos");
     if !copy.exists() && std::fs::hard_link(env!("CARGO_BIN_EXE_enclos"), &copy).is_err() {
         std::fs::copy(env!("CARGO_BIN_EXE_enclos"), &copy).unwrap();
     }
-    run_program(daemon, copy, args, &[("PATH", "/usr/bin:/bin")])
+    run_program(daemon, copy, args, vars)
 }
 
 fn run_program(daemon: &Daemon, program: PathBuf, args: &[&str], vars: &[(&str, &str)]) -> Done {
