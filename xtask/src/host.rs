@@ -107,6 +107,11 @@ const TESTS: &[Need] = &[
         purpose: "test signing with a key in a PKCS#11 token",
     },
     Need {
+        present: || Path::new("/usr/lib/postgresql").exists() || in_path("initdb"),
+        package: "postgresql",
+        purpose: "test the KMS on a database that its nodes share",
+    },
+    Need {
         present: || in_path("flex"),
         package: "flex",
         purpose: "build the lean kernel",

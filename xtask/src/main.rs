@@ -139,6 +139,7 @@ fn run(task: Task) -> Result<()> {
             prepush::unit_tests(&workspace, &mut report)?;
             let built = set_up(&workspace, &mut report)?;
             if filter.is_none() {
+                on_postgres(&workspace, &mut report)?;
                 moto(&workspace, &mut report)?;
                 clients::run(&workspace, &mut report)?;
                 peers::differential(&workspace, &mut report)?;
@@ -172,6 +173,16 @@ fn run(task: Task) -> Result<()> {
 fn set_up(workspace: &Workspace, report: &mut Report) -> Result<Built> {
     report.stage("Debian packages", host::install_missing)?;
     build::everything(workspace, report)
+}
+
+/// The tests of the KMS again, on PostgreSQL, which here must be there.
+fn on_postgres(workspace: &Workspace, report: &mut Report) -> Result<()> {
+    report.heading("The KMS on PostgreSQL");
+    Shell::cargo(workspace)
+        .args(["test", "-p", "enclos-kms", "--no-fail-fast"])
+        .env("ENCLOS_KMS_TEST_STORE", "postgres")
+        .env("ENCLOS_POSTGRES", "required")
+        .run()
 }
 
 /// moto's black-box tests of KMS. Those that contradict AWS are listed beside the script.

@@ -91,7 +91,7 @@ impl Installation {
 }
 
 async fn add_principal(data: &Path, arn: &str, key: &str) {
-    let mut connection = store::connect(data).await.unwrap();
+    let mut connection = store::connect(&data.into()).await.unwrap();
     let root = RootKey::open(&data.join("root.key"), false).unwrap();
     let label = seal::access_key_label(key, arn);
     let row = PrincipalRow {

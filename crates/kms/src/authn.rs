@@ -15,7 +15,7 @@ use crate::sessions::Session;
 use crate::sigv4::{self, Authorization};
 
 /// An authenticated caller.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Caller {
     /// Who.
     pub(crate) arn: PrincipalArn,
@@ -100,7 +100,7 @@ impl Service {
             .principals
             .find(id, channel == Channel::Dev)
             .await
-            .map_err(|error| ApiError::internal(&error))?;
+            .map_err(|error| error.told())?;
         match (principal, token) {
             // Users of emulators are used to giving the development key a token.
             (Some(principal), token) if token.is_none() || self.principals.is_dev(&principal) => {
@@ -133,7 +133,7 @@ impl Service {
         let Credentials { arn, session, .. } = credentials;
         let principal = session.as_ref().map_or(&arn, |session| &session.principal);
         let entity = self.identities.find(principal).await;
-        let entity = entity.map_err(|error| ApiError::internal(&error))?;
+        let entity = entity.map_err(|error| error.told())?;
         let mut identity = entity
             .as_ref()
             .map(|entity| Arc::clone(&entity.identity))

@@ -12,6 +12,8 @@ pub enum ErrorKind {
     AccessDenied,
     /// The alias exists.
     AlreadyExists,
+    /// The database cannot be reached; the caller may try again.
+    DependencyTimeout,
     /// The key is disabled.
     Disabled,
     /// `DryRun` was asked for and the call would have succeeded.
@@ -89,6 +91,7 @@ impl ErrorKind {
         match self {
             Self::AccessDenied => "AccessDeniedException",
             Self::AlreadyExists => "AlreadyExistsException",
+            Self::DependencyTimeout => "DependencyTimeoutException",
             Self::Disabled => "DisabledException",
             Self::DryRunOperation => "DryRunOperationException",
             Self::ExpiredImportToken => "ExpiredImportTokenException",
@@ -130,7 +133,7 @@ impl ErrorKind {
     #[must_use]
     pub fn status(self) -> u16 {
         match self {
-            Self::KmsInternal => 500,
+            Self::DependencyTimeout | Self::KmsInternal => 500,
             Self::RequestEntityTooLarge => 413,
             _ => 400,
         }

@@ -2,7 +2,7 @@
 //!
 //! A grant only ever admits. It names a grantee, operations, and constraints on the encryption context; a
 //! Deny in any policy still wins (see [`crate::authz`]). Grants are in memory like keys: filled from the store
-//! at start, changed after the store has made a change durable. So a grant is valid as soon as `CreateGrant` has
+//! at start, changed by [`crate::memory`] after the store has made a change durable. So a grant is valid as soon as `CreateGrant` has
 //! answered, and a grant token is not needed for it: tokens are checked to be ours and otherwise change nothing.
 
 use std::collections::{BTreeMap, HashMap};
@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::arn::{PrincipalArn, PrincipalKind};
 use crate::crypto::seal::{RootKey, SealError};
-use crate::store::{GrantRow, StoreError};
+use crate::store::GrantRow;
 
 /// Key-value pairs that go with a ciphertext.
 pub type EncryptionContext = BTreeMap<String, String>;
@@ -274,6 +274,17 @@ fn reach(party: &Party, caller: &PrincipalArn) -> Option<Reach> {
     (caller.role() == Some(name.as_str())).then_some(Reach::Role)
 }
 
+impl Grant {
+    /// A grant as it is stored.
+    ///
+    /// # Errors
+    /// If it is damaged.
+    pub(crate) fn load(row: GrantRow) -> Result<Self, GrantLoadError> {
+        let id = row.id.clone();
+        Self::try_from(row).map_err(|source| GrantLoadError::Damaged { id, source })
+    }
+}
+
 impl TryFrom<GrantRow> for Grant {
     type Error = serde_json::Error;
 
@@ -290,9 +301,6 @@ impl TryFrom<GrantRow> for Grant {
 /// A stored grant cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum GrantLoadError {
-    /// The store.
-    #[error("cannot read the grants")]
-    Store(#[from] StoreError),
     /// Not what this program writes.
     #[error("grant {id} is damaged in the database")]
     Damaged {
@@ -320,21 +328,6 @@ pub struct Grants {
 }
 
 impl Grants {
-    /// Puts stored grants into memory.
-    ///
-    /// # Errors
-    /// If one is damaged; nothing is skipped.
-    pub fn load(rows: Vec<GrantRow>) -> Result<Self, GrantLoadError> {
-        let grants = Self::default();
-        for row in rows {
-            let id = row.id.clone();
-            let grant =
-                Grant::try_from(row).map_err(|source| GrantLoadError::Damaged { id, source })?;
-            grants.put(grant);
-        }
-        Ok(grants)
-    }
-
     /// A grant of a key.
     #[must_use]
     pub fn get(&self, key_id: &str, id: &str) -> Option<Arc<Grant>> {
@@ -415,8 +408,11 @@ impl Grants {
             .collect()
     }
 
-    /// Adds a grant.
+    /// Adds a grant. One never changes, so one that is known stays.
     pub(crate) fn put(&self, grant: Grant) {
+        if self.get(&grant.key_id, &grant.id).is_some() {
+            return;
+        }
         let grant = Arc::new(grant);
         if let Some(retiring) = &grant.terms.retiring {
             self.by_retiring
@@ -434,18 +430,28 @@ impl Grants {
     }
 
     /// Forgets a grant.
-    pub(crate) fn remove(&self, grant: &Grant) {
-        if let Some(mut grants) = self.by_key.get_mut(&grant.key_id) {
-            grants.all.remove(&grant.id);
-            let grantee = grant.terms.grantee.name();
-            if let Some(list) = grants.by_grantee.get_mut(grantee) {
-                list.retain(|other| other.id != grant.id);
-                if list.is_empty() {
-                    grants.by_grantee.remove(grantee);
-                }
+    pub(crate) fn remove(&self, key_id: &str, id: &str) {
+        let Some(mut grants) = self.by_key.get_mut(key_id) else {
+            return;
+        };
+        let Some(grant) = grants.all.remove(id) else {
+            return;
+        };
+        let grantee = grant.terms.grantee.name();
+        if let Some(list) = grants.by_grantee.get_mut(grantee) {
+            list.retain(|other| other.id != grant.id);
+            if list.is_empty() {
+                grants.by_grantee.remove(grantee);
             }
         }
-        self.forget_retiring(grant);
+        drop(grants);
+        self.forget_retiring(&grant);
+    }
+
+    /// All ids of a key's grants.
+    pub(crate) fn ids(&self, key_id: &str) -> Vec<String> {
+        let grants = self.by_key.get(key_id);
+        grants.map_or_else(Vec::new, |grants| grants.all.keys().cloned().collect())
     }
 
     /// Forgets the grants of a key that is gone.
@@ -653,7 +659,9 @@ mod tests {
         assert_eq!(grants.of("key", &caller).len(), 3);
         assert_eq!(grants.page("key", "1", 1, |_| true)[0].id, "2");
         assert_eq!(grants.retirable("retirer", "", 10).len(), 3);
-        grants.remove(&grant("2", &[], Constraints::default()));
+        grants.put(grant("2", &["Decrypt"], Constraints::default()));
+        assert_eq!(grants.of("key", &caller).len(), 3);
+        grants.remove("key", "2");
         assert_eq!(grants.of("key", &caller).len(), 2);
         assert_eq!(grants.retirable("retirer", "1", 10)[0].id, "3");
         grants.remove_key("key");

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::arn::{PrincipalArn, PrincipalKind};
 use crate::authz::{Identity, Named};
+use crate::error::ApiError;
 use crate::policy::{Policy, PolicyError};
 use crate::principals::TRUST_FOR;
 use crate::store::{IdentityRow, Store, StoreError};
@@ -86,6 +87,16 @@ pub enum IdentityError {
         #[source]
         source: PolicyError,
     },
+}
+
+impl IdentityError {
+    /// What the caller is told.
+    pub(crate) fn told(&self) -> ApiError {
+        match self {
+            Self::Store(error) => ApiError::store(error),
+            other => ApiError::internal(other),
+        }
+    }
 }
 
 impl Entity {

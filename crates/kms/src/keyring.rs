@@ -1,6 +1,6 @@
 //! Keys and aliases in memory: what every request reads.
 //!
-//! Filled from the store when the process starts, changed only after the store has made a change durable.
+//! Filled from the store when the process starts, changed by [`crate::memory`] after the store has made a change durable.
 //! Readers get an immutable [`Key`] behind an `Arc`; a change replaces it. The maps are sharded, so that
 //! no request waits for another key's.
 
@@ -18,7 +18,7 @@ use crate::crypto::seal::{self, RootKey, Secret, UnsealError};
 use crate::error::{ApiError, ErrorKind};
 use crate::policy::{Policy, PolicyError};
 use crate::spec::{Algorithms, Origin};
-use crate::store::{self, AliasRow, KeyRow, MaterialRow, Store, StoreError};
+use crate::store::{self, AliasRow, KeyRow, MaterialRow, StoreError};
 
 /// One version of a key's material.
 #[derive(Debug, Clone)]
@@ -181,6 +181,22 @@ impl Key {
             materials: materials.into(),
             row,
         })
+    }
+
+    /// Puts a key together from what is stored.
+    ///
+    /// # Errors
+    /// If anything of it cannot be used; nothing is skipped.
+    pub(crate) fn open(
+        row: KeyRow,
+        materials: Vec<MaterialRow>,
+        root: &RootKey,
+    ) -> Result<Self, LoadError> {
+        let opened = materials
+            .into_iter()
+            .map(|material| open_material(material, &row, root));
+        let opened = opened.collect::<Result<Vec<_>, _>>()?;
+        Self::new(row, opened)
     }
 
     /// The same key with other mutable values.
@@ -471,28 +487,6 @@ pub struct Keyring {
 }
 
 impl Keyring {
-    /// Reads everything from the store.
-    ///
-    /// # Errors
-    /// If anything stored cannot be used; nothing is skipped.
-    pub async fn load(store: &Store, root: &RootKey) -> Result<Self, LoadError> {
-        let ring = Self::default();
-        let mut materials = store.materials().await?.into_iter().peekable();
-        let mut keys = store.keys().await?;
-        keys.sort_by(|a, b| a.id.cmp(&b.id));
-        for key in keys {
-            let mut own = Vec::new();
-            while let Some(row) = materials.next_if(|row| row.key_id == key.id) {
-                own.push(open_material(row, &key, root)?);
-            }
-            ring.put(Key::new(key, own)?);
-        }
-        for alias in store.aliases().await? {
-            ring.put_alias(alias);
-        }
-        Ok(ring)
-    }
-
     /// Finds the key that a reference names.
     ///
     /// # Errors
@@ -616,17 +610,31 @@ impl Keyring {
     /// Adds an alias or points it elsewhere.
     pub(crate) fn put_alias(&self, alias: AliasRow) {
         let place = Place::new(alias.account.as_str(), alias.region.as_str());
-        self.remove_alias(&place, &alias.name);
-        self.names
-            .entry(alias.key_id.clone())
-            .or_default()
-            .insert(alias.name.clone());
-        self.aliases
-            .insert((place, alias.name.clone()), Arc::new(alias));
+        let (name, key_id) = (alias.name.clone(), alias.key_id.clone());
+        // Replaced in one step: who looks it up meanwhile finds the old one or the new one.
+        let old = self.aliases.insert((place, name.clone()), Arc::new(alias));
+        if let Some(old) = old.filter(|old| old.key_id != key_id)
+            && let Some(mut names) = self.names.get_mut(&old.key_id)
+        {
+            names.remove(&name);
+        }
+        self.names.entry(key_id).or_default().insert(name);
+    }
+
+    /// Forgets those aliases of a key that are not among these.
+    pub(crate) fn keep_aliases(&self, key_id: &str, kept: &[AliasRow]) {
+        let Some(key) = self.get(key_id) else {
+            return;
+        };
+        for name in self.alias_names(key_id) {
+            if !kept.iter().any(|alias| alias.name == name) {
+                self.remove_alias(&key.place, &name);
+            }
+        }
     }
 
     /// Forgets an alias.
-    pub(crate) fn remove_alias(&self, place: &Place, name: &str) {
+    fn remove_alias(&self, place: &Place, name: &str) {
         let Some((_, alias)) = self.aliases.remove(&(place.clone(), name.to_owned())) else {
             return;
         };

@@ -4,7 +4,7 @@
 //! server ── bytes ──▶ service ──▶ sigv4 ─ input ─ ops ─▶ policy      who may, under which conditions
 //! (HTTP, TLS)            │                    │    └───▶ recipient   which enclave asks (enclos-attest)
 //!                        │                    └────────▶ keyring     keys in memory
-//!                        └─ audit row ─▶ store ◀─ changes            SQLite, sealed under the root key
+//!                        └─ audit row ─▶ store ◀─ changes            SQLite or PostgreSQL, sealed under the root key
 //! ```
 //!
 //! | module | what it holds |
@@ -21,6 +21,7 @@
 //! | [`store`] | durability |
 //! | `reseal` | what a rotation of the root key leaves to do |
 //! | [`keyring`], [`principals`], [`identities`], [`sessions`] | what is held in memory |
+//! | `memory` | how that follows the store |
 //! | [`server`], [`tls`] | sockets |
 //! | [`operations`], [`metrics`] | health, readiness, metrics |
 //! | [`cli`] | the `enclos-kms` program |
@@ -41,6 +42,7 @@ mod input;
 pub mod keyring;
 pub mod limits;
 pub mod measurements;
+mod memory;
 mod memory_lock;
 pub mod metrics;
 pub mod operations;

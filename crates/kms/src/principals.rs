@@ -16,6 +16,7 @@ use zeroize::Zeroizing;
 
 use crate::arn::{PrincipalArn, PrincipalArnError};
 use crate::crypto::seal::{self, RootKey, UnsealError};
+use crate::error::ApiError;
 use crate::store::{PrincipalRow, Store, StoreError};
 
 /// How long a lookup is believed.
@@ -58,6 +59,16 @@ pub enum PrincipalError {
     /// A damaged row.
     #[error("a stored principal has no valid ARN")]
     Arn(#[from] PrincipalArnError),
+}
+
+impl PrincipalError {
+    /// What the caller is told.
+    pub(crate) fn told(&self) -> ApiError {
+        match self {
+            Self::Store(error) => ApiError::store(error),
+            other => ApiError::internal(other),
+        }
+    }
 }
 
 struct Remembered {

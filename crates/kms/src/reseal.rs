@@ -3,10 +3,8 @@
 //! Values are replaced one by one, each in a transaction of its own, while requests are served. A process that dies in between
 //! leaves values of both versions, which both open; the next one goes on.
 
-use sqlx::SqliteConnection;
-
 use crate::crypto::seal::{RootKey, SealError, UnsealError, access_key_label, material_label};
-use crate::store::{self, SealedRow, Secret, StoreError};
+use crate::store::{self, Connection, SealedRow, Secret, StoreError};
 
 /// Values read at a time.
 const PAGE: i64 = 100;
@@ -29,10 +27,7 @@ pub(crate) enum ResealError {
 ///
 /// # Errors
 /// If the database fails or a value does not open; what was done stays done.
-pub(crate) async fn all(
-    connection: &mut SqliteConnection,
-    root: &RootKey,
-) -> Result<u64, ResealError> {
+pub(crate) async fn all(connection: &mut Connection, root: &RootKey) -> Result<u64, ResealError> {
     let mut done = 0;
     loop {
         let rows = store::sealed_otherwise(connection, root.version(), PAGE).await?;

@@ -10,7 +10,7 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use hyper::HeaderMap;
 use serde_json::Value;
@@ -28,13 +28,14 @@ use crate::input::Input;
 use crate::keyring::{Key, Keyring, LoadError};
 use crate::limits::Limits;
 use crate::measurements::{Judgement, Measurements};
+use crate::memory::{Follower, Memory};
 use crate::metrics::{self, Metrics};
 use crate::ops;
 use crate::policy::{Context, MEASUREMENT_POLICY, Question};
 use crate::principals::Principals;
 use crate::recipient::{self, Attested, Trust};
 use crate::sessions::Sessions;
-use crate::store::{Change, Store};
+use crate::store::{AuditRow, Change, Store, StoreError};
 use crate::sts;
 use crate::tags::TagStore;
 
@@ -83,6 +84,9 @@ pub struct Answer {
     pub warnings: Vec<String>,
 }
 
+/// How often a call is made again because other nodes were first.
+const RACES: usize = 20;
+
 /// Content type of AWS's JSON protocol.
 pub const JSON: &str = "application/x-amz-json-1.1";
 
@@ -90,6 +94,7 @@ pub const JSON: &str = "application/x-amz-json-1.1";
 #[derive(Debug)]
 pub struct Service {
     pub(crate) store: Store,
+    pub(crate) follower: Follower,
     pub(crate) keys: Keyring,
     pub(crate) grants: Grants,
     pub(crate) tags: TagStore,
@@ -113,15 +118,23 @@ impl Service {
     /// # Errors
     /// If a stored key cannot be used.
     pub async fn new(store: Store, root: RootKey, trust: Trust) -> Result<Self, LoadError> {
-        let keys = Keyring::load(&store, &root).await?;
-        let grants = Grants::load(store.grants().await?)?;
-        let tags = TagStore::load(store.tags().await?);
         let root = Arc::new(root);
-        store.seal_with(Arc::clone(&root));
+        store.seal_with(Arc::clone(&root)).await?;
+        let all = store.everything().await?;
+        let (keys, grants, tags) = (Keyring::default(), Grants::default(), TagStore::default());
+        let memory = Memory {
+            keys: &keys,
+            grants: &grants,
+            tags: &tags,
+            root: &root,
+        };
+        memory.load(&all)?;
+        let follower = Follower::new(&store, all.seq);
         let principals = Principals::new(store.clone(), Arc::clone(&root));
         let identities = Identities::new(store.clone());
         Ok(Self {
             store,
+            follower,
             keys,
             grants,
             tags,
@@ -160,6 +173,41 @@ impl Service {
             strict_policies,
             ..self
         }
+    }
+
+    /// The same service, which may answer from what was true so long ago, where nodes share a database.
+    #[must_use]
+    pub fn with_staleness(self, staleness: Duration) -> Self {
+        Self {
+            follower: self.follower.with_staleness(staleness),
+            ..self
+        }
+    }
+
+    fn memory(&self) -> Memory<'_> {
+        Memory {
+            keys: &self.keys,
+            grants: &self.grants,
+            tags: &self.tags,
+            root: &self.root,
+        }
+    }
+
+    /// Waits until what requests read is not older than this moment.
+    pub(crate) async fn catch_up(&self) -> Result<(), ApiError> {
+        self.memory().catch_up(&self.follower).await
+    }
+
+    /// Makes changes durable, then lets requests see them.
+    pub(crate) async fn change(
+        &self,
+        changes: impl Into<Vec<Change>>,
+        audit: AuditRow,
+        base: Option<i64>,
+    ) -> Result<(), StoreError> {
+        let touched = self.store.change(changes, audit, base).await?;
+        self.memory().follow(&self.follower, touched).await;
+        Ok(())
     }
 
     /// Whether calls can be served and audited.
@@ -231,13 +279,22 @@ impl Service {
     ) -> Result<Value, ApiError> {
         let operation = operation(&request.headers)?;
         let caller = self.authenticate(request, "kms", now).await?;
-        let input = Input::parse(&request.body)?;
-        let parameters = audit::shown_parameters(&input.members);
-        let mut call = self.call(request, request_id, now, (operation, parameters), caller)?;
-        call.grant_tokens = grant_tokens(&input);
-        let result = ops::dispatch(operation, &mut call, input).await;
-        warnings.append(&mut call.warnings);
-        call.record(result).await
+        self.catch_up().await?;
+        let mut races = 0;
+        loop {
+            let input = Input::parse(&request.body)?;
+            let parameters = audit::shown_parameters(&input.members);
+            let shown = (operation, parameters);
+            let mut call = self.call(request, request_id, now, shown, caller.clone())?;
+            call.grant_tokens = grant_tokens(&input);
+            let result = ops::dispatch(operation, &mut call, input).await;
+            if call.raced && races < RACES {
+                races += 1;
+                continue;
+            }
+            warnings.append(&mut call.warnings);
+            return call.record(result).await;
+        }
     }
 
     /// A call of an operation, with the parameters that its audit event shows.
@@ -281,6 +338,8 @@ impl Service {
             draft,
             warnings: Vec::new(),
             audited: false,
+            base: None,
+            raced: false,
         })
     }
 
@@ -291,9 +350,12 @@ impl Service {
     /// If the store fails; what was done stays done.
     pub async fn maintain(&self, now: OffsetDateTime) -> Result<(), ApiError> {
         let _management = self.management.lock().await;
-        ops::maintenance::delete_due(self, now).await?;
-        ops::maintenance::expire_due(self, now).await?;
-        ops::maintenance::rotate_due(self, now).await
+        self.memory().catch_up_fully(&self.follower).await?;
+        // From before anything is looked at: whatever another node changes after it is then noticed.
+        let base = self.follower.seq();
+        ops::maintenance::delete_due(self, now, base).await?;
+        ops::maintenance::expire_due(self, now, base).await?;
+        ops::maintenance::rotate_due(self, now, base).await
     }
 }
 
@@ -371,6 +433,10 @@ pub(crate) struct Call<'a> {
     source: IpAddr,
     secure: bool,
     audited: bool,
+    /// The last change that was known when the call began to manage.
+    base: Option<i64>,
+    /// Whether another node was first: the call is to be made again.
+    raced: bool,
 }
 
 /// What AWS tells a caller about a key of another account, whether it exists or not.
@@ -391,6 +457,18 @@ pub(crate) struct Facts<'a> {
     pub(crate) new_grant: Option<&'a Terms>,
     /// The grant that `RetireGrant` would end.
     pub(crate) retired: Option<&'a Arc<Grant>>,
+}
+
+impl<'a> Call<'a> {
+    /// Begins to manage: until the guard goes, no other call of this process changes anything, and what other nodes have
+    /// changed until now is known.
+    pub(crate) async fn manage(&mut self) -> Result<tokio::sync::MutexGuard<'a, ()>, ApiError> {
+        let service = self.service;
+        let guard = service.management.lock().await;
+        service.memory().catch_up_fully(&service.follower).await?;
+        self.base = Some(service.follower.seq());
+        Ok(guard)
+    }
 }
 
 impl Call<'_> {
@@ -590,14 +668,18 @@ impl Call<'_> {
 
     /// Makes changes durable together with this call's audit row.
     pub(crate) async fn change(&mut self, changes: impl Into<Vec<Change>>) -> Result<(), ApiError> {
-        let result = self
-            .service
-            .store
-            .change(changes, self.draft.row(None))
-            .await;
-        result.map_err(|error| ApiError::internal(&error))?;
-        self.audited = true;
-        Ok(())
+        let row = self.draft.row(None);
+        match self.service.change(changes, row, self.base).await {
+            Ok(()) => {
+                self.audited = true;
+                Ok(())
+            }
+            Err(error) => {
+                let lost = error.is_lost_race();
+                self.raced = self.service.store.is_shared() && self.base.is_some() && lost;
+                Err(ApiError::store(&error))
+            }
+        }
     }
 
     /// Queues the audit row of a call that changed nothing; without it there is no answer. What an investigation
@@ -612,7 +694,7 @@ impl Call<'_> {
             Ok(()) => result,
             Err(error) => {
                 tracing::error!(error = %Chain(&error), "refusing a call that cannot be audited");
-                Err(ApiError::bare(ErrorKind::KmsInternal))
+                Err(ApiError::store(&error))
             }
         }
     }

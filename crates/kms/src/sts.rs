@@ -195,7 +195,7 @@ async fn assume_role(call: &mut Call<'_>, input: Input) -> Result<Value, ApiErro
         ));
     }
     let entity = call.service.identities.find(&wanted.role).await;
-    let entity = entity.map_err(|error| ApiError::internal(&error))?;
+    let entity = entity.map_err(|error| error.told())?;
     let Some(entity) = entity else {
         return Err(denied(call));
     };

@@ -23,15 +23,6 @@ pub struct TagStore {
 }
 
 impl TagStore {
-    /// Tags as the store has them.
-    #[must_use]
-    pub fn load(rows: Vec<(String, Tags)>) -> Self {
-        let tags = rows.into_iter().map(|(id, tags)| (id, Arc::new(tags)));
-        Self {
-            tags: tags.collect(),
-        }
-    }
-
     /// A key's tags.
     #[must_use]
     pub fn of(&self, key_id: &str) -> Arc<Tags> {

@@ -11,7 +11,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use common::{BINARY, Client, Server, plaintext};
+use common::{BINARY, Client, Server, plaintext, postgres};
+use enclos_kms::store::{Location, Servers};
 use serde_json::{Value, json};
 
 const DEV: [&str; 3] = ["--listen", "127.0.0.1:0", "--dev"];
@@ -25,6 +26,11 @@ fn tool(data: &Path, arguments: &[&str], passphrase: Option<&Path>) -> Output {
         .args(arguments)
         .arg("--data")
         .arg(data)
+        .args(
+            postgres::for_directory(data)
+                .iter()
+                .flat_map(|url| ["--database", url]),
+        )
         .stdin(Stdio::null())
         .env_remove("ENCLOS_KMS_PASSPHRASE")
         .env_remove("CREDENTIALS_DIRECTORY");
@@ -57,7 +63,11 @@ fn states(data: &Path) -> Vec<String> {
 fn sealed_otherwise(data: &Path, version: u32) -> usize {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     runtime.block_on(async {
-        let mut connection = enclos_kms::store::connect(data).await.unwrap();
+        let location = match postgres::for_directory(data) {
+            Some(url) => Servers::parse(&[url], None).unwrap().into(),
+            None => Location::from(data),
+        };
+        let mut connection = enclos_kms::store::connect(&location).await.unwrap();
         let rows = enclos_kms::store::sealed_otherwise(&mut connection, version, 100_000);
         rows.await.unwrap().len()
     })

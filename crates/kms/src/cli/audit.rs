@@ -4,9 +4,9 @@ use std::path::PathBuf;
 
 use serde_json::{Value, json};
 
+use super::data::{Data, Database};
 use super::principal::date;
-use super::{Data, Failure, TAMPERED, print};
-use crate::crypto::seal::RootKey;
+use super::{Failure, TAMPERED, print};
 use crate::store::{self, AuditRow, Flaw, Head};
 
 /// Rows read at a time.
@@ -45,6 +45,9 @@ struct List {
     #[arg(long, value_name = "DIR", required = true)]
     data: Option<PathBuf>,
 
+    #[command(flatten)]
+    database: Database,
+
     /// One CloudTrail-shaped event per line
     #[arg(long)]
     json: bool,
@@ -73,8 +76,8 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
 }
 
 async fn verify(data: &Data, noted: Option<Head>, json: bool) -> Result<(), Failure> {
-    let mut connection = store::connect(&data.data).await?;
-    let root = RootKey::open(&data.data.join("root.key"), false)?;
+    let mut connection = store::connect(&data.location()?).await?;
+    let root = data.root()?;
     let verified = store::verify_audit(&mut connection, &root, noted).await?;
     let head = verified.head;
     if json {
@@ -104,7 +107,8 @@ async fn verify(data: &Data, noted: Option<Head>, json: bool) -> Result<(), Fail
 async fn list(arguments: List) -> Result<(), Failure> {
     // clap asks for it unless there is a subcommand.
     let data = arguments.data.unwrap_or_default();
-    let mut connection = store::connect(&data).await?;
+    let location = arguments.database.or_in(&data)?;
+    let mut connection = store::connect(&location).await?;
     let mut after = match arguments.last {
         Some(count) => store::audit_tail(&mut connection, count).await?,
         None => 0,

@@ -34,7 +34,7 @@ fn parse_id(text: &str) -> Result<String, String> {
 }
 
 pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
-    let mut connection = store::connect(&arguments.data.data).await?;
+    let mut connection = store::connect(&arguments.data.location()?).await?;
     let rows = store::audit_of(&mut connection, &arguments.request_id).await?;
     let id = &arguments.request_id;
     let events = rows

@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde_json::{Value, json};
-use sqlx::Connection as _;
 use time::OffsetDateTime;
 
 use super::principal::date;
@@ -134,10 +133,10 @@ pub(super) async fn run(command: Command) -> Result<(), Failure> {
 }
 
 async fn put(arguments: Put) -> Result<(), Failure> {
-    let mut connection = store::connect(&arguments.data.data).await?;
-    let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await?;
+    let mut connection = store::connect(&arguments.data.location()?).await?;
+    connection.begin().await?;
     let arn = arguments.arn.to_string();
-    let old = store::identities(&mut transaction).await?;
+    let old = store::identities(&mut connection).await?;
     let old = old.into_iter().find(|row| row.arn == arn);
     let mut profile: Profile = match &old {
         Some(row) => serde_json::from_str(&row.profile).map_err(IdentityCommandError::from)?,
@@ -155,18 +154,18 @@ async fn put(arguments: Put) -> Result<(), Failure> {
     };
     // The server reads it the same way; what it could not use is refused here.
     Entity::new(&row)?;
-    store::put_identity(&mut transaction, &row).await?;
+    store::put_identity(&mut connection, &row).await?;
     let parameters = shown(&row)?;
     let account = arguments.arn.account();
     record(
-        &mut transaction,
+        &mut connection,
         &arguments.data,
         "PutIdentity",
         account,
         parameters,
     )
     .await?;
-    transaction.commit().await?;
+    connection.commit().await?;
     Ok(())
 }
 
@@ -225,7 +224,7 @@ fn new_unique_id(arn: &PrincipalArn) -> Result<String, crate::crypto::RandomErro
 }
 
 async fn list(data: &Data, json: bool) -> Result<(), Failure> {
-    let mut connection = store::connect(&data.data).await?;
+    let mut connection = store::connect(&data.location()?).await?;
     let rows = store::identities(&mut connection).await?;
     if json {
         let rows: Result<Vec<_>, _> = rows.iter().map(shown).collect();
@@ -268,7 +267,7 @@ fn shown(row: &IdentityRow) -> Result<Value, Failure> {
 }
 
 async fn show(data: &Data, arn: &PrincipalArn) -> Result<(), Failure> {
-    let mut connection = store::connect(&data.data).await?;
+    let mut connection = store::connect(&data.location()?).await?;
     let rows = store::identities(&mut connection).await?;
     let row = rows.iter().find(|row| row.arn == arn.as_str());
     let row = row.ok_or_else(|| IdentityCommandError::Unknown(arn.to_string()))?;
@@ -277,20 +276,20 @@ async fn show(data: &Data, arn: &PrincipalArn) -> Result<(), Failure> {
 }
 
 async fn remove(data: &Data, arn: &PrincipalArn) -> Result<(), Failure> {
-    let mut connection = store::connect(&data.data).await?;
-    let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await?;
-    if !store::delete_identity(&mut transaction, arn.as_str()).await? {
+    let mut connection = store::connect(&data.location()?).await?;
+    connection.begin().await?;
+    if !store::delete_identity(&mut connection, arn.as_str()).await? {
         return Err(IdentityCommandError::Unknown(arn.to_string()).into());
     }
     let parameters = json!({ "Arn": arn.as_str() });
     record(
-        &mut transaction,
+        &mut connection,
         data,
         "DeleteIdentity",
         arn.account(),
         parameters,
     )
     .await?;
-    transaction.commit().await?;
+    connection.commit().await?;
     Ok(())
 }

@@ -101,7 +101,7 @@ pub(super) async fn keys(command: Keys) -> Result<(), Failure> {
 pub(super) async fn policies(command: Policies) -> Result<(), Failure> {
     match command {
         Policies::Show { data, key } => {
-            let row = key_row(&Store::reader(&data.data).await?, &key).await?;
+            let row = key_row(&Store::reader(&data.location()?).await?, &key).await?;
             print(&row.policy)?;
             Ok(())
         }
@@ -110,7 +110,7 @@ pub(super) async fn policies(command: Policies) -> Result<(), Failure> {
             report(vec![(name, read(&file)?)], json)
         }
         Policies::CheckAll { data, json } => {
-            let keys = sorted_keys(&Store::reader(&data.data).await?).await?;
+            let keys = sorted_keys(&Store::reader(&data.location()?).await?).await?;
             report(
                 keys.into_iter().map(|key| (key.id, key.policy)).collect(),
                 json,
@@ -140,7 +140,7 @@ fn state(key: &KeyRow) -> &'static str {
 }
 
 async fn list_keys(data: &Data, json: bool) -> Result<(), Failure> {
-    let store = Store::reader(&data.data).await?;
+    let store = Store::reader(&data.location()?).await?;
     let keys = sorted_keys(&store).await?;
     let aliases = store.aliases().await?;
     let of = |id: &str| {
@@ -187,7 +187,7 @@ fn key_json(key: &KeyRow, aliases: Vec<String>) -> Value {
 }
 
 async fn show_key(data: &Data, id: &str) -> Result<(), Failure> {
-    let store = Store::reader(&data.data).await?;
+    let store = Store::reader(&data.location()?).await?;
     let key = key_row(&store, id).await?;
     let aliases = store.aliases().await?;
     let aliases = aliases.into_iter().filter(|alias| alias.key_id == id);
@@ -257,7 +257,7 @@ fn report(policies: Vec<(String, String)>, json: bool) -> Result<(), Failure> {
 
 pub(super) async fn grants(command: Grants) -> Result<(), Failure> {
     let Grants::List { data, key, json } = command;
-    let store = Store::reader(&data.data).await?;
+    let store = Store::reader(&data.location()?).await?;
     if let Some(key) = &key {
         key_row(&store, key).await?;
     }

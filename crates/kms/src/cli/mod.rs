@@ -11,6 +11,7 @@
 //! | 6 | the root key does not open: no passphrase, or a wrong one |
 
 mod audit;
+mod data;
 mod explain;
 mod identity;
 mod inspect;
@@ -20,9 +21,9 @@ mod record;
 mod root;
 mod serve;
 mod table;
+mod transfer;
 
 use std::io::{IsTerminal as _, Write as _};
-use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -30,6 +31,8 @@ use clap::{Parser, Subcommand};
 use crate::crypto::seal::RootKeyError;
 use crate::error::Chain;
 use crate::memory_lock;
+
+use data::Data;
 
 /// An AWS-KMS-compatible key management service that releases keys to attested enclaves.
 #[derive(Debug, Parser)]
@@ -65,14 +68,8 @@ enum Command {
     Explain(explain::Arguments),
     /// Print the audit trail, or verify it.
     Audit(audit::Arguments),
-}
-
-/// The data directory, common to all commands.
-#[derive(Debug, clap::Args)]
-struct Data {
-    /// Data directory: kms.db, root.key, tls/
-    #[arg(long, value_name = "DIR")]
-    data: PathBuf,
+    /// Move all state from one database to another: SQLite, PostgreSQL.
+    Move(transfer::Arguments),
 }
 
 /// A command's failure and the exit status it leads to.
@@ -151,6 +148,7 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
             Command::Root(command) => root::run(command).await,
             Command::Explain(arguments) => explain::run(arguments).await,
             Command::Audit(arguments) => audit::run(arguments).await,
+            Command::Move(arguments) => transfer::run(arguments).await,
         }
     })
 }

@@ -2,7 +2,6 @@
 
 use base64::Engine as _;
 use serde_json::json;
-use sqlx::Connection as _;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use zeroize::Zeroizing;
@@ -10,7 +9,7 @@ use zeroize::Zeroizing;
 use super::record::{account, record};
 use super::{Data, Failure, print};
 use crate::arn::PrincipalArn;
-use crate::crypto::seal::{self, RootKey};
+use crate::crypto::seal;
 use crate::crypto::{random, random_array};
 use crate::identities::letters;
 use crate::store::{self, PrincipalRow};
@@ -59,8 +58,8 @@ pub(super) async fn run(command: Command) -> Result<(), Failure> {
 }
 
 async fn add(data: &Data, arn: &PrincipalArn) -> Result<(), Failure> {
-    let mut connection = store::connect(&data.data).await?;
-    let root = RootKey::open(&data.data.join("root.key"), false)?;
+    let mut connection = store::connect(&data.location()?).await?;
+    let root = data.root()?;
     let access_key_id = new_access_key_id()?;
     let mut bytes = Zeroizing::new([0; 30]);
     random(&mut *bytes)?;
@@ -72,18 +71,18 @@ async fn add(data: &Data, arn: &PrincipalArn) -> Result<(), Failure> {
         sealed_secret: root.seal(&label, secret.as_bytes())?,
         created_ms: crate::audit::unix_ms(OffsetDateTime::now_utc()),
     };
-    let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await?;
-    store::insert_principal(&mut transaction, &row).await?;
+    connection.begin().await?;
+    store::insert_principal(&mut connection, &row).await?;
     let parameters = json!({ "arn": row.arn, "accessKeyId": access_key_id });
     record(
-        &mut transaction,
+        &mut connection,
         data,
         "CreateAccessKey",
         arn.account(),
         parameters,
     )
     .await?;
-    transaction.commit().await?;
+    connection.commit().await?;
     let credentials = json!({
         "Version": 1,
         "AccessKeyId": access_key_id,
@@ -99,7 +98,7 @@ fn new_access_key_id() -> Result<String, crate::crypto::RandomError> {
 }
 
 async fn list(data: &Data, json: bool) -> Result<(), Failure> {
-    let mut connection = store::connect(&data.data).await?;
+    let mut connection = store::connect(&data.location()?).await?;
     let rows = store::principals(&mut connection).await?;
     if json {
         let rows: Vec<_> = rows
@@ -127,24 +126,24 @@ async fn list(data: &Data, json: bool) -> Result<(), Failure> {
 }
 
 async fn remove(data: &Data, access_key_id: String) -> Result<(), Failure> {
-    let mut connection = store::connect(&data.data).await?;
-    let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await?;
-    let keys = store::principals(&mut transaction).await?;
+    let mut connection = store::connect(&data.location()?).await?;
+    connection.begin().await?;
+    let keys = store::principals(&mut connection).await?;
     let key = keys
         .into_iter()
         .find(|key| key.access_key_id == access_key_id);
     let key = key.ok_or_else(|| NoSuchKey(access_key_id.clone()))?;
-    store::delete_principal(&mut transaction, &access_key_id).await?;
+    store::delete_principal(&mut connection, &access_key_id).await?;
     let parameters = json!({ "arn": key.arn, "accessKeyId": access_key_id });
     record(
-        &mut transaction,
+        &mut connection,
         data,
         "DeleteAccessKey",
         &account(&key.arn),
         parameters,
     )
     .await?;
-    transaction.commit().await?;
+    connection.commit().await?;
     Ok(())
 }
 

@@ -1,26 +1,24 @@
 //! What the tools change, and what the server is told by files, is in the audit trail too.
 
 use serde_json::{Value, json};
-use sqlx::SqliteConnection;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use super::{Data, Failure};
 use crate::arn::PrincipalArn;
 use crate::audit::unix_ms;
-use crate::crypto::seal::RootKey;
 use crate::crypto::{RandomError, uuid};
-use crate::store::{self, AuditRow};
+use crate::store::{self, AuditRow, Connection};
 
 /// Records a change by whoever runs the tool, in the same transaction. `connection` is in a transaction.
 pub(super) async fn record(
-    connection: &mut SqliteConnection,
+    connection: &mut Connection,
     data: &Data,
     operation: &str,
     account: &str,
     parameters: Value,
 ) -> Result<(), Failure> {
-    let root = RootKey::open(&data.data.join("root.key"), false)?;
+    let root = data.root()?;
     let row = row("iam.amazonaws.com", operation, account, parameters)?;
     store::append_audit(connection, &row, &root).await?;
     Ok(())

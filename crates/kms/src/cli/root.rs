@@ -12,6 +12,7 @@ use super::{Data, Failure, IN_USE, print};
 use crate::crypto::passphrase;
 use crate::crypto::root_file::{Lock, RootFile};
 use crate::crypto::seal::RootKey;
+use crate::store::Location;
 use crate::{reseal, store};
 
 /// Account of events that concern the installation.
@@ -165,7 +166,7 @@ async fn retire(data: &Data, version: u32) -> Result<(), Failure> {
     let _lock = lock(&data.data)?;
     let path = path(data);
     let mut file = RootFile::read(&path, None, true)?;
-    let mut connection = store::connect(&data.data).await?;
+    let mut connection = store::connect(&data.location()?).await?;
     let left = store::sealed_otherwise(&mut connection, file.current, 1).await?;
     if !left.is_empty() {
         return Err(RootError::InUse(version).into());
@@ -208,17 +209,20 @@ async fn audited(
     operation: &str,
     parameters: serde_json::Value,
 ) -> Result<(), Failure> {
-    if !store::database_path(&data.data).exists() {
+    let location = data.location()?;
+    if let Location::Sqlite(data) = &location
+        && !store::database_path(data).exists()
+    {
         return Ok(());
     }
-    let mut connection = store::connect(&data.data).await?;
+    let mut connection = store::connect(&location).await?;
     record(&mut connection, data, operation, NO_ACCOUNT, parameters).await
 }
 
 /// Takes up new versions of the root key, and seals what is under others anew.
-pub(super) async fn follow(data: &Path, root: &RootKey) -> Result<(), Failure> {
+pub(super) async fn follow(location: &Location, root: &RootKey) -> Result<(), Failure> {
     root.reload()?;
-    let mut connection = store::connect(data).await?;
+    let mut connection = store::connect(location).await?;
     let done = reseal::all(&mut connection, root).await?;
     if done > 0 {
         let version = root.version();

@@ -21,7 +21,7 @@ use crate::operations::Operations;
 use crate::recipient::Trust;
 use crate::server::Listener;
 use crate::service::Service;
-use crate::store::Store;
+use crate::store::{Location, Store};
 use crate::tls::{self, ServerCertificate, Source};
 
 /// How often keys are looked for that are due: for deletion, expiry or rotation.
@@ -110,6 +110,11 @@ pub(super) struct Arguments {
     #[arg(long, env = "ENCLOS_KMS_STRICT_POLICIES")]
     strict_policies: bool,
 
+    /// With --database: milliseconds for which a node may answer from what it knows without asking whether other nodes have
+    /// changed keys, grants or policies. 0, the default: never
+    #[arg(long, value_name = "MS", default_value_t = 0, value_parser = clap::value_parser!(u64).range(..=60_000))]
+    max_staleness: u64,
+
     /// Most calls of one access key in a second; more are throttled. No limit by default
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), env = "ENCLOS_KMS_RATE_LIMIT")]
     rate_limit: Option<u32>,
@@ -128,6 +133,10 @@ pub(super) struct Arguments {
 enum DataError {
     #[error("another enclos-kms serves from {0}; stop it first or use another --data directory")]
     InUse(PathBuf),
+    #[error(
+        "the database already has a root key: copy root.key of a node that works to {0}, with mode 0600"
+    )]
+    NeedsRoot(PathBuf),
     #[error("cannot read the attestation root {path}")]
     Root {
         path: PathBuf,
@@ -155,15 +164,17 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
         None => None,
     };
     let data = arguments.data.data.clone();
-    let _lock = prepare(&data)?;
+    let _lock = lock(&data)?;
     let locked = lock_memory(arguments.require_locked_memory)?;
-    let root = RootKey::open(&data.join("root.key"), true)?;
     let trust = trust(&arguments)?;
-    let (store, writer) = Store::open(&data).await?;
+    let location = arguments.data.location()?;
+    let (store, writer) = Store::open(location.clone()).await?;
+    let root = root(&data, &store).await?;
     let service = Service::new(store.clone(), root, trust).await?;
     let service = service
         .with_limits(Limits::new(arguments.rate_limit))
-        .with_strict_policies(arguments.strict_policies);
+        .with_strict_policies(arguments.strict_policies)
+        .with_staleness(Duration::from_millis(arguments.max_staleness));
     let service = match &arguments.measurement_policies {
         Some(directory) => measurements::load(service, directory).await?,
         None => service,
@@ -187,7 +198,7 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
             stopped.clone(),
         ));
     }
-    tasks.spawn(follow_root(data, Arc::clone(&service.root), stopped));
+    tasks.spawn(follow_root(location, Arc::clone(&service.root), stopped));
     let operations = operations.map(|listener| {
         tokio::spawn(listener.serve(Arc::clone(&service), stop.subscribe(), ended))
     });
@@ -207,6 +218,16 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
     drop((store, service));
     writer.await?;
     Ok(())
+}
+
+/// The root key; the first node of a database makes it, the others are given it.
+async fn root(data: &Path, store: &Store) -> Result<RootKey, Failure> {
+    let path = data.join("root.key");
+    let given = store.has_root().await?;
+    if given && !path.exists() {
+        return Err(DataError::NeedsRoot(path).into());
+    }
+    Ok(RootKey::open(&path, !given)?)
 }
 
 /// The attestation roots, each known by its file's name.
@@ -231,7 +252,7 @@ fn trust(arguments: &Arguments) -> Result<Trust, Failure> {
 }
 
 /// Makes the directory, private, and takes its lock for the life of the process.
-fn prepare(data: &Path) -> Result<File, Failure> {
+pub(super) fn lock(data: &Path) -> Result<File, Failure> {
     let io = |source| DataError::Io {
         path: data.to_owned(),
         source,
@@ -327,9 +348,9 @@ fn lock_memory(required: bool) -> Result<bool, Failure> {
     }
 }
 
-async fn follow_root(data: PathBuf, root: Arc<RootKey>, mut stopped: watch::Receiver<bool>) {
+async fn follow_root(location: Location, root: Arc<RootKey>, mut stopped: watch::Receiver<bool>) {
     loop {
-        if let Err(failure) = root::follow(&data, &root).await {
+        if let Err(failure) = root::follow(&location, &root).await {
             tracing::error!(error = %Chain(failure.error.as_ref()), "taking up root.key or sealing anew failed, it will be tried again");
         }
         tokio::select! {

@@ -24,7 +24,7 @@ const INVALID: &str = "Invalid identifier";
 /// `CreateAlias`.
 pub(crate) async fn create(call: &mut Call<'_>, mut input: Input) -> Result<Value, ApiError> {
     let (name, target) = parameters(&mut input, NEEDS_PREFIX)?;
-    let _management = call.service.management.lock().await;
+    let _management = call.manage().await?;
     let key = target_key(call, &target)?;
     authorize(call, &name, &key, "kms:CreateAlias")?;
     let arn = call.here.alias_arn(&name);
@@ -44,15 +44,14 @@ pub(crate) async fn create(call: &mut Call<'_>, mut input: Input) -> Result<Valu
         updated_ms: call.now_ms(),
     };
     call.draft.resources.push(arn);
-    call.change(Change::InsertAlias(alias.clone())).await?;
-    call.service.keys.put_alias(alias);
+    call.change(Change::InsertAlias(alias)).await?;
     Ok(Value::Null)
 }
 
 /// `UpdateAlias`.
 pub(crate) async fn update(call: &mut Call<'_>, mut input: Input) -> Result<Value, ApiError> {
     let (name, target) = parameters(&mut input, INVALID)?;
-    let _management = call.service.management.lock().await;
+    let _management = call.manage().await?;
     let key = target_key(call, &target)?;
     let (alias, old_key) = existing(call, &name)?;
     authorize(call, &name, &old_key, "kms:UpdateAlias")?;
@@ -64,8 +63,7 @@ pub(crate) async fn update(call: &mut Call<'_>, mut input: Input) -> Result<Valu
         ..AliasRow::clone(&alias)
     };
     call.draft.resources.push(call.here.alias_arn(&name));
-    call.change(Change::UpdateAlias(alias.clone())).await?;
-    call.service.keys.put_alias(alias);
+    call.change(Change::UpdateAlias(alias)).await?;
     Ok(Value::Null)
 }
 
@@ -74,16 +72,15 @@ pub(crate) async fn delete(call: &mut Call<'_>, mut input: Input) -> Result<Valu
     let name = alias_name(&mut input)?;
     input.finish()?;
     check_name(&name, INVALID)?;
-    let _management = call.service.management.lock().await;
+    let _management = call.manage().await?;
     let (_, key) = existing(call, &name)?;
     authorize(call, &name, &key, "kms:DeleteAlias")?;
     call.draft
         .resources
         .extend([call.here.alias_arn(&name), key.arn.to_string()]);
     let (account, region) = (call.here.account.to_string(), call.here.region.to_string());
-    call.change(Change::DeleteAlias(account, region, name.clone()))
+    call.change(Change::DeleteAlias(account, region, name))
         .await?;
-    call.service.keys.remove_alias(&call.here, &name);
     Ok(Value::Null)
 }
 
@@ -102,7 +99,7 @@ pub(crate) async fn list(call: &mut Call<'_>, mut input: Input) -> Result<Value,
         .store
         .list_aliases(account, region, key_id, &after, limit + 1)
         .await
-        .map_err(|error| ApiError::internal(&error))?;
+        .map_err(|error| ApiError::store(&error))?;
     let limit = usize::try_from(limit).unwrap_or(usize::MAX);
     let truncated = rows.len() > limit;
     rows.truncate(limit);

@@ -32,7 +32,7 @@ pub(crate) async fn create(call: &mut Call<'_>, mut input: Input) -> Result<Valu
     let key_id = input.required_key_id("KeyId")?;
     let dry_run = input.boolean("DryRun")?;
     let terms = terms(call, &mut input)?;
-    let _management = call.service.management.lock().await;
+    let _management = call.manage().await?;
     let key = call.find_by_key_id(&key_id)?;
     authorize_new(call, &key, &terms)?;
     check_terms(&key, &terms)?;
@@ -64,7 +64,6 @@ async fn insert(call: &mut Call<'_>, key: &Key, terms: Terms) -> Result<Arc<Gran
     call.draft.response = json!({ "grantId": grant.id, "keyId": &*key.arn });
     let row = grant.row().map_err(|error| ApiError::internal(&error))?;
     call.change(Change::InsertGrant(row)).await?;
-    call.service.grants.put(grant.clone());
     Ok(Arc::new(grant))
 }
 
@@ -427,7 +426,7 @@ pub(crate) async fn revoke(call: &mut Call<'_>, mut input: Input) -> Result<Valu
     let dry_run = input.boolean("DryRun")?;
     input.finish()?;
     check_id(&grant_id)?;
-    let _management = call.service.management.lock().await;
+    let _management = call.manage().await?;
     let key = call.find_by_key_id(&key_id)?;
     authorize_existing(call, &key, "kms:RevokeGrant")?;
     let grant = existing(call, &key, &grant_id)?;
@@ -454,7 +453,7 @@ pub(crate) async fn retire(call: &mut Call<'_>, mut input: Input) -> Result<Valu
             ));
         }
     };
-    let _management = call.service.management.lock().await;
+    let _management = call.manage().await?;
     let key = call.find_by_key_id(&key_id)?;
     let grant = existing(call, &key, &grant_id)?;
     let facts = Facts {
@@ -501,6 +500,5 @@ fn existing(call: &Call<'_>, key: &Key, id: &str) -> Result<Arc<Grant>, ApiError
 
 async fn remove(call: &mut Call<'_>, grant: &Grant) -> Result<Value, ApiError> {
     call.change(Change::DeleteGrant(grant.id.clone())).await?;
-    call.service.grants.remove(grant);
     Ok(Value::Null)
 }

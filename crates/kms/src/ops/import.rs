@@ -180,31 +180,22 @@ fn material_id(input: &mut Input) -> Result<Option<String>, ApiError> {
 /// `ImportKeyMaterial`.
 pub(crate) async fn import(call: &mut Call<'_>, input: Input) -> Result<Value, ApiError> {
     let request = Request::read(input, call.now_ms())?;
-    let _management = call.service.management.lock().await;
+    let _management = call.manage().await?;
     let key = manage(call, &request.key_id, &request.condition)?;
     check_external(&key)?;
     key.not_pending_deletion()?;
     let secret = unwrap(call, &key, &request)?;
     let material = placed(call.service, &key, &request, secret, call.now_ms())?;
     let id = material.id;
-    let (changed, change) = materials::put(call.service, &key, material)?;
-    let mut changes = vec![change];
+    let mut changes = vec![materials::put(call.service, &key, material)?];
     // With its material back, the key is usable again, as on AWS.
-    let row = KeyRow {
-        enabled: true,
-        ..changed.row.clone()
-    };
-    let changed = match key.not_pending_import(call.now_ms()) {
-        Ok(()) => changed,
-        Err(_) => {
-            changes.push(Change::UpdateKey(row.clone()));
-            changed
-                .with_row(row)
-                .map_err(|error| ApiError::internal(&error))?
-        }
-    };
+    if key.not_pending_import(call.now_ms()).is_err() {
+        changes.push(Change::UpdateKey(KeyRow {
+            enabled: true,
+            ..key.row.clone()
+        }));
+    }
     call.change(changes).await?;
-    call.service.keys.put(changed);
     let mut output = json!({ "KeyId": &*key.arn });
     if let (true, Some(members)) = (
         key.row.spec.is_symmetric_encryption(),
@@ -327,7 +318,7 @@ pub(crate) async fn delete(call: &mut Call<'_>, mut input: Input) -> Result<Valu
     let key_id = input.required_key_id("KeyId")?;
     let named = material_id(&mut input)?;
     input.finish()?;
-    let _management = call.service.management.lock().await;
+    let _management = call.manage().await?;
     let key = manage(call, &key_id, &[])?;
     check_external(&key)?;
     let material = match &named {
@@ -345,9 +336,8 @@ pub(crate) async fn delete(call: &mut Call<'_>, mut input: Input) -> Result<Valu
         return Ok(output);
     };
     let id = material.id.to_string();
-    let (changed, change) = forgotten(call.service, &key, material)?;
+    let change = forgotten(call.service, &key, material)?;
     call.change(change).await?;
-    call.service.keys.put(changed);
     if let (true, Some(members)) = (
         key.row.spec.is_symmetric_encryption(),
         output.as_object_mut(),
@@ -357,14 +347,15 @@ pub(crate) async fn delete(call: &mut Call<'_>, mut input: Input) -> Result<Valu
     Ok(output)
 }
 
-/// The key without the secret of a material. One that only waited for a rotation is forgotten altogether.
+/// The change that forgets the secret of a material. One that only waited for a rotation goes altogether.
 pub(crate) fn forgotten(
     service: &Service,
     key: &Key,
     material: Material,
-) -> Result<(Key, Change), ApiError> {
+) -> Result<Change, ApiError> {
     if material.pending {
-        return Ok(materials::remove(key, material.version));
+        let id = key.row.id.clone();
+        return Ok(Change::DeleteMaterial(id, material.version));
     }
     let empty = Material {
         secret: None,
@@ -374,10 +365,10 @@ pub(crate) fn forgotten(
     materials::put(service, key, empty)
 }
 
-/// A material that has expired.
-pub(crate) fn first_expired(key: &Key, now_ms: i64) -> Option<&Material> {
-    let expired = |material: &&Material| material.valid_to_ms.is_some_and(|at| at <= now_ms);
-    key.materials().iter().find(expired)
+/// Materials that have expired.
+pub(crate) fn expired(key: &Key, now_ms: i64) -> impl Iterator<Item = &Material> {
+    let expired = move |material: &&Material| material.valid_to_ms.is_some_and(|at| at <= now_ms);
+    key.materials().iter().filter(expired)
 }
 
 fn check_external(key: &Key) -> Result<(), ApiError> {

@@ -50,14 +50,12 @@ pub(crate) async fn create(call: &mut Call<'_>, mut input: Input) -> Result<Valu
     let policy = new_policy(call, policy, bypass)?;
     let (key, mut changes) = new_key(call, kind, description, policy).await?;
     if !tags.is_empty() {
-        changes.push(Change::SetTags(key.row.id.clone(), tags.clone()));
+        changes.push(Change::SetTags(key.row.id.clone(), tags));
     }
     let metadata = key.metadata(&[Arc::new(key.clone())]);
     call.draft.resources.push(key.arn.to_string());
     call.draft.response = json!({ "keyMetadata": metadata });
     call.change(changes).await?;
-    call.service.tags.put(&key.row.id, tags);
-    call.service.keys.put(key);
     Ok(json!({ "KeyMetadata": metadata }))
 }
 
@@ -234,7 +232,7 @@ pub(crate) async fn list(call: &mut Call<'_>, mut input: Input) -> Result<Value,
         .store
         .list_keys(account, region, &after, limit + 1)
         .await
-        .map_err(|error| ApiError::internal(&error))?;
+        .map_err(|error| ApiError::store(&error))?;
     let limit = usize::try_from(limit).unwrap_or(usize::MAX);
     let truncated = ids.len() > limit;
     ids.truncate(limit);
@@ -274,7 +272,7 @@ pub(crate) async fn set_enabled(
 ) -> Result<Value, ApiError> {
     let key_id = input.required_key_id("KeyId")?;
     input.finish()?;
-    let _management = call.service.management.lock().await;
+    let _management = call.manage().await?;
     let key = manage(call, &key_id, &[])?;
     key.not_pending_deletion()?;
     key.not_pending_import(call.now_ms())?;
@@ -290,7 +288,7 @@ pub(crate) async fn update_description(
     let key_id = input.required_key_id("KeyId")?;
     let description = input.required_string("Description", 0, 8192)?;
     input.finish()?;
-    let _management = call.service.management.lock().await;
+    let _management = call.manage().await?;
     let key = manage(call, &key_id, &[])?;
     key.not_pending_deletion()?;
     update(call, &key, |row| row.description = description).await?;
@@ -312,7 +310,7 @@ pub(crate) async fn schedule_deletion(
             "PendingWindowInDays must be between {least} and {most} (inclusive)"
         )));
     }
-    let _management = call.service.management.lock().await;
+    let _management = call.manage().await?;
     let condition = "kms:ScheduleKeyDeletionPendingWindowInDays";
     let key = manage(call, &key_id, &[(condition, days.to_string())])?;
     key.not_pending_deletion()?;
@@ -348,7 +346,7 @@ pub(crate) async fn cancel_deletion(
 ) -> Result<Value, ApiError> {
     let key_id = input.required_key_id("KeyId")?;
     input.finish()?;
-    let _management = call.service.management.lock().await;
+    let _management = call.manage().await?;
     let key = manage(call, &key_id, &[])?;
     if key.not_pending_deletion().is_ok() {
         return Err(ApiError::new(
@@ -365,7 +363,7 @@ pub(crate) async fn cancel_deletion(
     Ok(json!({ "KeyId": &*key.arn }))
 }
 
-/// Stores a key's new values, then lets requests see them. The caller holds the management lock.
+/// Stores a key's new values. The caller holds the management lock.
 pub(crate) async fn update(
     call: &mut Call<'_>,
     key: &Key,
@@ -373,12 +371,7 @@ pub(crate) async fn update(
 ) -> Result<(), ApiError> {
     let mut row = key.row.clone();
     change(&mut row);
-    let changed = key
-        .with_row(row.clone())
-        .map_err(|error| ApiError::internal(&error))?;
-    call.change(Change::UpdateKey(row)).await?;
-    call.service.keys.put(changed);
-    Ok(())
+    call.change(Change::UpdateKey(row)).await
 }
 
 /// The audit row of what happens to a key because its time has come. Nobody calls; the account itself stands for it.

@@ -80,28 +80,7 @@ pub(crate) fn next_version(key: &Key) -> i64 {
     last.max().unwrap_or(0) + 1
 }
 
-/// The key with one material added or replaced, and the change that stores it.
-pub(crate) fn put(
-    service: &Service,
-    key: &Key,
-    material: Material,
-) -> Result<(Key, Change), ApiError> {
-    let change = Change::PutMaterial(material.row(&key.row, &service.root)?);
-    let mut materials = key.materials().to_vec();
-    match materials
-        .iter_mut()
-        .find(|known| known.version == material.version)
-    {
-        Some(known) => *known = material,
-        None => materials.push(material),
-    }
-    Ok((key.with_materials(materials), change))
-}
-
-/// The key without a material, and the change that forgets it.
-pub(crate) fn remove(key: &Key, version: i64) -> (Key, Change) {
-    let change = Change::DeleteMaterial(key.row.id.clone(), version);
-    let mut materials = key.materials().to_vec();
-    materials.retain(|known| known.version != version);
-    (key.with_materials(materials), change)
+/// The change that gives a key one material more, or replaces one.
+pub(crate) fn put(service: &Service, key: &Key, material: Material) -> Result<Change, ApiError> {
+    Ok(Change::PutMaterial(material.row(&key.row, &service.root)?))
 }

@@ -43,7 +43,7 @@ pub(crate) async fn put(call: &mut Call<'_>, mut input: Input) -> Result<Value, 
     let text = input.require("Policy", text);
     let bypass = input.boolean("BypassPolicyLockoutSafetyCheck")?;
     input.finish()?;
-    let _management = call.service.management.lock().await;
+    let _management = call.manage().await?;
     let more = [("kms:BypassPolicyLockoutSafetyCheck", bypass.to_string())];
     let key = super::keys::manage(call, &key_id, &more)?;
     check_name(name)?;

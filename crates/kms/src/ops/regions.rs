@@ -27,7 +27,7 @@ pub(crate) async fn replicate(call: &mut Call<'_>, mut input: Input) -> Result<V
     let description = input.sized_string("Description", 0, 8192)?;
     let tags = tags::parameter(&mut input)?.unwrap_or_default();
     input.finish()?;
-    let _management = call.service.management.lock().await;
+    let _management = call.manage().await?;
     let key = manage(call, &key_id, &[("kms:ReplicaRegion", region.clone())])?;
     authorize_create(call, &tags, &[])?;
     let tags = tags::merge(&Tags::new(), &tags)?;
@@ -83,19 +83,19 @@ async fn insert_replica(
         .map(|(name, value)| json!({ "TagKey": name, "TagValue": value }))
         .collect();
     if !tags.is_empty() {
-        changes.push(Change::SetTags(replica.row.id.clone(), tags.clone()));
+        changes.push(Change::SetTags(replica.row.id.clone(), tags));
     }
     call.draft.resources.push(replica.arn.to_string());
     call.change(changes).await?;
-    call.service.tags.put(&replica.row.id, tags);
-    let policy = replica.row.policy.clone();
-    let row_id = replica.row.id.clone();
-    call.service.keys.put(replica);
-    let replica = call.service.keys.get(&row_id);
-    let metadata = replica.map(|replica| call.service.keys.metadata(&replica));
+    // A node that cannot look again at once still knows what it has made.
+    let replica = Arc::new(replica);
+    let mut family = call.service.keys.family(replica.id());
+    if !family.iter().any(|key| key.row.id == replica.row.id) {
+        family.push(Arc::clone(&replica));
+    }
     Ok(json!({
-        "ReplicaKeyMetadata": metadata,
-        "ReplicaPolicy": policy,
+        "ReplicaKeyMetadata": replica.metadata(&family),
+        "ReplicaPolicy": replica.row.policy,
         "ReplicaTags": shown,
     }))
 }
@@ -108,7 +108,7 @@ pub(crate) async fn update_primary(
     let key_id = input.required_key_id("KeyId")?;
     let region = region_parameter(&mut input, "PrimaryRegion")?;
     input.finish()?;
-    let _management = call.service.management.lock().await;
+    let _management = call.manage().await?;
     let key = manage(call, &key_id, &[("kms:PrimaryRegion", region.clone())])?;
     check_primary(&key)?;
     key.usable(call.now_ms())?;
@@ -121,7 +121,6 @@ pub(crate) async fn update_primary(
         })?;
     replica.usable(call.now_ms())?;
     let mut changes = Vec::new();
-    let mut changed = Vec::new();
     for member in call.service.keys.family(key.id()) {
         let becomes_primary = member.row.id == replica.row.id;
         // What the primary decides for all goes with the office.
@@ -131,14 +130,9 @@ pub(crate) async fn update_primary(
             next_rotation_ms: key.row.next_rotation_ms.filter(|_| becomes_primary),
             ..member.row.clone()
         };
-        changes.push(Change::UpdateKey(row.clone()));
-        let member = member.with_row(row);
-        changed.push(member.map_err(|error| ApiError::internal(&error))?);
+        changes.push(Change::UpdateKey(row));
     }
     call.change(changes).await?;
-    changed
-        .into_iter()
-        .for_each(|key| call.service.keys.put(key));
     Ok(Value::Null)
 }
 

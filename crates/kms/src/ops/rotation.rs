@@ -31,7 +31,7 @@ pub(crate) async fn enable(call: &mut Call<'_>, mut input: Input) -> Result<Valu
     let (least, most, default) = PERIOD;
     let days = input.integer("RotationPeriodInDays", least, most)?;
     input.finish()?;
-    let _management = call.service.management.lock().await;
+    let _management = call.manage().await?;
     let days_shown = days.unwrap_or(default).to_string();
     let key = manage(call, &key_id, &[("kms:RotationPeriodInDays", days_shown)])?;
     check_automatic(&key)?;
@@ -56,7 +56,7 @@ pub(crate) async fn enable(call: &mut Call<'_>, mut input: Input) -> Result<Valu
 pub(crate) async fn disable(call: &mut Call<'_>, mut input: Input) -> Result<Value, ApiError> {
     let key_id = input.required_key_id("KeyId")?;
     input.finish()?;
-    let _management = call.service.management.lock().await;
+    let _management = call.manage().await?;
     let key = manage(call, &key_id, &[])?;
     check_automatic(&key)?;
     key.usable(call.now_ms())?;
@@ -94,7 +94,7 @@ pub(crate) async fn rotate_on_demand(
 ) -> Result<Value, ApiError> {
     let key_id = input.required_key_id("KeyId")?;
     input.finish()?;
-    let _management = call.service.management.lock().await;
+    let _management = call.manage().await?;
     let key = manage(call, &key_id, &[])?;
     check_rotates(&key)?;
     key.usable(call.now_ms())?;
@@ -112,9 +112,8 @@ pub(crate) async fn rotate_on_demand(
             ),
         ));
     }
-    let (keys, changes) = rotated(call.service, &key, ON_DEMAND, call.now_ms()).await?;
+    let changes = rotated(call.service, &key, ON_DEMAND, call.now_ms()).await?;
     call.change(changes).await?;
-    keys.into_iter().for_each(|key| call.service.keys.put(key));
     Ok(json!({ "KeyId": &*key.arn }))
 }
 
@@ -219,13 +218,13 @@ fn everywhere(service: &Service, key: &Arc<Key>, material: &Material) -> bool {
     family.iter().all(has)
 }
 
-/// A key and its replicas with new current material, and the changes that store them.
+/// The changes that give a key and its replicas new current material.
 pub(crate) async fn rotated(
     service: &Service,
     key: &Arc<Key>,
     kind: &str,
     now_ms: i64,
-) -> Result<(Vec<Key>, Vec<Change>), ApiError> {
+) -> Result<Vec<Change>, ApiError> {
     let material = match key.row.origin {
         Origin::External => imported(service, key)?,
         _ => {
@@ -237,7 +236,6 @@ pub(crate) async fn rotated(
     if members.is_empty() {
         members.push(Arc::clone(key));
     }
-    let mut keys = Vec::new();
     let mut changes = Vec::new();
     for member in members {
         let known = member.material(material.id).map(|known| known.version);
@@ -247,11 +245,9 @@ pub(crate) async fn rotated(
             rotation: Some((kind.into(), now_ms)),
             ..member.material(material.id).unwrap_or(&material).clone()
         };
-        let (member, change) = materials::put(service, &member, own)?;
-        keys.push(member);
-        changes.push(change);
+        changes.push(materials::put(service, &member, own)?);
     }
-    Ok((keys, changes))
+    Ok(changes)
 }
 
 /// The imported material that waits for a rotation.

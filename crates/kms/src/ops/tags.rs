@@ -16,7 +16,7 @@ pub(crate) async fn tag(call: &mut Call<'_>, mut input: Input) -> Result<Value, 
     let given = tags::parameter(&mut input)?;
     let given = input.require("Tags", given);
     input.finish()?;
-    let _management = call.service.management.lock().await;
+    let _management = call.manage().await?;
     let key = call.find_own_key(&key_id)?;
     let asked: Vec<_> = given
         .iter()
@@ -33,7 +33,7 @@ pub(crate) async fn untag(call: &mut Call<'_>, mut input: Input) -> Result<Value
     let key_id = input.required_key_id("KeyId")?;
     let keys = tags::keys_parameter(&mut input)?;
     input.finish()?;
-    let _management = call.service.management.lock().await;
+    let _management = call.manage().await?;
     let key = call.find_own_key(&key_id)?;
     let asked: Vec<_> = keys.iter().map(|key| (key.clone(), None)).collect();
     authorize(call, &key, "kms:UntagResource", &asked)?;
@@ -44,9 +44,8 @@ pub(crate) async fn untag(call: &mut Call<'_>, mut input: Input) -> Result<Value
 }
 
 async fn put(call: &mut Call<'_>, key: &Key, tags: Tags) -> Result<Value, ApiError> {
-    let change = Change::SetTags(key.row.id.clone(), tags.clone());
+    let change = Change::SetTags(key.row.id.clone(), tags);
     call.change(change).await?;
-    call.service.tags.put(&key.row.id, tags);
     Ok(Value::Null)
 }
 

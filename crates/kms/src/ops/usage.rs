@@ -38,9 +38,9 @@ pub(crate) async fn last(call: &mut Call<'_>, mut input: Input) -> Result<Value,
     let key = manage(call, &key_id, &[])?;
     let store = &call.service.store;
     let last = store.last_use(&key.row.id).await;
-    let last = last.map_err(|error| ApiError::internal(&error))?;
+    let last = last.map_err(|error| ApiError::store(&error))?;
     let since_ms = store.recording_since_ms().await;
-    let since_ms = since_ms.map_err(|error| ApiError::internal(&error))?;
+    let since_ms = since_ms.map_err(|error| ApiError::store(&error))?;
     let usage = last.map_or_else(
         || json!({}),
         |last| {

@@ -12,14 +12,17 @@
 //!
 //! Numbers and lengths are 64 bits, big-endian; the first row's *hash before* is 32 zero bytes; numbers have no gaps.
 
-use aws_lc_rs::digest;
-use sqlx::{QueryBuilder, Row as _, Sqlite, SqliteConnection};
-
-use super::{StoreError, Used, usage};
+use super::database::{Record, Value};
+use super::usage::{self, tuples};
+use super::{Connection, StoreError, Used};
 use crate::crypto::seal::RootKey;
+use aws_lc_rs::digest;
 
-/// Audit rows in one INSERT: seven variables each, far below SQLite's 32,766.
+/// Audit rows in one INSERT: six values each, far below SQLite's 32,766.
 const ROWS: usize = 500;
+
+/// Values of a row, its seal left out.
+const COLUMNS: usize = 6;
 
 /// Rows read at a time.
 const PAGE: i64 = 1000;
@@ -118,16 +121,14 @@ impl std::str::FromStr for Head {
 }
 
 /// The head of what is stored.
-pub(super) async fn head(connection: &mut SqliteConnection) -> Result<Head, StoreError> {
-    let row = sqlx::query("SELECT seq, hash FROM audit ORDER BY seq DESC LIMIT 1")
-        .fetch_optional(connection)
-        .await?;
-    let Some(row) = row else {
+pub(super) async fn head(connection: &mut Connection) -> Result<Head, StoreError> {
+    let sql = "SELECT seq, hash FROM audit ORDER BY seq DESC LIMIT 1";
+    let Some(row) = connection.row(sql, &[]).await? else {
         return Ok(Head::EMPTY);
     };
-    let hash: Option<Vec<u8>> = row.try_get(1)?;
+    let hash: Option<Vec<u8>> = row.get(1)?;
     Ok(Head {
-        seq: row.try_get(0)?,
+        seq: row.get(0)?,
         // A row that lost its hash is found by the verification; what follows it must still be recorded.
         hash: hash
             .and_then(|hash| hash.try_into().ok())
@@ -135,9 +136,16 @@ pub(super) async fn head(connection: &mut SqliteConnection) -> Result<Head, Stor
     })
 }
 
+/// Whether the chain holds that head: a transaction that made it was made durable.
+pub(super) async fn holds(connection: &mut Connection, head: &Head) -> Result<bool, StoreError> {
+    let sql = "SELECT seq FROM audit WHERE seq = $1 AND hash = $2";
+    let values = [head.seq.into(), head.hash.as_slice().into()];
+    Ok(connection.row(sql, &values).await?.is_some())
+}
+
 /// Adds rows to the chain; the last one is not sealed yet.
 pub(super) async fn insert(
-    connection: &mut SqliteConnection,
+    connection: &mut Connection,
     head: &mut Head,
     rows: &[&AuditRow],
 ) -> Result<(), StoreError> {
@@ -149,38 +157,39 @@ pub(super) async fn insert(
                 *head
             })
             .collect();
-        let mut query: QueryBuilder<'_, Sqlite> = QueryBuilder::new(
-            "INSERT INTO audit (seq, hash, time_ms, operation, error_code, event) ",
+        let mut values: Vec<Value<'_>> = Vec::with_capacity(chunk.len() * COLUMNS);
+        for (row, head) in chunk.iter().zip(&heads) {
+            values.extend([
+                head.seq.into(),
+                head.hash.as_slice().into(),
+                row.time_ms.into(),
+                Value::from(&row.operation),
+                (&row.error_code).into(),
+                (&row.event).into(),
+            ]);
+        }
+        let sql = format!(
+            "INSERT INTO audit (seq, hash, time_ms, operation, error_code, event) VALUES {}",
+            tuples(chunk.len(), COLUMNS)
         );
-        query.push_values(chunk.iter().zip(&heads), |mut values, (row, head)| {
-            values
-                .push_bind(head.seq)
-                .push_bind(head.hash.as_slice())
-                .push_bind(row.time_ms)
-                .push_bind(&row.operation)
-                .push_bind(&row.error_code)
-                .push_bind(&row.event);
-        });
-        query
-            .build()
-            .persistent(chunk.len() == 1)
-            .execute(&mut *connection)
-            .await?;
+        match chunk.len() {
+            1 => connection.execute(&sql, &values).await?,
+            _ => connection.execute_once(&sql, &values).await?,
+        };
     }
     usage::put(connection, rows).await
 }
 
 /// Seals the chain's last row.
 pub(super) async fn seal(
-    connection: &mut SqliteConnection,
+    connection: &mut Connection,
     head: &Head,
     root: &RootKey,
 ) -> Result<(), StoreError> {
-    sqlx::query("UPDATE audit SET seal = ? WHERE seq = ?")
-        .bind(root.tag(&head.sealed()).as_ref())
-        .bind(head.seq)
-        .execute(connection)
-        .await?;
+    let tag = root.tag(&head.sealed());
+    let sql = "UPDATE audit SET seal = $1 WHERE seq = $2";
+    let values = [tag.as_ref().into(), head.seq.into()];
+    connection.execute(sql, &values).await?;
     Ok(())
 }
 
@@ -189,7 +198,7 @@ pub(super) async fn seal(
 /// # Errors
 /// If the database fails.
 pub async fn append_audit(
-    connection: &mut SqliteConnection,
+    connection: &mut Connection,
     row: &AuditRow,
     root: &RootKey,
 ) -> Result<(), StoreError> {
@@ -199,7 +208,7 @@ pub async fn append_audit(
 }
 
 /// Chains rows that a version without a chain has written.
-pub(super) async fn adopt(connection: &mut SqliteConnection) -> Result<(), StoreError> {
+pub(super) async fn adopt(connection: &mut Connection) -> Result<(), StoreError> {
     let (mut head, mut after) = (Head::EMPTY, 0);
     loop {
         let rows = audit(connection, after, PAGE).await?;
@@ -209,12 +218,9 @@ pub(super) async fn adopt(connection: &mut SqliteConnection) -> Result<(), Store
         after = *last;
         for (seq, row) in &rows {
             head = head.after(row);
-            sqlx::query("UPDATE audit SET seq = ?, hash = ? WHERE seq = ?")
-                .bind(head.seq)
-                .bind(head.hash.as_slice())
-                .bind(seq)
-                .execute(&mut *connection)
-                .await?;
+            let sql = "UPDATE audit SET seq = $1, hash = $2 WHERE seq = $3";
+            let values = [head.seq.into(), head.hash.as_slice().into(), (*seq).into()];
+            connection.execute(sql, &values).await?;
         }
     }
 }
@@ -224,28 +230,24 @@ pub(super) async fn adopt(connection: &mut SqliteConnection) -> Result<(), Store
 /// # Errors
 /// If the database fails.
 pub async fn audit(
-    connection: &mut SqliteConnection,
+    connection: &mut Connection,
     after: i64,
     limit: i64,
 ) -> Result<Vec<(i64, AuditRow)>, StoreError> {
-    let rows = sqlx::query(
-        "SELECT seq, time_ms, operation, error_code, event FROM audit WHERE seq > ? ORDER BY seq LIMIT ?",
-    )
-    .bind(after)
-    .bind(limit)
-    .fetch_all(connection)
-    .await?;
+    let sql = "SELECT time_ms, operation, error_code, event, seq FROM audit WHERE seq > $1 ORDER BY seq LIMIT $2";
+    let rows = connection.rows(sql, &[after.into(), limit.into()]).await?;
     rows.iter()
-        .map(|row| Ok((row.try_get(0)?, audit_row(row)?)))
+        .map(|row| Ok((row.get(4)?, audit_row(row)?)))
         .collect()
 }
 
-fn audit_row(row: &sqlx::sqlite::SqliteRow) -> Result<AuditRow, sqlx::Error> {
+/// The first four columns of a row.
+fn audit_row(row: &Record) -> Result<AuditRow, sqlx::Error> {
     Ok(AuditRow {
-        time_ms: row.try_get("time_ms")?,
-        operation: row.try_get("operation")?,
-        error_code: row.try_get("error_code")?,
-        event: row.try_get("event")?,
+        time_ms: row.get(0)?,
+        operation: row.get(1)?,
+        error_code: row.get(2)?,
+        event: row.get(3)?,
         used: None,
     })
 }
@@ -254,12 +256,8 @@ fn audit_row(row: &sqlx::sqlite::SqliteRow) -> Result<AuditRow, sqlx::Error> {
 ///
 /// # Errors
 /// If the database fails.
-pub async fn audit_tail(connection: &mut SqliteConnection, count: i64) -> Result<i64, StoreError> {
-    let row = sqlx::query("SELECT COALESCE(MAX(seq), 0) - ? FROM audit")
-        .bind(count)
-        .fetch_one(connection)
-        .await?;
-    Ok(row.try_get(0)?)
+pub async fn audit_tail(connection: &mut Connection, count: i64) -> Result<i64, StoreError> {
+    Ok(head(connection).await?.seq.saturating_sub(count))
 }
 
 /// The rows of one request.
@@ -267,15 +265,18 @@ pub async fn audit_tail(connection: &mut SqliteConnection, count: i64) -> Result
 /// # Errors
 /// If the database fails.
 pub async fn audit_of(
-    connection: &mut SqliteConnection,
+    connection: &mut Connection,
     request_id: &str,
 ) -> Result<Vec<AuditRow>, StoreError> {
-    let rows = sqlx::query(
-        "SELECT time_ms, operation, error_code, event FROM audit WHERE instr(event, ?) > 0 ORDER BY seq",
-    )
-    .bind(format!("\"requestID\":\"{request_id}\""))
-    .fetch_all(connection)
-    .await?;
+    let place = match connection.is_shared() {
+        true => "strpos",
+        false => "instr",
+    };
+    let sql = format!(
+        "SELECT time_ms, operation, error_code, event FROM audit WHERE {place}(event, $1) > 0 ORDER BY seq"
+    );
+    let wanted = format!("\"requestID\":\"{request_id}\"");
+    let rows = connection.rows(&sql, &[(&wanted).into()]).await?;
     rows.iter().map(|row| Ok(audit_row(row)?)).collect()
 }
 
@@ -318,29 +319,28 @@ pub struct Verified {
     pub flaw: Option<(i64, Flaw)>,
 }
 
+const VERIFIED: &str = "SELECT time_ms, operation, error_code, event, seq, hash, seal FROM audit
+    WHERE seq > $1 ORDER BY seq LIMIT $2";
+
 /// Goes through the whole chain.
 ///
 /// # Errors
 /// If the database fails.
 pub async fn verify_audit(
-    connection: &mut SqliteConnection,
+    connection: &mut Connection,
     root: &RootKey,
     noted: Option<Head>,
 ) -> Result<Verified, StoreError> {
     let (mut head, mut sealed, mut sealed_from) = (Head::EMPTY, true, None);
     let mut found = noted.is_none_or(|noted| noted == Head::EMPTY);
     loop {
-        let rows = sqlx::query(
-            "SELECT seq, time_ms, operation, error_code, event, hash, seal FROM audit WHERE seq > ? ORDER BY seq LIMIT ?",
-        )
-        .bind(head.seq)
-        .bind(PAGE)
-        .fetch_all(&mut *connection)
-        .await?;
+        let rows = connection
+            .rows(VERIFIED, &[head.seq.into(), PAGE.into()])
+            .await?;
         for row in &rows {
-            let seq: i64 = row.try_get("seq")?;
-            let hash: Option<Vec<u8>> = row.try_get("hash")?;
-            let seal: Option<Vec<u8>> = row.try_get("seal")?;
+            let seq: i64 = row.get(4)?;
+            let hash: Option<Vec<u8>> = row.get(5)?;
+            let seal: Option<Vec<u8>> = row.get(6)?;
             let next = head.after(&audit_row(row)?);
             let flaw = if seq != next.seq {
                 Some(Flaw::Gap)
@@ -383,8 +383,6 @@ pub async fn verify_audit(
 
 #[cfg(test)]
 mod tests {
-    use sqlx::Executor as _;
-
     use super::super::{Store, connect};
     use super::*;
 
@@ -404,14 +402,15 @@ mod tests {
         let root =
             std::sync::Arc::new(RootKey::open(&directory.path().join("root.key"), true).unwrap());
         let (store, writer) = Store::open(directory.path()).await.unwrap();
-        store.seal_with(std::sync::Arc::clone(&root));
+        store.seal_with(std::sync::Arc::clone(&root)).await.unwrap();
         for number in 1..=10 {
             store.record(row(number), true).await.unwrap();
         }
         drop(store);
         writer.await.unwrap();
-        let mut connection = connect(directory.path()).await.unwrap();
-        connection.execute(tamper).await.unwrap();
+        let location = super::super::Location::from(directory.path());
+        let mut connection = connect(&location).await.unwrap();
+        connection.script(tamper).await.unwrap();
         verify_audit(&mut connection, &root, noted).await.unwrap()
     }
 

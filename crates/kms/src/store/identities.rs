@@ -1,8 +1,7 @@
 //! Users and roles in the store.
 
-use sqlx::{Row as _, SqliteConnection};
-
-use super::{Store, StoreError};
+use super::database::Record;
+use super::{Connection, Store, StoreError};
 
 /// A user's or role's row.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -17,27 +16,26 @@ pub struct IdentityRow {
     pub profile: String,
 }
 
+const COLUMNS: &str = "arn, unique_id, created_ms, profile";
+
 impl Store {
     /// A user or role.
     ///
     /// # Errors
     /// If the database fails.
     pub async fn identity(&self, arn: &str) -> Result<Option<IdentityRow>, StoreError> {
-        let row =
-            sqlx::query("SELECT arn, unique_id, created_ms, profile FROM identities WHERE arn = ?")
-                .bind(arn)
-                .fetch_optional(&self.readers)
-                .await?;
+        let sql = format!("SELECT {COLUMNS} FROM identities WHERE arn = $1");
+        let row = self.readers.row(&sql, &[arn.into()]).await?;
         row.as_ref().map(identity_row).transpose()
     }
 }
 
-fn identity_row(row: &sqlx::sqlite::SqliteRow) -> Result<IdentityRow, StoreError> {
+fn identity_row(row: &Record) -> Result<IdentityRow, StoreError> {
     Ok(IdentityRow {
-        arn: row.try_get(0)?,
-        unique_id: row.try_get(1)?,
-        created_ms: row.try_get(2)?,
-        profile: row.try_get(3)?,
+        arn: row.get(0)?,
+        unique_id: row.get(1)?,
+        created_ms: row.get(2)?,
+        profile: row.get(3)?,
     })
 }
 
@@ -45,11 +43,9 @@ fn identity_row(row: &sqlx::sqlite::SqliteRow) -> Result<IdentityRow, StoreError
 ///
 /// # Errors
 /// If the database fails.
-pub async fn identities(connection: &mut SqliteConnection) -> Result<Vec<IdentityRow>, StoreError> {
-    let rows =
-        sqlx::query("SELECT arn, unique_id, created_ms, profile FROM identities ORDER BY arn")
-            .fetch_all(connection)
-            .await?;
+pub async fn identities(connection: &mut Connection) -> Result<Vec<IdentityRow>, StoreError> {
+    let sql = format!("SELECT {COLUMNS} FROM identities ORDER BY arn");
+    let rows = connection.rows(&sql, &[]).await?;
     rows.iter().map(identity_row).collect()
 }
 
@@ -58,19 +54,20 @@ pub async fn identities(connection: &mut SqliteConnection) -> Result<Vec<Identit
 /// # Errors
 /// If the database fails.
 pub async fn put_identity(
-    connection: &mut SqliteConnection,
+    connection: &mut Connection,
     row: &IdentityRow,
 ) -> Result<(), StoreError> {
-    sqlx::query(
-        "INSERT INTO identities (arn, unique_id, created_ms, profile) VALUES (?, ?, ?, ?)
-         ON CONFLICT (arn) DO UPDATE SET profile = excluded.profile",
-    )
-    .bind(&row.arn)
-    .bind(&row.unique_id)
-    .bind(row.created_ms)
-    .bind(&row.profile)
-    .execute(connection)
-    .await?;
+    let sql = format!(
+        "INSERT INTO identities ({COLUMNS}) VALUES ($1, $2, $3, $4)
+         ON CONFLICT (arn) DO UPDATE SET profile = excluded.profile"
+    );
+    let values = [
+        (&row.arn).into(),
+        (&row.unique_id).into(),
+        row.created_ms.into(),
+        (&row.profile).into(),
+    ];
+    connection.execute(&sql, &values).await?;
     Ok(())
 }
 
@@ -78,13 +75,7 @@ pub async fn put_identity(
 ///
 /// # Errors
 /// If the database fails.
-pub async fn delete_identity(
-    connection: &mut SqliteConnection,
-    arn: &str,
-) -> Result<bool, StoreError> {
-    let result = sqlx::query("DELETE FROM identities WHERE arn = ?")
-        .bind(arn)
-        .execute(connection)
-        .await?;
-    Ok(result.rows_affected() > 0)
+pub async fn delete_identity(connection: &mut Connection, arn: &str) -> Result<bool, StoreError> {
+    let sql = "DELETE FROM identities WHERE arn = $1";
+    Ok(connection.execute(sql, &[arn.into()]).await? > 0)
 }

@@ -3,9 +3,7 @@
 //! A value is replaced only if it is still the one that was read: a rotation of the root key never undoes what anybody
 //! else has stored meanwhile.
 
-use sqlx::{Row as _, SqliteConnection};
-
-use super::StoreError;
+use super::{Connection, StoreError};
 
 /// Whose secret it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -49,31 +47,30 @@ const ACCESS_KEYS: &str = "SELECT access_key_id, arn, sealed_secret
 /// # Errors
 /// If the database fails.
 pub async fn sealed_otherwise(
-    connection: &mut SqliteConnection,
+    connection: &mut Connection,
     version: u32,
     limit: i64,
 ) -> Result<Vec<SealedRow>, StoreError> {
     let prefix = version.to_be_bytes();
+    let values = [prefix.as_slice().into(), limit.into()];
     let mut found = Vec::new();
-    let rows = sqlx::query(MATERIALS).bind(prefix.as_slice()).bind(limit);
-    for row in rows.fetch_all(&mut *connection).await? {
+    for row in connection.rows(MATERIALS, &values).await? {
         found.push(SealedRow {
             secret: Secret::Material {
-                key_id: row.try_get(0)?,
-                version: row.try_get(1)?,
-                account: row.try_get(2)?,
+                key_id: row.get(0)?,
+                version: row.get(1)?,
+                account: row.get(2)?,
             },
-            sealed: row.try_get(3)?,
+            sealed: row.get(3)?,
         });
     }
-    let rows = sqlx::query(ACCESS_KEYS).bind(prefix.as_slice()).bind(limit);
-    for row in rows.fetch_all(connection).await? {
+    for row in connection.rows(ACCESS_KEYS, &values).await? {
         found.push(SealedRow {
             secret: Secret::AccessKey {
-                access_key_id: row.try_get(0)?,
-                arn: row.try_get(1)?,
+                access_key_id: row.get(0)?,
+                arn: row.get(1)?,
             },
-            sealed: row.try_get(2)?,
+            sealed: row.get(2)?,
         });
     }
     Ok(found)
@@ -84,27 +81,25 @@ pub async fn sealed_otherwise(
 /// # Errors
 /// If the database fails.
 pub async fn reseal(
-    connection: &mut SqliteConnection,
+    connection: &mut Connection,
     read: &SealedRow,
     sealed: &[u8],
 ) -> Result<bool, StoreError> {
-    let query = match &read.secret {
+    let (new, old) = (sealed.into(), read.sealed.as_slice().into());
+    let rows = match &read.secret {
         Secret::Material {
             key_id, version, ..
-        } => sqlx::query(
-            "UPDATE materials SET sealed = $1 WHERE sealed = $2 AND key_id = $3 AND version = $4",
-        )
-        .bind(sealed)
-        .bind(&read.sealed)
-        .bind(key_id)
-        .bind(version),
-        Secret::AccessKey { access_key_id, .. } => sqlx::query(
-            "UPDATE principals SET sealed_secret = $1 WHERE sealed_secret = $2 AND access_key_id = $3",
-        )
-        .bind(sealed)
-        .bind(&read.sealed)
-        .bind(access_key_id),
+        } => {
+            let sql = "UPDATE materials SET sealed = $1 WHERE sealed = $2 AND key_id = $3 AND version = $4";
+            let values = [new, old, key_id.into(), (*version).into()];
+            connection.execute(sql, &values).await?
+        }
+        Secret::AccessKey { access_key_id, .. } => {
+            let sql = "UPDATE principals SET sealed_secret = $1 WHERE sealed_secret = $2 AND access_key_id = $3";
+            connection
+                .execute(sql, &[new, old, access_key_id.into()])
+                .await?
+        }
     };
-    let done = query.execute(connection).await?;
-    Ok(done.rows_affected() > 0)
+    Ok(rows > 0)
 }

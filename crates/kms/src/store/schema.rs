@@ -1,11 +1,14 @@
-//! The database's tables, as a list of migrations that only ever grows.
+//! The databases' tables, as lists of migrations that only ever grow.
 
-use sqlx::{Connection as _, Executor as _, Row as _, SqliteConnection};
+use std::time::Duration;
 
-use super::{StoreError, audit};
+use super::{Connection, StoreError, audit};
 
-/// Each step: what it is for, and its statements. Never edit one that was released; add another.
-const MIGRATIONS: &[(&str, &str)] = &[
+/// How often a migration is tried that another node may be making at the same time.
+const TRIES: usize = 5;
+
+/// SQLite's steps: what each is for, and its statements. Never edit one that was released; add another.
+const SQLITE: &[(&str, &str)] = &[
     ("keys, aliases, principals, audit", FIRST),
     (
         "grants",
@@ -50,7 +53,7 @@ const MIGRATIONS: &[(&str, &str)] = &[
          ) STRICT;",
     ),
     (
-        super::usage::MIGRATION,
+        "last use of keys",
         "CREATE TABLE key_usage (
             key_id TEXT NOT NULL PRIMARY KEY REFERENCES keys (id) ON DELETE CASCADE,
             operation TEXT NOT NULL,
@@ -112,40 +115,164 @@ const FIRST: &str = "CREATE TABLE keys (
         event TEXT NOT NULL
      ) STRICT;";
 
+/// PostgreSQL's steps. No extension, no trigger, no procedure: other databases speak this wire too.
+const POSTGRES: &[(&str, &str)] = &[("keys, grants, identities, audit, changes", SHARED)];
+
+/// The tables as SQLite has them, and what nodes need to share them: `state`, whose one row every writing transaction
+/// locks, and `changes`, which tells each node what the others have changed.
+const SHARED: &str = "CREATE TABLE keys (
+        id TEXT NOT NULL PRIMARY KEY,
+        account TEXT NOT NULL,
+        region TEXT NOT NULL,
+        created_ms BIGINT NOT NULL,
+        description TEXT NOT NULL,
+        enabled BOOLEAN NOT NULL,
+        deletion_ms BIGINT,
+        policy TEXT NOT NULL,
+        spec TEXT NOT NULL,
+        usage TEXT NOT NULL,
+        origin TEXT NOT NULL,
+        primary_region TEXT,
+        rotation_days BIGINT,
+        next_rotation_ms BIGINT,
+        pending_days BIGINT
+     );
+     CREATE INDEX keys_by_place ON keys (account, region, id);
+     CREATE TABLE materials (
+        key_id TEXT NOT NULL REFERENCES keys (id) ON DELETE CASCADE,
+        version BIGINT NOT NULL,
+        material_id BYTEA NOT NULL,
+        sealed BYTEA NOT NULL,
+        created_ms BIGINT NOT NULL,
+        pending BOOLEAN NOT NULL,
+        rotation TEXT,
+        rotated_ms BIGINT,
+        valid_to_ms BIGINT,
+        description TEXT,
+        PRIMARY KEY (key_id, version)
+     );
+     CREATE TABLE aliases (
+        account TEXT NOT NULL,
+        region TEXT NOT NULL,
+        name TEXT NOT NULL,
+        key_id TEXT NOT NULL REFERENCES keys (id) ON DELETE CASCADE,
+        created_ms BIGINT NOT NULL,
+        updated_ms BIGINT NOT NULL,
+        PRIMARY KEY (account, region, name)
+     );
+     CREATE INDEX aliases_by_key ON aliases (key_id);
+     CREATE TABLE grants (
+        id TEXT NOT NULL PRIMARY KEY,
+        key_id TEXT NOT NULL REFERENCES keys (id) ON DELETE CASCADE,
+        created_ms BIGINT NOT NULL,
+        terms TEXT NOT NULL
+     );
+     CREATE INDEX grants_by_key ON grants (key_id);
+     CREATE TABLE tags (
+        key_id TEXT NOT NULL PRIMARY KEY REFERENCES keys (id) ON DELETE CASCADE,
+        tags TEXT NOT NULL
+     );
+     CREATE TABLE principals (
+        access_key_id TEXT NOT NULL PRIMARY KEY,
+        arn TEXT NOT NULL,
+        sealed_secret BYTEA NOT NULL,
+        created_ms BIGINT NOT NULL
+     );
+     CREATE TABLE identities (
+        arn TEXT NOT NULL PRIMARY KEY,
+        unique_id TEXT NOT NULL UNIQUE,
+        created_ms BIGINT NOT NULL,
+        profile TEXT NOT NULL
+     );
+     CREATE TABLE key_usage (
+        key_id TEXT NOT NULL PRIMARY KEY REFERENCES keys (id) ON DELETE CASCADE,
+        operation TEXT NOT NULL,
+        time_ms BIGINT NOT NULL,
+        event_id TEXT NOT NULL,
+        request_id TEXT NOT NULL
+     );
+     CREATE TABLE audit (
+        seq BIGINT NOT NULL PRIMARY KEY,
+        time_ms BIGINT NOT NULL,
+        operation TEXT NOT NULL,
+        error_code TEXT,
+        event TEXT NOT NULL,
+        hash BYTEA,
+        seal BYTEA
+     );
+     CREATE TABLE state (
+        id BIGINT NOT NULL PRIMARY KEY,
+        change_seq BIGINT NOT NULL,
+        pruned_seq BIGINT NOT NULL,
+        root_check BYTEA,
+        usage_since_ms BIGINT NOT NULL
+     );
+     INSERT INTO state (id, change_seq, pruned_seq, usage_since_ms)
+        VALUES (1, 0, 0, CAST(extract(epoch FROM now()) * 1000 AS BIGINT));
+     CREATE TABLE changes (
+        seq BIGINT NOT NULL,
+        subject TEXT NOT NULL,
+        node TEXT NOT NULL,
+        PRIMARY KEY (seq, subject)
+     );";
+
 /// Brings a database to this program's schema.
-pub(super) async fn migrate(connection: &mut SqliteConnection) -> Result<(), StoreError> {
-    connection
-        .execute(
-            "CREATE TABLE IF NOT EXISTS schema_migrations (
-                version INTEGER NOT NULL PRIMARY KEY,
-                description TEXT NOT NULL,
-                applied_at TEXT NOT NULL DEFAULT CURRENT_TIMESTAMP
-             ) STRICT",
-        )
-        .await?;
-    let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await?;
-    let row = sqlx::query("SELECT COALESCE(MAX(version), 0) FROM schema_migrations")
-        .fetch_one(&mut *transaction)
-        .await?;
-    let found: i64 = row.try_get(0)?;
-    let known = i64::try_from(MIGRATIONS.len()).unwrap_or(i64::MAX);
+pub(super) async fn migrate(connection: &mut Connection) -> Result<(), StoreError> {
+    if !connection.is_shared() {
+        let table = "CREATE TABLE IF NOT EXISTS schema_migrations (
+            version INTEGER NOT NULL PRIMARY KEY,
+            description TEXT NOT NULL,
+            applied_at TEXT NOT NULL DEFAULT CURRENT_TIMESTAMP
+         ) STRICT";
+        return step(connection, "BEGIN IMMEDIATE", table, SQLITE).await;
+    }
+    let table = "CREATE TABLE IF NOT EXISTS schema_migrations (
+        version BIGINT NOT NULL PRIMARY KEY,
+        description TEXT NOT NULL
+     )";
+    // Two nodes that start at once make the same tables; one of them fails and then finds them made.
+    let mut tries = 1;
+    loop {
+        match step(connection, "BEGIN", table, POSTGRES).await {
+            Err(StoreError::Database(sqlx::Error::Database(_))) if tries < TRIES => {
+                connection.rollback().await?;
+                tries += 1;
+                tokio::time::sleep(Duration::from_millis(200)).await;
+            }
+            other => return other,
+        }
+    }
+}
+
+async fn step(
+    connection: &mut Connection,
+    begin: &str,
+    table: &str,
+    migrations: &[(&str, &str)],
+) -> Result<(), StoreError> {
+    connection.script(table).await?;
+    connection.script(begin).await?;
+    let sql = "SELECT COALESCE(MAX(version), 0) FROM schema_migrations";
+    let found = match connection.row(sql, &[]).await? {
+        Some(row) => row.get(0)?,
+        None => 0,
+    };
+    let known = i64::try_from(migrations.len()).unwrap_or(i64::MAX);
     if found > known {
+        connection.rollback().await?;
         return Err(StoreError::NewerSchema { found, known });
     }
-    for (version, (description, statements)) in (1_i64..).zip(MIGRATIONS) {
+    for (version, (description, statements)) in (1_i64..).zip(migrations) {
         if version <= found {
             continue;
         }
-        transaction.execute(*statements).await?;
+        connection.script(statements).await?;
         if *description == CHAIN {
-            audit::adopt(&mut transaction).await?;
+            audit::adopt(connection).await?;
         }
-        sqlx::query("INSERT INTO schema_migrations (version, description) VALUES (?, ?)")
-            .bind(version)
-            .bind(*description)
-            .execute(&mut *transaction)
-            .await?;
+        let sql = "INSERT INTO schema_migrations (version, description) VALUES ($1, $2)";
+        let values = [version.into(), (*description).into()];
+        connection.execute(sql, &values).await?;
     }
-    transaction.commit().await?;
-    Ok(())
+    connection.commit().await
 }

@@ -1,13 +1,13 @@
 //! When keys were last used: one row for each key, written in the transaction that holds the audit row.
 
 use std::collections::HashMap;
+use std::fmt::Write as _;
 
-use sqlx::{Row as _, SqliteConnection};
+use super::database::{Location, Value};
+use super::{AuditRow, Connection, Store, StoreError};
 
-use super::{AuditRow, Store, StoreError};
-
-/// The migration whose time is when recording began.
-pub(super) const MIGRATION: &str = "last use of keys";
+/// Uses in one statement: five values each.
+const ROWS: usize = 500;
 
 /// The keys that a cryptographic operation used.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,25 +34,22 @@ pub struct LastUse {
 }
 
 impl Store {
-    /// When a key was last used, if it was.
+    /// When a key was last used, if it was. Of what other nodes answered in the last instants they may not have told yet.
     ///
     /// # Errors
     /// If the database fails.
     pub async fn last_use(&self, key_id: &str) -> Result<Option<LastUse>, StoreError> {
         // What was answered before is then in the file.
         self.flush().await?;
-        let row = sqlx::query(
-            "SELECT operation, time_ms, event_id, request_id FROM key_usage WHERE key_id = ?",
-        )
-        .bind(key_id)
-        .fetch_optional(&self.readers)
-        .await?;
+        let sql =
+            "SELECT operation, time_ms, event_id, request_id FROM key_usage WHERE key_id = $1";
+        let row = self.readers.row(sql, &[key_id.into()]).await?;
         row.map(|row| {
             Ok(LastUse {
-                operation: row.try_get(0)?,
-                time_ms: row.try_get(1)?,
-                event_id: row.try_get(2)?,
-                request_id: row.try_get(3)?,
+                operation: row.get(0)?,
+                time_ms: row.get(1)?,
+                event_id: row.get(2)?,
+                request_id: row.get(3)?,
             })
         })
         .transpose()
@@ -63,41 +60,69 @@ impl Store {
     /// # Errors
     /// If the database fails.
     pub async fn recording_since_ms(&self) -> Result<i64, StoreError> {
-        let row = sqlx::query(
-            "SELECT CAST(strftime('%s', applied_at) AS INTEGER) * 1000 FROM schema_migrations WHERE description = ?",
-        )
-        .bind(MIGRATION)
-        .fetch_one(&self.readers)
-        .await?;
-        Ok(row.try_get(0)?)
+        let sql = match self.location {
+            Location::Sqlite(_) => RECORDING_SINCE_SQLITE,
+            Location::Postgres(_) => RECORDING_SINCE_POSTGRES,
+        };
+        let row = self.readers.row(sql, &[]).await?;
+        let row = row.ok_or(StoreError::Missing)?;
+        Ok(row.get(0)?)
     }
 }
 
+pub(super) const RECORDING_SINCE_SQLITE: &str =
+    "SELECT CAST(strftime('%s', applied_at) AS INTEGER) * 1000
+    FROM schema_migrations WHERE description = 'last use of keys'";
+pub(super) const RECORDING_SINCE_POSTGRES: &str = "SELECT usage_since_ms FROM state WHERE id = 1";
+
 /// Keeps the last of all uses that the rows tell of. A key that is gone meanwhile has none.
-pub(super) async fn put(
-    connection: &mut SqliteConnection,
-    rows: &[&AuditRow],
-) -> Result<(), StoreError> {
+pub(super) async fn put(connection: &mut Connection, rows: &[&AuditRow]) -> Result<(), StoreError> {
     let mut last = HashMap::new();
     for row in rows {
         if let Some(used) = &row.used {
             last.extend(used.keys.iter().map(|key| (key, (row, used))));
         }
     }
-    for (key, (row, used)) in last {
-        sqlx::query(
+    let last: Vec<_> = last.into_iter().collect();
+    for chunk in last.chunks(ROWS) {
+        let mut values: Vec<Value<'_>> = Vec::with_capacity(chunk.len() * 5);
+        for (key, (row, used)) in chunk {
+            values.extend([
+                Value::from(*key),
+                (&row.operation).into(),
+                row.time_ms.into(),
+                (&used.event_id).into(),
+                (&used.request_id).into(),
+            ]);
+        }
+        let sql = format!(
             "INSERT INTO key_usage (key_id, operation, time_ms, event_id, request_id)
-             SELECT id, ?, ?, ?, ? FROM keys WHERE id = ?
+             SELECT keys.id, used.column2, used.column3, used.column4, used.column5
+             FROM (VALUES {}) AS used JOIN keys ON keys.id = used.column1 WHERE true
              ON CONFLICT (key_id) DO UPDATE SET operation = excluded.operation, time_ms = excluded.time_ms,
-                event_id = excluded.event_id, request_id = excluded.request_id",
-        )
-        .bind(&row.operation)
-        .bind(row.time_ms)
-        .bind(&used.event_id)
-        .bind(&used.request_id)
-        .bind(key)
-        .execute(&mut *connection)
-        .await?;
+                event_id = excluded.event_id, request_id = excluded.request_id
+             WHERE excluded.time_ms >= key_usage.time_ms",
+            tuples(chunk.len(), 5)
+        );
+        match chunk.len() {
+            1 => connection.execute(&sql, &values).await?,
+            _ => connection.execute_once(&sql, &values).await?,
+        };
     }
     Ok(())
+}
+
+/// `($1, $2), ($3, $4)`: the values of so many rows.
+pub(super) fn tuples(rows: usize, columns: usize) -> String {
+    let mut text = String::with_capacity(rows * columns * 6);
+    for row in 0..rows {
+        text.push_str(if row == 0 { "(" } else { ", (" });
+        for column in 1..=columns {
+            let comma = if column == 1 { "" } else { ", " };
+            // Writing to a string does not fail.
+            let _written = write!(text, "{comma}${}", row * columns + column);
+        }
+        text.push(')');
+    }
+    text
 }

@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
 pub(crate) mod enclave;
+pub(crate) mod postgres;
 
 use std::io::{BufRead as _, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -29,6 +30,7 @@ pub(crate) const BINARY: &str = env!("CARGO_BIN_EXE_enclos-kms");
 pub(crate) struct Server {
     child: Child,
     pub(crate) data: PathBuf,
+    pub(crate) database: Option<String>,
     pub(crate) http: Option<SocketAddr>,
     pub(crate) https: Option<SocketAddr>,
     _directory: Option<tempfile::TempDir>,
@@ -70,6 +72,20 @@ impl Server {
         arguments: &[&str],
         environment: &[(&str, &Path)],
     ) -> Self {
+        Self::launch(data, postgres::for_directory(data), arguments, environment)
+    }
+
+    /// A server on an existing directory and a database.
+    pub(crate) fn start_on(data: &Path, database: Option<String>, arguments: &[&str]) -> Self {
+        Self::launch(data, database, arguments, &[])
+    }
+
+    fn launch(
+        data: &Path,
+        database: Option<String>,
+        arguments: &[&str],
+        environment: &[(&str, &Path)],
+    ) -> Self {
         let log = std::fs::File::options()
             .create(true)
             .append(true)
@@ -79,6 +95,7 @@ impl Server {
             .arg("serve")
             .arg("--data")
             .arg(data)
+            .args(database.iter().flat_map(|url| ["--database", url]))
             .args(arguments)
             .env("ENCLOS_LOG", "trace")
             .envs(environment.iter().copied())
@@ -107,6 +124,7 @@ impl Server {
         Self {
             child,
             data: data.to_owned(),
+            database,
             http,
             https,
             _directory: None,
@@ -146,6 +164,7 @@ impl Server {
             .args(arguments)
             .arg("--data")
             .arg(&self.data)
+            .args(self.database.iter().flat_map(|url| ["--database", url]))
             .output()
             .unwrap()
     }
@@ -175,6 +194,25 @@ impl Server {
             );
             std::thread::sleep(Duration::from_millis(20));
         }
+    }
+
+    /// Changes the database as someone would who is no KMS.
+    pub(crate) fn sql(&self, statement: &str) {
+        use sqlx::{ConnectOptions as _, Executor as _};
+        if self.database.is_some() {
+            postgres::psql(&self.data, statement);
+            return;
+        }
+        let options = sqlx::sqlite::SqliteConnectOptions::new().filename(self.data.join("kms.db"));
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        runtime.block_on(async {
+            let mut connection = options.connect().await.unwrap();
+            connection.execute(statement).await.unwrap();
+            sqlx::Connection::close(connection).await.unwrap();
+        });
     }
 
     pub(crate) fn log(&self) -> String {

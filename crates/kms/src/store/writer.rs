@@ -1,0 +1,410 @@
+//! The writer: one task that gathers what is to be stored into transactions.
+//!
+//! A transaction whose `COMMIT` was not answered may have been made durable or not. The hash of the last audit row that
+//! it would make names it: the next transaction, which has to wait until that one is over, first looks whether
+//! the chain holds this head. So nothing is told to be stored that is not, and nothing is stored twice.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+use super::audit::{self, Head};
+use super::database::{Access, Connection, Location};
+use super::{
+    AuditRow, BATCH, Change, GATHER, Message, PATIENCE, PAUSE, QUEUE, Sealer, StoreError, apply,
+};
+use crate::error::Chain;
+
+/// How often it is tried whether the database can be written again.
+const PROBE: Duration = Duration::from_secs(1);
+
+/// So many changes are kept for the other nodes. One that missed more reads everything again.
+const KEEP_CHANGES: i64 = 10_000;
+
+/// After so many changes old ones are removed.
+const PRUNE_EVERY: i64 = 1_000;
+
+/// A tool may hold a file's lock for a while: more than SQLite itself waits for it.
+const PATIENCE_WITH_A_FILE: Duration = Duration::from_secs(20);
+
+/// How often a file is tried: the second time tells what became of the first.
+const TRIES_OF_A_FILE: usize = 2;
+
+/// What became of one message: the keys that it touched, or why it was refused while others were not.
+type Outcome = Result<Vec<String>, Refusal>;
+
+/// Why a change was undone on its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Refusal {
+    Conflict,
+    Missing,
+    Raced,
+    Unfit,
+}
+
+impl From<Refusal> for StoreError {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::Conflict => Self::Conflict,
+            Refusal::Missing => Self::Missing,
+            Refusal::Raced => Self::Raced,
+            Refusal::Unfit => Self::Unfit,
+        }
+    }
+}
+
+/// A transaction of which it is not known whether it was made durable.
+struct Doubt {
+    head: Head,
+    outcomes: Vec<Outcome>,
+    /// Those rows that are owed, or will be if it was not.
+    owed: usize,
+    /// Whether those who wait for it still do.
+    awaited: bool,
+}
+
+/// What the writer's task has.
+pub(super) struct Writing {
+    location: Location,
+    connection: Option<Connection>,
+    healthy: Arc<AtomicBool>,
+    sealer: Sealer,
+    /// Names this process among those that share the database.
+    node: String,
+    /// Audit rows of calls that were answered before their transaction failed.
+    owed: Vec<AuditRow>,
+    doubt: Option<Doubt>,
+}
+
+impl Writing {
+    pub(super) fn new(
+        location: Location,
+        connection: Connection,
+        healthy: Arc<AtomicBool>,
+        sealer: Sealer,
+        node: String,
+    ) -> Self {
+        Self {
+            location,
+            connection: Some(connection),
+            healthy,
+            sealer,
+            node,
+            owed: Vec::new(),
+            doubt: None,
+        }
+    }
+}
+
+/// Writes until every handle of the store is gone.
+pub(super) async fn write_all(mut writing: Writing, mut messages: mpsc::Receiver<Message>) {
+    loop {
+        let healthy = writing.healthy.load(Ordering::Relaxed);
+        let next = match healthy && writing.owed.is_empty() {
+            true => next_batch(&mut messages).await,
+            // Nobody may call while we are unhealthy, so we find out ourselves when we no longer are.
+            false => tokio::time::timeout(PROBE, next_batch(&mut messages))
+                .await
+                .unwrap_or_else(|_| Some(Vec::new())),
+        };
+        match next {
+            Some(batch) => writing.write_batch(batch).await,
+            None => break,
+        }
+    }
+    if !writing.owed.is_empty() {
+        writing.write_batch(Vec::new()).await;
+        writing.give_up(0);
+    }
+    if let Some(connection) = writing.connection.take()
+        && let Err(error) = connection.close().await
+    {
+        tracing::error!(error = %Chain(&error), "closing the database failed");
+    }
+}
+
+/// Waits for work, then takes what else is there. Changes do not wait for company.
+async fn next_batch(messages: &mut mpsc::Receiver<Message>) -> Option<Vec<Message>> {
+    let mut batch = vec![messages.recv().await?];
+    let deadline = Instant::now() + GATHER;
+    while batch.len() < BATCH {
+        let urgent = batch
+            .last()
+            .is_some_and(|message| !matches!(message, Message::Record(_, None)));
+        let next = if urgent {
+            messages.try_recv().ok()
+        } else {
+            tokio::time::timeout_at(deadline, messages.recv())
+                .await
+                .ok()
+                .flatten()
+        };
+        match next {
+            Some(message) => batch.push(message),
+            None => break,
+        }
+    }
+    Some(batch)
+}
+
+impl Writing {
+    /// Commits a batch, in the order in which it came, and answers those who wait.
+    ///
+    /// A change that conflicts is undone on its own. If the transaction as a whole fails, everyone who waits is told
+    /// so; audit rows that nobody waits for go into the next transaction.
+    async fn write_batch(&mut self, batch: Vec<Message>) {
+        let result = self.write_patiently(&batch).await;
+        self.healthy.store(result.is_ok(), Ordering::Relaxed);
+        match result {
+            Ok(outcomes) => {
+                self.owed.clear();
+                for (message, outcome) in batch.into_iter().zip(outcomes) {
+                    message.answer(outcome.map_err(StoreError::from));
+                }
+            }
+            Err(error) => {
+                tracing::error!(error = %Chain(&error), "a transaction failed");
+                for message in batch {
+                    match message {
+                        Message::Record(row, None) => self.owed.push(row),
+                        other => other.answer(Err(error.told())),
+                    }
+                }
+                self.give_up(QUEUE);
+            }
+        }
+    }
+
+    /// Tries until the transaction is durable or certainly is not, or the patience of those who wait is at its end.
+    async fn write_patiently(&mut self, batch: &[Message]) -> Result<Vec<Outcome>, StoreError> {
+        let shared = matches!(self.location, Location::Postgres(_));
+        let patience = if shared {
+            PATIENCE
+        } else {
+            PATIENCE_WITH_A_FILE
+        };
+        let deadline = Instant::now() + patience;
+        if let Some(earlier) = &mut self.doubt {
+            earlier.awaited = false;
+        }
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            let error = match tokio::time::timeout_at(deadline, self.attempt(batch)).await {
+                Ok(Ok(outcomes)) => return Ok(outcomes),
+                Ok(Err(error)) => error,
+                Err(_) => StoreError::Slow,
+            };
+            let again = match shared {
+                true => error.is_passing() && Instant::now() < deadline,
+                false => self.doubt.is_some() && tries < TRIES_OF_A_FILE,
+            };
+            if !again {
+                return Err(error);
+            }
+            tracing::warn!(error = %Chain(&error), "a transaction is tried again");
+            if shared {
+                tokio::time::sleep(PAUSE).await;
+            }
+        }
+    }
+
+    /// One try. A connection on which anything fails is given up: with it goes its transaction.
+    async fn attempt(&mut self, batch: &[Message]) -> Result<Vec<Outcome>, StoreError> {
+        let mut connection = match self.connection.take() {
+            Some(connection) => connection,
+            None => self.location.connect(Access::Write).await?,
+        };
+        connection.begin().await?;
+        if let Some(earlier) = &self.doubt {
+            let durable = audit::holds(&mut connection, &earlier.head).await?;
+            if let Some(earlier) = self.doubt.take().filter(|_| durable) {
+                if earlier.awaited {
+                    connection.rollback().await?;
+                    self.connection = Some(connection);
+                    return Ok(earlier.outcomes);
+                }
+                self.owed.drain(..earlier.owed.min(self.owed.len()));
+            }
+        }
+        let (head, outcomes) = self.fill(&mut connection, batch).await?;
+        let queued = |message: &&Message| matches!(message, Message::Record(_, None));
+        self.doubt = Some(Doubt {
+            head,
+            outcomes,
+            owed: self.owed.len() + batch.iter().filter(queued).count(),
+            awaited: true,
+        });
+        if let Err(error) = connection.commit().await {
+            if error.is_certain() {
+                self.doubt = None;
+            }
+            return Err(error);
+        }
+        self.connection = Some(connection);
+        Ok(self
+            .doubt
+            .take()
+            .map(|doubt| doubt.outcomes)
+            .unwrap_or_default())
+    }
+
+    /// Puts a batch into a transaction; the head that the audit trail then has.
+    async fn fill(
+        &self,
+        connection: &mut Connection,
+        batch: &[Message],
+    ) -> Result<(Head, Vec<Outcome>), StoreError> {
+        let before = audit::head(connection).await?;
+        let mut head = before;
+        let mut outcomes = Vec::with_capacity(batch.len());
+        let mut rows: Vec<&AuditRow> = self.owed.iter().collect();
+        let mut log = ChangeLog::default();
+        if batch.is_empty() && !connection.is_shared() {
+            // A probe must write: what is full or read-only can still be read.
+            let sql = "UPDATE schema_migrations SET description = description WHERE version = 1";
+            connection.execute(sql, &[]).await?;
+        }
+        for message in batch {
+            let outcome = match message {
+                Message::Record(row, _) => {
+                    rows.push(row);
+                    Ok(Vec::new())
+                }
+                Message::Flush(_) => Ok(Vec::new()),
+                Message::Change {
+                    changes,
+                    audit,
+                    base,
+                    ..
+                } => {
+                    audit::insert(connection, &mut head, &std::mem::take(&mut rows)).await?;
+                    self.change_once(connection, &mut head, (changes, audit), *base)
+                        .await?
+                }
+            };
+            log.touched.extend(outcome.iter().flatten().cloned());
+            outcomes.push(outcome);
+        }
+        audit::insert(connection, &mut head, &rows).await?;
+        if let Some(root) = self.sealer.get()
+            && head != before
+        {
+            audit::seal(connection, &head, root).await?;
+        }
+        log.write(connection, &self.node).await?;
+        Ok((head, outcomes))
+    }
+
+    /// Makes one message's changes and its audit row, or none. The outer error is the transaction's, the inner the change's.
+    async fn change_once(
+        &self,
+        connection: &mut Connection,
+        head: &mut Head,
+        (changes, audit): (&[Change], &AuditRow),
+        base: Option<i64>,
+    ) -> Result<Outcome, StoreError> {
+        connection.script("SAVEPOINT change").await?;
+        let refusal = match apply::apply_all(connection, changes).await {
+            Ok(touched) if self.lost_race(connection, &touched, base).await? => Refusal::Raced,
+            Ok(touched) => {
+                audit::insert(connection, head, &[audit]).await?;
+                connection.script("RELEASE SAVEPOINT change").await?;
+                return Ok(Ok(touched));
+            }
+            Err(StoreError::Conflict) => Refusal::Conflict,
+            Err(StoreError::Missing) => Refusal::Missing,
+            Err(error) if error.is_about_a_value() => Refusal::Unfit,
+            Err(error) => return Err(error),
+        };
+        let undo = "ROLLBACK TO SAVEPOINT change; RELEASE SAVEPOINT change";
+        connection.script(undo).await?;
+        Ok(Err(refusal))
+    }
+
+    /// Whether another node changed one of these keys, or one of their family, after the state that a change was
+    /// computed from.
+    async fn lost_race(
+        &self,
+        connection: &mut Connection,
+        touched: &[String],
+        base: Option<i64>,
+    ) -> Result<bool, StoreError> {
+        let Some(base) = base.filter(|_| connection.is_shared()) else {
+            return Ok(false);
+        };
+        let sql = "SELECT id FROM state WHERE id = 1 AND pruned_seq > $1";
+        if connection.row(sql, &[base.into()]).await?.is_some() {
+            return Ok(true);
+        }
+        let sql = "SELECT DISTINCT subject FROM changes WHERE seq > $1 AND node <> $2";
+        let values = [base.into(), (&self.node).into()];
+        for row in connection.rows(sql, &values).await? {
+            let subject: String = row.get(0)?;
+            let same = |own: &String| apply::family(own) == apply::family(&subject);
+            if touched.iter().any(same) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Audit rows beyond so many can only be told to the log.
+    fn give_up(&mut self, keep: usize) {
+        let lost = self.owed.len().saturating_sub(keep);
+        if lost == 0 {
+            return;
+        }
+        if let Some(doubt) = &mut self.doubt {
+            doubt.owed = doubt.owed.saturating_sub(lost);
+        }
+        tracing::error!(rows = lost, "audit rows could not be stored, they follow");
+        for row in self.owed.drain(..lost) {
+            tracing::error!(event = %row.event, "audit");
+        }
+    }
+}
+
+/// What a transaction changes, for the other nodes. With a file there are none.
+#[derive(Default)]
+struct ChangeLog {
+    touched: std::collections::BTreeSet<String>,
+}
+
+impl ChangeLog {
+    async fn write(&self, connection: &mut Connection, node: &str) -> Result<(), StoreError> {
+        if self.touched.is_empty() || !connection.is_shared() {
+            return Ok(());
+        }
+        let sql = "UPDATE state SET change_seq = change_seq + 1 WHERE id = 1 RETURNING change_seq";
+        let row = connection.row(sql, &[]).await?.ok_or(StoreError::Missing)?;
+        let seq: i64 = row.get(0)?;
+        for subject in &self.touched {
+            let sql = "INSERT INTO changes (seq, subject, node) VALUES ($1, $2, $3)";
+            let values = [seq.into(), subject.into(), node.into()];
+            connection.execute(sql, &values).await?;
+        }
+        if seq % PRUNE_EVERY == 0 {
+            let kept_after = [(seq - KEEP_CHANGES).max(0).into()];
+            let sql = "DELETE FROM changes WHERE seq <= $1";
+            connection.execute(sql, &kept_after).await?;
+            let sql = "UPDATE state SET pruned_seq = $1 WHERE id = 1";
+            connection.execute(sql, &kept_after).await?;
+        }
+        Ok(())
+    }
+}
+
+impl Message {
+    /// Tells whoever waits. A handler that went away does not undo what is durable.
+    fn answer(self, outcome: Result<Vec<String>, StoreError>) {
+        let waiting = match self {
+            Self::Change { done, .. } | Self::Record(_, Some(done)) | Self::Flush(done) => done,
+            Self::Record(_, None) => return,
+        };
+        let _gone = waiting.send(outcome);
+    }
+}
