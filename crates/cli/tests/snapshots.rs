@@ -5,8 +5,10 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod daemon;
+mod inputs;
 
 use daemon::{Daemon, run_as_nitro_cli, run_copy_with, run_with};
+use inputs::Desk;
 
 /// Every command, its words separated by a blank.
 const COMMANDS: &[&str] = &[
@@ -119,6 +121,46 @@ fn nitro_clis_face() {
     let daemon = Daemon::none();
     let done = run_as_nitro_cli(&daemon, &["--help"]);
     insta::assert_snapshot!("nitro-cli-help", done.stdout);
+}
+
+/// Digests are pinned where they are computed; here they would only tell that something else changed.
+fn without_digests(text: &str) -> String {
+    let is_digest = |word: &str| word.len() >= 64 && word.bytes().all(|b| b.is_ascii_hexdigit());
+    let (mut masked, mut rest) = (String::new(), text);
+    while let Some(first) = rest.chars().next() {
+        let end = rest
+            .find(|c: char| !c.is_ascii_alphanumeric())
+            .unwrap_or(rest.len())
+            .max(first.len_utf8());
+        let (word, tail) = rest.split_at(end);
+        masked.push_str(if is_digest(word) { "<digest>" } else { word });
+        rest = tail;
+    }
+    masked
+}
+
+/// What commands print that need nothing but files: of one small image, the same on every machine.
+#[test]
+fn outputs_of_commands_on_images() {
+    let desk = Desk::new();
+    let eif = desk.build("app.eif");
+    desk.0.file("root/bin/app", b"the Application");
+    let other = desk.build("other.eif");
+    let cases: [(&str, &[&str]); 6] = [
+        ("describe-eif", &["describe-eif", "--eif-path", &eif]),
+        ("eif-measure", &["eif", "measure", &eif]),
+        ("pcr", &["pcr", "--input", &desk.0.path("root/bin/app")]),
+        ("diff", &["diff", &eif, &other]),
+        ("diff-json", &["diff", &eif, &other, "--json"]),
+        ("diff-equal", &["diff", &eif, &eif]),
+    ];
+    for (name, args) in cases {
+        let text = without_digests(&session(&desk.0, args));
+        assert!(text.ends_with("[status 0]\n"), "{text}");
+        insta::assert_snapshot!(format!("output-{name}"), text);
+    }
+    let planned = desk.with_inputs("plan", &[]);
+    insta::assert_snapshot!("output-plan", without_digests(&planned.stdout));
 }
 
 /// A typical mistake with every command that can be used wrongly.
