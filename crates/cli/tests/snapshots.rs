@@ -44,6 +44,8 @@ const COMMANDS: &[&str] = &[
     "kms",
     "pki",
     "pki show",
+    "pki create",
+    "pki renew",
     "pki export",
     "pki cross-sign",
     "pki adopt",
@@ -169,7 +171,7 @@ fn failures_of_every_command() {
     let daemon = Daemon::none();
     let eif = daemon.file("broken.eif", b".eif and nothing more");
     let text = daemon.file("text", b"text");
-    let cases: [(&str, &[&str]); 50] = [
+    let cases: [(&str, &[&str]); 52] = [
         (
             "run-enclave-no-image",
             &[
@@ -334,6 +336,30 @@ fn failures_of_every_command() {
         (
             "pki-cross-sign",
             &["pki", "cross-sign", "--state-dir", "/nowhere", &text],
+        ),
+        (
+            "pki-create",
+            &[
+                "pki",
+                "create",
+                "--state-dir",
+                "/nowhere",
+                "--root-key",
+                "token",
+                "--region",
+                "eu-west-3",
+            ],
+        ),
+        (
+            "pki-renew",
+            &[
+                "pki",
+                "renew",
+                "--state-dir",
+                "/nowhere",
+                "--root-key",
+                "token",
+            ],
         ),
         ("pki-drop", &["pki", "drop", "--state-dir", "/nowhere"]),
         ("pki-export", &["pki", "export", "--state-dir", "/nowhere"]),

@@ -216,7 +216,9 @@ async fn audited(
         return Ok(());
     }
     let mut connection = store::connect(&location).await?;
-    record(&mut connection, data, operation, NO_ACCOUNT, parameters).await
+    connection.begin().await?;
+    record(&mut connection, data, operation, NO_ACCOUNT, parameters).await?;
+    Ok(connection.commit().await?)
 }
 
 /// Takes up new versions of the root key, and seals what is under others anew.
