@@ -48,6 +48,18 @@ pub fn block_all_signals() -> io::Result<()> {
     check(result).map(drop)
 }
 
+/// Blocks no signal: what a program expects that is about to be executed, and would otherwise inherit from init.
+///
+/// # Errors
+/// The system call's.
+pub fn unblock_all_signals() -> io::Result<()> {
+    let set = signal_set(&[]);
+    // SAFETY: `set` is a valid sigset_t; the old mask is not asked for.
+    let result =
+        unsafe { libc::sigprocmask(libc::SIG_SETMASK, &raw const set, std::ptr::null_mut()) };
+    check(result).map(drop)
+}
+
 /// A descriptor that becomes readable when one of `signals` (all blocked before) is pending.
 ///
 /// # Errors

@@ -143,6 +143,7 @@ fn become_application(config: &EnclaveConfig) -> Result<std::convert::Infallible
     let text = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
     let identity = user::resolve(&process.user, &text("/etc/passwd"), &text("/etc/group"))?;
     let env = env::complete(&process.env, &identity.home, &hostname, config.kms.as_ref());
+    prepare("unblock signals", sys::unblock_all_signals().map_err(errno))?;
     enter_directory(&process.cwd)?;
     take_on(&identity)?;
     Err(execute(&process.argv, &env))
