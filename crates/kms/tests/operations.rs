@@ -10,7 +10,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use common::{BINARY, Client, Server};
+use common::{BINARY, Client, Server, postgres};
 use serde_json::json;
 
 /// A server with an address for operations, whose log says where that is.
@@ -25,6 +25,11 @@ impl Watched {
         let mut child = Command::new(BINARY)
             .args(["serve", "--dev", "--data"])
             .arg(data)
+            .args(
+                postgres::for_directory(data)
+                    .iter()
+                    .flat_map(|url| ["--database", url]),
+            )
             .env("ENCLOS_KMS_LISTEN", "127.0.0.1:0")
             .env("ENCLOS_KMS_OPERATIONS_LISTEN", "127.0.0.1:0")
             .envs(environment.iter().copied())
