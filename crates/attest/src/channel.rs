@@ -25,6 +25,7 @@ use x509_cert::der;
 
 use crate::cbor::Writer;
 use crate::document::{CERTIFICATE_MAX, DOCUMENT_MAX, VerifiedDocument};
+#[cfg(feature = "aws-lc")]
 pub use crate::pki::ChannelKey;
 use crate::time::UnixMillis;
 pub use crate::x509::{CMW_OID, CertificateError};
