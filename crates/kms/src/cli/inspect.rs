@@ -2,6 +2,7 @@
 //!
 //! These look; what changes a key is a call of the API, with a signature, a decision and an audit event.
 
+use std::collections::BTreeMap;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
@@ -12,7 +13,7 @@ use super::table::Table;
 use super::{Data, Failure, print};
 use crate::grants::{Constraints, Grant};
 use crate::policy::{Policy, PolicyError, lint};
-use crate::store::{KeyRow, Store};
+use crate::store::{GrantRow, KeyRow, Store, StoredKey};
 
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Keys {
@@ -101,7 +102,7 @@ pub(super) async fn keys(command: Keys) -> Result<(), Failure> {
 pub(super) async fn policies(command: Policies) -> Result<(), Failure> {
     match command {
         Policies::Show { data, key } => {
-            let row = key_row(&Store::reader(&data.location()?).await?, &key).await?;
+            let (row, _) = take(stored(&data).await?, &key)?;
             print(&row.policy)?;
             Ok(())
         }
@@ -110,25 +111,40 @@ pub(super) async fn policies(command: Policies) -> Result<(), Failure> {
             report(vec![(name, read(&file)?)], json)
         }
         Policies::CheckAll { data, json } => {
-            let keys = sorted_keys(&Store::reader(&data.location()?).await?).await?;
-            report(
-                keys.into_iter().map(|key| (key.id, key.policy)).collect(),
-                json,
-            )
+            let keys = sorted(stored(&data).await?).into_iter();
+            report(keys.map(|(key, _)| (key.id, key.policy)).collect(), json)
         }
     }
 }
 
-async fn sorted_keys(store: &Store) -> Result<Vec<KeyRow>, Failure> {
-    let mut keys = store.keys().await?;
-    keys.sort_by(|a, b| (a.created_ms, &a.id).cmp(&(b.created_ms, &b.id)));
-    Ok(keys)
+/// All keys with what belongs to them, by id.
+async fn stored(data: &Data) -> Result<BTreeMap<String, StoredKey>, Failure> {
+    Ok(Store::reader(&data.location()?)
+        .await?
+        .everything()
+        .await?
+        .keys)
 }
 
-async fn key_row(store: &Store, id: &str) -> Result<KeyRow, Failure> {
-    let keys = store.keys().await?;
-    let key = keys.into_iter().find(|key| key.id == id);
-    key.ok_or_else(|| InspectError::NoKey(id.to_owned()).into())
+/// The key's row beside the rest of it; nothing if the key is gone.
+fn with_row(mut stored: StoredKey) -> Option<(KeyRow, StoredKey)> {
+    let (row, _) = stored.key.take()?;
+    Some((row, stored))
+}
+
+/// Oldest first.
+fn sorted(keys: BTreeMap<String, StoredKey>) -> Vec<(KeyRow, StoredKey)> {
+    let mut keys: Vec<_> = keys.into_values().filter_map(with_row).collect();
+    keys.sort_by(|(a, _), (b, _)| (a.created_ms, &a.id).cmp(&(b.created_ms, &b.id)));
+    keys
+}
+
+fn take(
+    mut keys: BTreeMap<String, StoredKey>,
+    id: &str,
+) -> Result<(KeyRow, StoredKey), InspectError> {
+    let found = keys.remove(id).and_then(with_row);
+    found.ok_or_else(|| InspectError::NoKey(id.to_owned()))
 }
 
 fn state(key: &KeyRow) -> &'static str {
@@ -140,22 +156,16 @@ fn state(key: &KeyRow) -> &'static str {
 }
 
 async fn list_keys(data: &Data, json: bool) -> Result<(), Failure> {
-    let store = Store::reader(&data.location()?).await?;
-    let keys = sorted_keys(&store).await?;
-    let aliases = store.aliases().await?;
-    let of = |id: &str| {
-        let names = aliases.iter().filter(|alias| alias.key_id == id);
-        names.map(|alias| alias.name.clone()).collect::<Vec<_>>()
-    };
+    let keys = sorted(stored(data).await?);
     if json {
-        let keys: Vec<Value> = keys.iter().map(|key| key_json(key, of(&key.id))).collect();
-        print(&format!("{:#}", json!(keys)))?;
+        let keys = keys.iter().map(|(key, stored)| key_json(key, stored));
+        print(&format!("{:#}", Value::from_iter(keys)))?;
         return Ok(());
     }
     let mut table = Table::new(&[
         "KEY ID", "ACCOUNT", "REGION", "SPEC", "STATE", "CREATED", "ALIASES",
     ]);
-    for key in &keys {
+    for (key, stored) in &keys {
         table.row(&[
             &key.id,
             &key.account,
@@ -163,14 +173,19 @@ async fn list_keys(data: &Data, json: bool) -> Result<(), Failure> {
             &key.spec.to_string(),
             state(key),
             &date(key.created_ms),
-            &of(&key.id).join(","),
+            &aliases(stored).join(","),
         ]);
     }
     table.print()?;
     Ok(())
 }
 
-fn key_json(key: &KeyRow, aliases: Vec<String>) -> Value {
+fn aliases(stored: &StoredKey) -> Vec<&str> {
+    let names = stored.aliases.iter().map(|alias| alias.name.as_str());
+    names.collect()
+}
+
+fn key_json(key: &KeyRow, stored: &StoredKey) -> Value {
     json!({
         "KeyId": key.id,
         "AWSAccountId": key.account,
@@ -182,23 +197,16 @@ fn key_json(key: &KeyRow, aliases: Vec<String>) -> Value {
         "Description": key.description,
         "CreationDate": date(key.created_ms),
         "DeletionDate": key.deletion_ms.map(date),
-        "Aliases": aliases,
+        "Aliases": aliases(stored),
     })
 }
 
 async fn show_key(data: &Data, id: &str) -> Result<(), Failure> {
-    let store = Store::reader(&data.location()?).await?;
-    let key = key_row(&store, id).await?;
-    let aliases = store.aliases().await?;
-    let aliases = aliases.into_iter().filter(|alias| alias.key_id == id);
-    let mut shown = key_json(&key, aliases.map(|alias| alias.name).collect());
-    let tags = store.tags().await?.into_iter().find(|(key, _)| key == id);
-    let grants = grants_of(&store, Some(id)).await?;
+    let (key, rest) = take(stored(data).await?, id)?;
+    let mut shown = key_json(&key, &rest);
+    let grants = sorted_grants(rest.grants)?;
     if let Some(members) = shown.as_object_mut() {
-        members.insert(
-            "Tags".to_owned(),
-            json!(tags.map(|(_, tags)| tags).unwrap_or_default()),
-        );
+        members.insert("Tags".to_owned(), json!(rest.tags));
         let grants: Vec<Value> = grants.iter().map(grant_json).collect();
         members.insert("Grants".to_owned(), grants.into());
         let policy = serde_json::from_str(&key.policy).unwrap_or_default();
@@ -257,11 +265,15 @@ fn report(policies: Vec<(String, String)>, json: bool) -> Result<(), Failure> {
 
 pub(super) async fn grants(command: Grants) -> Result<(), Failure> {
     let Grants::List { data, key, json } = command;
-    let store = Store::reader(&data.location()?).await?;
-    if let Some(key) = &key {
-        key_row(&store, key).await?;
-    }
-    let grants = grants_of(&store, key.as_deref()).await?;
+    let keys = stored(&data).await?;
+    let rows = match &key {
+        Some(key) => take(keys, key)?.1.grants,
+        None => keys
+            .into_values()
+            .flat_map(|stored| stored.grants)
+            .collect(),
+    };
+    let grants = sorted_grants(rows)?;
     if json {
         let grants: Vec<Value> = grants.iter().map(grant_json).collect();
         print(&format!("{:#}", json!(grants)))?;
@@ -292,10 +304,10 @@ pub(super) async fn grants(command: Grants) -> Result<(), Failure> {
     Ok(())
 }
 
-async fn grants_of(store: &Store, key: Option<&str>) -> Result<Vec<Grant>, Failure> {
-    let rows = store.grants().await?.into_iter();
-    let rows = rows.filter(|row| key.is_none_or(|key| row.key_id == key));
-    let mut grants = rows.map(Grant::try_from).collect::<Result<Vec<_>, _>>()?;
+/// Oldest first.
+fn sorted_grants(rows: Vec<GrantRow>) -> Result<Vec<Grant>, Failure> {
+    let grants = rows.into_iter().map(Grant::try_from);
+    let mut grants = grants.collect::<Result<Vec<_>, _>>()?;
     grants.sort_by(|a, b| (a.created_ms, &a.id).cmp(&(b.created_ms, &b.id)));
     Ok(grants)
 }

@@ -54,46 +54,6 @@ impl Store {
         Ok(news)
     }
 
-    /// All keys.
-    ///
-    /// # Errors
-    /// If the database fails.
-    pub async fn keys(&self) -> Result<Vec<KeyRow>, StoreError> {
-        let all = self.everything().await?.keys.into_values();
-        Ok(all
-            .filter_map(|stored| stored.key)
-            .map(|(key, _)| key)
-            .collect())
-    }
-
-    /// All aliases.
-    ///
-    /// # Errors
-    /// If the database fails.
-    pub async fn aliases(&self) -> Result<Vec<AliasRow>, StoreError> {
-        let all = self.everything().await?.keys.into_values();
-        Ok(all.flat_map(|stored| stored.aliases).collect())
-    }
-
-    /// All grants.
-    ///
-    /// # Errors
-    /// If the database fails.
-    pub async fn grants(&self) -> Result<Vec<GrantRow>, StoreError> {
-        let all = self.everything().await?.keys.into_values();
-        Ok(all.flat_map(|stored| stored.grants).collect())
-    }
-
-    /// The tags of all keys that have some.
-    ///
-    /// # Errors
-    /// If the database fails.
-    pub async fn tags(&self) -> Result<Vec<(String, Tags)>, StoreError> {
-        let all = self.everything().await?.keys.into_iter();
-        let tags = all.map(|(id, stored)| (id, stored.tags));
-        Ok(tags.filter(|(_, tags)| !tags.is_empty()).collect())
-    }
-
     /// What looks for changes.
     pub(crate) fn watch(&self) -> Watch {
         Watch {
