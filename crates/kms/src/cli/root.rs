@@ -221,9 +221,8 @@ async fn audited(
     Ok(connection.commit().await?)
 }
 
-/// Takes up new versions of the root key, and seals what is under others anew.
-pub(super) async fn follow(location: &Location, root: &RootKey) -> Result<(), Failure> {
-    root.reload()?;
+/// Seals what is under other versions of the root key than the current one anew.
+pub(super) async fn seal_anew(location: &Location, root: &RootKey) -> Result<(), Failure> {
     let mut connection = store::connect(location).await?;
     let done = reseal::all(&mut connection, root).await?;
     if done > 0 {

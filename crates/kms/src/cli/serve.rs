@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use enclos_attest::document::TrustAnchors;
 use time::OffsetDateTime;
@@ -29,6 +29,9 @@ const SWEEP: Duration = Duration::from_secs(60);
 
 /// How often root.key is looked at.
 const ROOT: Duration = Duration::from_secs(2);
+
+/// How long after a start or a new version a value may still come that is sealed under an older one: longer than any request takes.
+const SETTLE: Duration = Duration::from_secs(30);
 
 /// How often the server certificate is issued anew: half of its life.
 const RENEW: Duration = Duration::from_secs(86_400 * (tls::SERVER_DAYS.unsigned_abs() / 2));
@@ -348,9 +351,33 @@ fn lock_memory(required: bool) -> Result<bool, Failure> {
     }
 }
 
+/// When it is time to look for values that are sealed under older versions of the root key: often while requests that began under one
+/// may still store something, seldom after that, because it takes a look at every key.
+#[derive(Default)]
+struct Pace {
+    /// The current version, and since when.
+    version: Option<(u32, Instant)>,
+    /// When everything was looked at with success.
+    looked: Option<Instant>,
+}
+
+impl Pace {
+    fn is_due(&mut self, version: u32) -> bool {
+        let known = self.version.filter(|(known, _)| *known == version);
+        let (_, since) = *self
+            .version
+            .insert(known.unwrap_or_else(|| (version, Instant::now())));
+        let often = since.elapsed() < SETTLE;
+        self.looked
+            .is_none_or(|looked| often || looked.elapsed() >= SWEEP)
+    }
+}
+
+/// Takes up new versions of the root key.
 async fn follow_root(location: Location, root: Arc<RootKey>, mut stopped: watch::Receiver<bool>) {
+    let mut pace = Pace::default();
     loop {
-        if let Err(failure) = root::follow(&location, &root).await {
+        if let Err(failure) = take_up(&location, &root, &mut pace).await {
             tracing::error!(error = %Chain(failure.error.as_ref()), "taking up root.key or sealing anew failed, it will be tried again");
         }
         tokio::select! {
@@ -358,6 +385,16 @@ async fn follow_root(location: Location, root: Arc<RootKey>, mut stopped: watch:
             _ = stopped.wait_for(|stop| *stop) => return,
         }
     }
+}
+
+async fn take_up(location: &Location, root: &RootKey, pace: &mut Pace) -> Result<(), Failure> {
+    root.reload()?;
+    if pace.is_due(root.version()) {
+        pace.looked = None;
+        root::seal_anew(location, root).await?;
+        pace.looked = Some(Instant::now());
+    }
+    Ok(())
 }
 
 async fn renew(certificate: Arc<ServerCertificate>, mut stopped: watch::Receiver<bool>) {
@@ -384,5 +421,27 @@ async fn sweep(service: Arc<Service>, mut stopped: watch::Receiver<bool>) {
             () = tokio::time::sleep(SWEEP) => {}
             _ = stopped.wait_for(|stop| *stop) => return,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn old_versions_are_looked_for_often_after_a_new_one_and_seldom_later() {
+        let ago = |time: Duration| Instant::now().checked_sub(time).unwrap();
+        let mut pace = Pace::default();
+        assert!(pace.is_due(1), "after a start");
+        pace.looked = Some(Instant::now());
+        assert!(pace.is_due(1), "requests may still be under way");
+        pace.version = Some((1, ago(SETTLE)));
+        assert!(!pace.is_due(1));
+        assert!(pace.is_due(2), "a new version");
+        pace.version = Some((2, ago(SETTLE)));
+        pace.looked = Some(ago(SWEEP));
+        assert!(pace.is_due(2), "a minute later");
+        pace.looked = None;
+        assert!(pace.is_due(2), "after a failure");
     }
 }
