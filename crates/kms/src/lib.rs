@@ -19,6 +19,7 @@
 //! | [`recipient`] | attestation documents and sealed answers |
 //! | [`crypto`] | sealing at rest, ciphertexts, CMS |
 //! | [`store`] | durability |
+//! | `durable` | files that are whole before they have their name |
 //! | `reseal` | what a rotation of the root key leaves to do |
 //! | [`keyring`], [`principals`], [`identities`], [`sessions`] | what is held in memory |
 //! | `memory` | how that follows the store |
@@ -35,6 +36,7 @@ mod authn;
 pub mod authz;
 pub mod cli;
 pub mod crypto;
+mod durable;
 pub mod error;
 pub mod grants;
 pub mod identities;

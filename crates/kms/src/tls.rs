@@ -25,7 +25,7 @@ use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use time::{Duration, OffsetDateTime};
 
-use crate::crypto::seal::write_new;
+use crate::durable::write_new;
 
 /// Life of the certificate authority.
 const CA_DAYS: i64 = 3650;

@@ -14,8 +14,8 @@
 //! version. A version that was retired has `tags` alone, the key that its seals in the audit trail verify under.
 //! The file is only ever replaced whole, by a rename.
 
-use std::io::{Read as _, Write as _};
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::io::Read as _;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
@@ -24,6 +24,7 @@ use zeroize::Zeroizing;
 use super::passphrase::{self, Argon2id};
 use super::random_array;
 use super::seal::{Gcm, RootKeyError, Secret, tags_of};
+use crate::durable;
 
 const FORMAT: &str = "enclos-kms root key 1";
 
@@ -353,7 +354,7 @@ impl RootFile {
         };
         let text = serde_json::to_vec_pretty(&text).map(Zeroizing::new);
         let text = text.map_err(|error| RootKeyError::Damaged(error.to_string()))?;
-        replace(path, &text).map_err(|source| RootKeyError::Io {
+        durable::replace(path, &text).map_err(|source| RootKeyError::Io {
             path: path.to_owned(),
             source,
         })
@@ -380,24 +381,4 @@ fn private_bytes(path: &Path) -> Result<Zeroizing<Vec<u8>>, RootKeyError> {
     let mut bytes = Zeroizing::new(Vec::with_capacity(length + 64));
     file.take(LONGEST).read_to_end(&mut bytes).map_err(io)?;
     Ok(bytes)
-}
-
-fn replace(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
-    let partial = path.with_extension("new");
-    // Left by a crash; the tool's lock keeps others out.
-    if partial.exists() {
-        std::fs::remove_file(&partial)?;
-    }
-    let mut file = std::fs::OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(&partial)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    std::fs::rename(&partial, path)?;
-    match path.parent() {
-        Some(directory) => std::fs::File::open(directory)?.sync_all(),
-        None => Ok(()),
-    }
 }

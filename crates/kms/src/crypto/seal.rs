@@ -13,8 +13,7 @@
 //! Values from before there were versions begin with the nonce and open under version 1. A running process reads the file again
 //! when it changes, and when it meets a version that it does not know.
 
-use std::io::Write as _;
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 
@@ -25,6 +24,7 @@ use zeroize::Zeroizing;
 use super::passphrase::PassphraseError;
 use super::root_file::{Lock, RootFile};
 use super::{RandomError, random_array};
+use crate::durable;
 use crate::error::Chain;
 
 /// What the key of tags is derived for.
@@ -259,7 +259,7 @@ impl RootKey {
         };
         if create && !path.try_exists().map_err(io)? {
             let key = Zeroizing::new(random_array::<32>()?);
-            write_new(path, &*key).map_err(io)?;
+            durable::write_new(path, &*key).map_err(io)?;
         }
         let stamp = stamp(path).map_err(io)?;
         let ring = Ring::new(RootFile::read(path, None, true)?, stamp)?;
@@ -362,32 +362,6 @@ pub fn material_label(key_id: &str, version: i64, account: &str) -> Vec<u8> {
 #[must_use]
 pub fn access_key_label(access_key_id: &str, arn: &str) -> Vec<u8> {
     format!("enclos-kms access key {access_key_id}|{arn}").into_bytes()
-}
-
-/// Writes a file that must not exist yet, 0600, and makes it durable under its final name only when whole.
-pub(crate) fn write_new(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
-    let partial = path.with_extension("partial");
-    if partial.exists() {
-        std::fs::remove_file(&partial)?;
-    }
-    let mut file = std::fs::OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(&partial)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    // A hard link fails if the name is taken: of two first starts one wins and both use its key.
-    let linked = std::fs::hard_link(&partial, path);
-    std::fs::remove_file(&partial)?;
-    match linked {
-        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => return Err(error),
-        _ => {}
-    }
-    match path.parent() {
-        Some(directory) => std::fs::File::open(directory)?.sync_all(),
-        None => Ok(()),
-    }
 }
 
 #[cfg(test)]
