@@ -33,10 +33,7 @@ impl ChannelKey {
     /// # Errors
     /// [`PkiError::Crypto`] when the cryptographic library fails.
     pub fn generate() -> Result<Self, PkiError> {
-        let key = EcdsaKeyPair::generate(&ECDSA_P384_SHA384_ASN1_SIGNING);
-        let key = key.map_err(|_| PkiError::Crypto {
-            action: "make a TLS key",
-        })?;
+        let key = issue::new_key(&ECDSA_P384_SHA384_ASN1_SIGNING, "make a TLS key")?;
         let spki = point_spki(key.public_key().as_ref());
         Ok(Self { key, spki })
     }

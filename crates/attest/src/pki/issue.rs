@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use aws_lc_rs::digest;
-use aws_lc_rs::signature::{ECDSA_P384_SHA384_ASN1_SIGNING, EcdsaKeyPair, KeyPair};
+use aws_lc_rs::signature::{
+    ECDSA_P384_SHA384_ASN1_SIGNING, EcdsaKeyPair, EcdsaSigningAlgorithm, KeyPair,
+};
 use der::asn1::Utf8StringRef;
 use der::asn1::{Any, BitString, ContextSpecific, OctetString, SetOfVec};
 use der::oid::{AssociatedOid, ObjectIdentifier};
@@ -136,10 +138,14 @@ impl CertifiedKey {
 }
 
 pub(super) fn new_ca_key() -> Result<EcdsaKeyPair, PkiError> {
-    let key = EcdsaKeyPair::generate(&ECDSA_P384_SHA384_ASN1_SIGNING);
-    key.map_err(|_| PkiError::Crypto {
-        action: "make a CA key",
-    })
+    new_key(&ECDSA_P384_SHA384_ASN1_SIGNING, "make a CA key")
+}
+
+pub(super) fn new_key(
+    algorithm: &'static EcdsaSigningAlgorithm,
+    action: &'static str,
+) -> Result<EcdsaKeyPair, PkiError> {
+    EcdsaKeyPair::generate(algorithm).map_err(|_| PkiError::Crypto { action })
 }
 
 pub(super) fn subject_key(point: &[u8]) -> Result<Extension, PkiError> {

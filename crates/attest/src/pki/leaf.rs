@@ -7,6 +7,7 @@ use aws_lc_rs::signature::{ECDSA_P384_SHA384_FIXED_SIGNING, EcdsaKeyPair, KeyPai
 use serde::{Deserialize, Serialize};
 
 use super::PkiError;
+use super::issue::new_key;
 use crate::document::{self, Claims};
 use crate::time::UnixMillis;
 use crate::x509::{Certificate, point_spki};
@@ -43,10 +44,7 @@ impl LeafKey {
     /// # Errors
     /// [`PkiError::Crypto`] when the cryptographic library fails.
     pub fn generate() -> Result<Self, PkiError> {
-        let key = EcdsaKeyPair::generate(&ECDSA_P384_SHA384_FIXED_SIGNING);
-        let key = key.map_err(|_| PkiError::Crypto {
-            action: "make a leaf key",
-        })?;
+        let key = new_key(&ECDSA_P384_SHA384_FIXED_SIGNING, "make a leaf key")?;
         let spki = point_spki(key.public_key().as_ref());
         Ok(Self { key, spki })
     }
