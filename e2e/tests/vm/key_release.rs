@@ -31,6 +31,16 @@ impl Fixture {
     }
 }
 
+/// What the examples make of the secret once they have its key.
+const ANSWER: &str = "Processed: MEET ME AT NOON (4 words)";
+
+fn expect_answer(enclave: &Enclave<'_>, data: &str) {
+    let request = json!({ "encrypted_data": data });
+    let reply = enclave.post("/process", &request).unwrap();
+    let answer = String::from_utf8_lossy(&reply.body);
+    assert!(answer.contains(ANSWER), "{answer}");
+}
+
 #[test]
 fn the_pinned_enclave_gets_its_key() {
     let fixture = Fixture::new();
@@ -41,10 +51,7 @@ fn the_pinned_enclave_gets_its_key() {
     let reply = enclave
         .post("/process", &json!({ "encrypted_data": secret.ciphertext }))
         .unwrap();
-    assert_eq!(
-        reply.json().unwrap()["result"],
-        "Processed: MEET ME AT NOON (4 words)"
-    );
+    assert_eq!(reply.json().unwrap()["result"], ANSWER);
 }
 
 #[test]
@@ -59,14 +66,7 @@ fn unmodified_boto3_decrypts_in_flask() {
         secret.ciphertext.clone(),
         BASE64_STANDARD.encode(&secret.ciphertext),
     ] {
-        let reply = enclave
-            .post("/process", &json!({ "encrypted_data": data }))
-            .unwrap();
-        let answer = String::from_utf8_lossy(&reply.body).into_owned();
-        assert!(
-            answer.contains("Processed: MEET ME AT NOON (4 words)"),
-            "{answer}"
-        );
+        expect_answer(&enclave, &data);
     }
     let damaged = format!("A{}", &secret.ciphertext[1..]);
     let reply = enclave
@@ -95,14 +95,7 @@ fn the_flask_dockerfile_runs_the_loop_built_by_buildah_and_pulled_from_a_registr
     let secret = fixture.secret(&built);
     let enclave = fixture.stack.host.run(&pulled, &[]).unwrap();
     enclave.until_answering("/health").unwrap();
-    let reply = enclave
-        .post("/process", &json!({ "encrypted_data": secret.ciphertext }))
-        .unwrap();
-    let answer = String::from_utf8_lossy(&reply.body).into_owned();
-    assert!(
-        answer.contains("Processed: MEET ME AT NOON (4 words)"),
-        "{answer}"
-    );
+    expect_answer(&enclave, &secret.ciphertext);
 }
 
 /// The same application, not a byte of it changed, behind TLS that ends in the enclave.
@@ -126,10 +119,9 @@ fn a_stock_application_is_reached_by_attested_tls_alone() {
     };
     let eif = image.eif.to_str().unwrap();
     let answer = call(&["--eif", eif]).unwrap();
-    let expected = "Processed: MEET ME AT NOON (4 words)";
-    assert!(answer.contains(expected), "{answer}");
+    assert!(answer.contains(ANSWER), "{answer}");
     let answer = call(&["--eif", eif, "--tls-nonce"]).unwrap();
-    assert!(answer.contains(expected), "{answer}");
+    assert!(answer.contains(ANSWER), "{answer}");
     let refused = call(&["--pcr0", &image.measurements.pcr1]).unwrap_err();
     let refused = format!("{refused:#}");
     assert!(refused.contains("nothing was sent"), "{refused}");
@@ -151,14 +143,7 @@ fn an_sdk_that_knows_no_endpoint_variable_decrypts_too() {
     let secret = fixture.secret(&image);
     let enclave = fixture.stack.host.run(&image, &[]).unwrap();
     enclave.until_answering("/health").unwrap();
-    let reply = enclave
-        .post("/process", &json!({ "encrypted_data": secret.ciphertext }))
-        .unwrap();
-    let answer = String::from_utf8_lossy(&reply.body).into_owned();
-    assert!(
-        answer.contains("Processed: MEET ME AT NOON (4 words)"),
-        "{answer}"
-    );
+    expect_answer(&enclave, &secret.ciphertext);
 }
 
 #[test]
