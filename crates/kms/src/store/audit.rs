@@ -13,7 +13,7 @@
 //! Numbers and lengths are 64 bits, big-endian; the first row's *hash before* is 32 zero bytes; numbers have no gaps.
 
 use super::database::{Record, Value};
-use super::usage::{self, tuples};
+use super::usage;
 use super::{Connection, StoreError, Used};
 use crate::crypto::seal::RootKey;
 use aws_lc_rs::digest;
@@ -170,7 +170,7 @@ pub(super) async fn insert(
         }
         let sql = format!(
             "INSERT INTO audit (seq, hash, time_ms, operation, error_code, event) VALUES {}",
-            tuples(chunk.len(), COLUMNS)
+            connection.tuples(chunk.len(), COLUMNS)
         );
         match chunk.len() {
             1 => connection.execute(&sql, &values).await?,

@@ -6,7 +6,7 @@
 
 use super::audit::{self, Head};
 use super::database::{Record, Value};
-use super::usage::{RECORDING_SINCE_POSTGRES, RECORDING_SINCE_SQLITE, tuples};
+use super::usage::{RECORDING_SINCE_POSTGRES, RECORDING_SINCE_SQLITE};
 use super::{Connection, StoreError, check_root};
 use crate::crypto::seal::RootKey;
 
@@ -191,7 +191,7 @@ impl Table {
             .collect();
         let keys = keys.join(", ");
         let wanted = match after {
-            Some(_) => format!("WHERE ({keys}) > {}", tuples(1, self.key)),
+            Some(_) => format!("WHERE ({keys}) > {}", connection.tuples(1, self.key)),
             None => String::new(),
         };
         let sql = format!(
@@ -219,7 +219,7 @@ impl Table {
             "INSERT INTO {} ({}) VALUES {}",
             self.name,
             self.names(),
-            tuples(rows.len(), self.columns.len())
+            connection.tuples(rows.len(), self.columns.len())
         );
         let values: Vec<Value<'_>> = rows.iter().flatten().map(Cell::value).collect();
         connection.execute_once(&sql, &values).await?;

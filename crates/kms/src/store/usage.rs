@@ -1,7 +1,6 @@
 //! When keys were last used: one row for each key, written in the transaction that holds the audit row.
 
 use std::collections::HashMap;
-use std::fmt::Write as _;
 
 use super::database::{Location, Value};
 use super::{AuditRow, Connection, Store, StoreError};
@@ -102,7 +101,7 @@ pub(super) async fn put(connection: &mut Connection, rows: &[&AuditRow]) -> Resu
              ON CONFLICT (key_id) DO UPDATE SET operation = excluded.operation, time_ms = excluded.time_ms,
                 event_id = excluded.event_id, request_id = excluded.request_id
              WHERE excluded.time_ms >= key_usage.time_ms",
-            tuples(chunk.len(), 5)
+            connection.tuples(chunk.len(), 5)
         );
         match chunk.len() {
             1 => connection.execute(&sql, &values).await?,
@@ -110,19 +109,4 @@ pub(super) async fn put(connection: &mut Connection, rows: &[&AuditRow]) -> Resu
         };
     }
     Ok(())
-}
-
-/// `($1, $2), ($3, $4)`: the values of so many rows.
-pub(super) fn tuples(rows: usize, columns: usize) -> String {
-    let mut text = String::with_capacity(rows * columns * 6);
-    for row in 0..rows {
-        text.push_str(if row == 0 { "(" } else { ", (" });
-        for column in 1..=columns {
-            let comma = if column == 1 { "" } else { ", " };
-            // Writing to a string does not fail.
-            let _written = write!(text, "{comma}${}", row * columns + column);
-        }
-        text.push(')');
-    }
-    text
 }
