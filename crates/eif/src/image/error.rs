@@ -9,6 +9,9 @@ use crate::format::Architecture;
 
 use super::module::ModuleError;
 
+/// Most bytes of an entry's path that an error shows: as many as Linux' `PATH_MAX`.
+const LONGEST_PATH: usize = 4096;
+
 /// Why an image could not be assembled.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -218,7 +221,7 @@ impl ImageError {
     }
 
     pub(crate) fn entry(name: &str, path: &[u8], problem: impl Into<String>) -> Self {
-        let path = String::from_utf8_lossy(path).into_owned();
+        let path = String::from_utf8_lossy(&path[..path.len().min(LONGEST_PATH)]).into_owned();
         Self::Entry {
             name: name.to_owned(),
             path,

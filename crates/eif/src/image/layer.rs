@@ -10,13 +10,14 @@ use tar::{Entries, Entry, EntryType};
 use crate::cpio::{Attributes, Special};
 use crate::packing::{Packing, XZ_MEMORY_KIB};
 
+use super::allowance::{Allowance, content};
 use super::error::ImageError;
 use super::sparse::{Expanded, SparseHeader};
 use super::tree::{Body, Kind, MAX_FILE, PathError, Spool, Tree};
 
 /// Most bytes that one archive may unpack to: far above any enclave's memory, below what fills a disk
 /// unnoticed.
-const MAX_UNPACKED: u64 = 64 << 30;
+pub(crate) const MAX_UNPACKED: u64 = 64 << 30;
 
 /// Most entries that one archive may have.
 const MAX_ENTRIES: u64 = 4 << 20;
@@ -60,7 +61,8 @@ pub(crate) fn apply<R: Read>(
     lost: &mut BTreeSet<String>,
 ) -> Result<(), ImageError> {
     tree.begin_layer();
-    let mut archive = tar::Archive::new(reader.take(MAX_UNPACKED));
+    let allowance = Allowance::new();
+    let mut archive = tar::Archive::new(allowance.metered(reader.take(MAX_UNPACKED)));
     let applier = Applier {
         name,
         role: Role::Layer,
@@ -68,8 +70,9 @@ pub(crate) fn apply<R: Read>(
         spool,
         lost,
     };
-    applier.entries(archive.entries().map_err(ImageError::layer(name))?)?;
-    drain(name, archive.into_inner())
+    let entries = archive.entries().map_err(ImageError::layer(name))?;
+    applier.entries(entries, &allowance)?;
+    drain(name, archive.into_inner().into_inner())
 }
 
 /// What is behind the end of an archive is read too, so that digests cover all of it.
@@ -96,16 +99,26 @@ pub(crate) struct Applier<'a> {
 }
 
 impl Applier<'_> {
-    pub(crate) fn entries<R: Read>(mut self, entries: Entries<'_, R>) -> Result<(), ImageError> {
+    pub(crate) fn entries<R: Read>(
+        mut self,
+        mut entries: Entries<'_, R>,
+        allowance: &Allowance,
+    ) -> Result<(), ImageError> {
         let mut count = 0;
-        for entry in entries {
+        while let Some(entry) = allowance.next(&mut entries) {
             let entry = entry.map_err(ImageError::layer(self.name))?;
+            // In a file what nobody wants is not read but stepped over.
+            let skipped = match self.role {
+                Role::Layer => content(&entry),
+                Role::RootFs(_) => 0,
+            };
             count += 1;
             if count > MAX_ENTRIES {
                 let problem = format!("is one of over {MAX_ENTRIES}");
                 return Err(ImageError::entry(self.name, b"", problem));
             }
             self.entry(entry)?;
+            allowance.headers(skipped);
         }
         Ok(())
     }

@@ -10,6 +10,7 @@
 //! The same inputs give the same bytes: entries are sorted, times are one fixed value, nothing of the host
 //! (paths, users, clock) gets in.
 
+mod allowance;
 mod config;
 mod error;
 #[cfg(feature = "fuzzing")]

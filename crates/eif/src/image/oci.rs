@@ -21,8 +21,9 @@ use serde_json::Value;
 use crate::format::Architecture;
 use crate::ramdisk::{MAGIC_LEN, Packing};
 
+use super::allowance::Allowance;
 use super::error::ImageError;
-use super::layer::{apply, unpacked};
+use super::layer::{MAX_UNPACKED, apply, unpacked};
 use super::stream::{Hashing, Skim};
 use super::tree::{Spool, Tree};
 
@@ -85,19 +86,22 @@ impl Blobs {
         let name = path.display().to_string();
         let (mut index, mut links) = (BTreeMap::new(), Vec::new());
         let reader = Skim::new(&file).map_err(ImageError::layer(&name))?;
-        let mut archive = tar::Archive::new(reader);
-        let entries = archive
+        let allowance = Allowance::new();
+        let mut archive = tar::Archive::new(allowance.metered(reader));
+        let mut entries = archive
             .entries_with_seek()
             .map_err(ImageError::layer(&name))?;
-        for (position, entry) in entries.enumerate() {
+        let mut first = true;
+        while let Some(entry) = allowance.next(&mut entries) {
             let entry = match entry {
-                Err(_) if position == 0 => {
+                Err(_) if first => {
                     return Err(ImageError::UnknownSource {
                         path: path.to_owned(),
                     });
                 }
                 entry => entry.map_err(ImageError::layer(&name))?,
             };
+            first = false;
             let path = normal(&String::from_utf8_lossy(&entry.path_bytes()));
             match entry.header().entry_type() {
                 tar::EntryType::Symlink | tar::EntryType::Link => {
@@ -109,6 +113,7 @@ impl Blobs {
                     index.insert(path, (entry.raw_file_position(), entry.size()));
                 }
             }
+            allowance.headers(0);
         }
         // Older `docker save` writes a layer that it wrote before as a link to it.
         for (path, target) in links {
@@ -601,6 +606,14 @@ pub(crate) fn open_archive(path: &Path, folder: &Path) -> Result<File, ImageErro
     let failed = ImageError::file("unpack", path);
     let mut unpacked_file = tempfile::tempfile_in(folder).map_err(&failed)?;
     let file = BufReader::with_capacity(128 << 10, file);
-    io::copy(&mut unpacked(file).map_err(&failed)?, &mut unpacked_file).map_err(&failed)?;
+    let mut archive = unpacked(file).map_err(&failed)?.take(MAX_UNPACKED);
+    io::copy(&mut archive, &mut unpacked_file).map_err(&failed)?;
+    if archive.limit() == 0 {
+        return Err(ImageError::TooLarge {
+            name: path.display().to_string(),
+            len: MAX_UNPACKED,
+            limit: MAX_UNPACKED,
+        });
+    }
     Ok(unpacked_file)
 }

@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use crate::cpio::{Attributes, Special};
 
+use super::allowance::Allowance;
 use super::error::ImageError;
 use super::layer::{Applier, Role};
 use super::stream::Skim;
@@ -40,7 +41,9 @@ pub(crate) fn load_tar(
     let mut tree = Tree::new();
     let archive = Arc::new(archive);
     let name = path.display().to_string();
-    let mut headers = tar::Archive::new(Skim::new(&archive).map_err(ImageError::layer(&name))?);
+    let allowance = Allowance::new();
+    let reader = Skim::new(&archive).map_err(ImageError::layer(&name))?;
+    let mut headers = tar::Archive::new(allowance.metered(reader));
     let entries = headers
         .entries_with_seek()
         .map_err(ImageError::layer(&name))?;
@@ -51,7 +54,7 @@ pub(crate) fn load_tar(
         spool,
         lost,
     };
-    applier.entries(entries)?;
+    applier.entries(entries, &allowance)?;
     Ok(tree)
 }
 

@@ -249,6 +249,35 @@ fn layered(layers: &[Vec<u8>]) -> Result<Output, ImageError> {
     Bench::new().build_archive(&archive(&layout(&app_config(), layers, <[u8]>::to_vec)))
 }
 
+/// Packed, a gigabyte of name is a few kilobytes.
+#[test]
+fn names_and_attributes_without_end_are_refused_before_they_are_read() {
+    let endless = vec![b'a'; 2 << 20];
+    for kind in [
+        EntryType::GNULongName,
+        EntryType::GNULongLink,
+        EntryType::XHeader,
+    ] {
+        let layer = Layer::default()
+            .file("before", "x")
+            .entry(kind, "././@LongLink", "", 0o644, &endless)
+            .file("app", "x");
+        let error = layered(&[layer.finish()]).err().unwrap();
+        let causes = enclos_api::error::chain(&error);
+        assert!(
+            causes.contains("more than 1048576 bytes"),
+            "{kind:?}: {causes}"
+        );
+    }
+    // What an entry holds is not its name: contents that nobody reads are stepped over.
+    let large = "x".repeat(3 << 20);
+    let layer = Layer::default()
+        .file(".wh.gone", &large)
+        .file("app", &large)
+        .file("last", "x");
+    assert!(layered(&[layer.finish()]).is_ok());
+}
+
 #[test]
 fn the_runtime_holds_init_agent_and_modules() {
     let output = layered(&[Layer::default().file("app", "x").finish()]).unwrap();
