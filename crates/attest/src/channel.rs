@@ -37,6 +37,10 @@ pub const MEDIA_TYPE: &str = "application/aws-nitro-document";
 /// `user_data` of a document that speaks for a TLS key: a document made for something else never does.
 pub const PURPOSE: &[u8] = b"enclos-tls/v1";
 
+/// What `user_data` of every version begins with. Whoever makes documents for others refuses it, or they could end TLS in
+/// the enclave's name.
+pub const RESERVED: &[u8] = b"enclos-tls/";
+
 /// ALPN name with which a client says that it will send a nonce after the handshake, before anything of the application's.
 pub const NONCE_ALPN: &[u8] = b"enclos-nonce/1";
 

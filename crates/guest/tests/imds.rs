@@ -97,16 +97,27 @@ async fn a_document_is_made_for_each_request() {
     let world = World::new(nowhere().await).await;
     let imds = world.imds(Arc::new(RealNsm)).await;
     let path = "/latest/meta-data/enclave-attestation-document";
-    let answer = get(
-        imds,
-        &format!("{path}?nonce=AQI%3D&user_data=Aw&public_key=BA=="),
-    )
-    .await;
+    let token = token(imds, "60").await;
+    let keyed = format!("{path}?nonce=AQI%3D&user_data=Aw&public_key=BA==");
+    let request = format!(
+        "GET {keyed} HTTP/1.1\r\nX-aws-ec2-metadata-token: {}",
+        token.text()
+    );
+    let answer = http(imds, &request, b"").await;
     assert_eq!(answer.status, 200, "{}", answer.text());
     let document = verify(&STANDARD.decode(answer.text()).unwrap());
     assert_eq!(document.nonce(), Some(&[1, 2][..]));
     assert_eq!(document.user_data(), Some(&[3][..]));
     assert_eq!(document.public_key(), Some(&[4][..]));
+    assert_eq!(get(imds, &keyed).await.status, 401, "a GET attests no key");
+    assert_eq!(get(imds, &format!("{path}?nonce=AQI")).await.status, 200);
+    let reserved = STANDARD.encode(enclos_attest::channel::PURPOSE);
+    let answer = get(
+        imds,
+        &format!("{path}?user_data={}", reserved.replace('=', "%3D")),
+    )
+    .await;
+    assert_eq!(answer.status, 400, "{}", answer.text());
     for query in ["nonce=!", "x=1", "nonce=AQ&nonce=AQ"] {
         let answer = get(imds, &format!("{path}?{query}")).await;
         assert_eq!(answer.status, 400, "{query}");

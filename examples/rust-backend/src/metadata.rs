@@ -9,6 +9,7 @@ use serde::Deserialize;
 use crate::http_client::send;
 
 const BASE: &str = "http://169.254.169.254/latest";
+const TOKEN: &str = "x-aws-ec2-metadata-token";
 
 /// A fresh attestation document over `public_key`. `nonce` is base64, as the caller gave it.
 pub(crate) async fn attestation_document(public_key: &[u8], nonce: &str) -> Result<Vec<u8>> {
@@ -17,21 +18,26 @@ pub(crate) async fn attestation_document(public_key: &[u8], nonce: &str) -> Resu
     url.query_pairs_mut()
         .append_pair("public_key", &BASE64_STANDARD.encode(public_key))
         .append_pair("nonce", nonce);
-    let text = send(Request::get(url.as_str()).body(Vec::new())?).await?;
+    let request = Request::get(url.as_str()).header(TOKEN, session_token().await?);
+    let text = send(request.body(Vec::new())?).await?;
     BASE64_STANDARD
         .decode(text.trim_ascii())
         .context("the metadata service did not answer in base64")
 }
 
+/// IMDSv2's token, which a document for a key needs too.
+async fn session_token() -> Result<Vec<u8>> {
+    let request = Request::put(format!("{BASE}/api/token"))
+        .header("x-aws-ec2-metadata-token-ttl-seconds", "60");
+    send(request.body(Vec::new())?).await
+}
+
 /// The role's credentials of the moment.
 pub(crate) async fn credentials() -> Result<Credentials> {
-    let token = Request::put(format!("{BASE}/api/token"))
-        .header("x-aws-ec2-metadata-token-ttl-seconds", "60")
-        .body(Vec::new())?;
-    let token = send(token).await?;
+    let token = session_token().await?;
     let get = async |path: &str| {
         let path = format!("{BASE}/meta-data/iam/security-credentials/{path}");
-        let request = Request::get(path).header("x-aws-ec2-metadata-token", token.as_slice());
+        let request = Request::get(path).header(TOKEN, token.as_slice());
         send(request.body(Vec::new())?).await
     };
     let role = String::from_utf8(get("").await?).context("the role's name is not UTF-8")?;

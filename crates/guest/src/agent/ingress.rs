@@ -100,8 +100,12 @@ where
         .await
         .map_err(io::Error::other)??;
     app.set_nodelay(true)?;
-    tokio::io::copy_bidirectional(&mut stream, &mut app).await?;
-    Ok(())
+    let carried = tokio::io::copy_bidirectional(&mut stream, &mut app).await;
+    if carried.is_err() {
+        // The application must not take what came for all there is: a reset is no end of stream.
+        app.set_zero_linger()?;
+    }
+    carried.map(drop)
 }
 
 /// Returns once 127.0.0.1:`port` accepts a connection.
@@ -118,7 +122,9 @@ pub async fn until_ready(port: u16) {
 mod tests {
     use super::super::transport::Boxed;
     use super::*;
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use std::pin::Pin;
+    use std::task::{Context, Poll};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadBuf};
     use tokio::net::TcpListener;
     use tokio::sync::mpsc;
 
@@ -142,6 +148,54 @@ mod tests {
         let port = app.local_addr().unwrap().port();
         tokio::spawn(serve(Given(receiver), port, None));
         (app, sender)
+    }
+
+    /// A client that sends something and is cut off.
+    struct Cut(Option<&'static [u8]>);
+
+    impl AsyncRead for Cut {
+        fn poll_read(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            buffer: &mut ReadBuf<'_>,
+        ) -> Poll<io::Result<()>> {
+            let bytes = self.0.take().ok_or(io::ErrorKind::UnexpectedEof)?;
+            buffer.put_slice(bytes);
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    impl AsyncWrite for Cut {
+        fn poll_write(
+            self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            bytes: &[u8],
+        ) -> Poll<io::Result<usize>> {
+            Poll::Ready(Ok(bytes.len()))
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    #[tokio::test]
+    async fn a_stream_that_is_cut_is_no_end_of_stream_to_the_application() {
+        let app = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = app.local_addr().unwrap().port();
+        let forwarding = tokio::spawn(forward(Cut(Some(b"pay 100")), port));
+        let (mut served, _) = bounded(app.accept()).await.unwrap();
+        let mut request = Vec::new();
+        let ended = bounded(served.read_to_end(&mut request)).await;
+        assert!(forwarding.await.unwrap().is_err(), "the agent knows");
+        assert!(
+            ended.is_err(),
+            "the application takes {request:?} for all there is"
+        );
     }
 
     async fn bounded<T>(future: impl Future<Output = T>) -> T {

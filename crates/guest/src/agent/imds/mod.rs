@@ -12,6 +12,8 @@ use hyper::header::{HeaderMap, HeaderName, HeaderValue};
 use hyper::http::request::Parts;
 use hyper::{Method, Request, StatusCode};
 
+use enclos_attest::channel;
+
 use super::facts::Facts;
 use super::http::{Answer, Handler, answer};
 use super::nsm::{self, AttestError, Nsm};
@@ -102,7 +104,8 @@ impl Imds {
             return not_found(path);
         };
         if path == tree::ATTESTATION {
-            return self.document(request.uri.query().unwrap_or_default()).await;
+            let query = request.uri.query().unwrap_or_default();
+            return self.document(query, token.is_some()).await;
         }
         match self.facts.get().await {
             Ok(facts) => match Tree::new(&facts).get(path) {
@@ -113,11 +116,22 @@ impl Imds {
         }
     }
 
-    async fn document(&self, query: &str) -> Answer {
+    /// A document for a key needs a token: whoever can make an application fetch an address (by GET, without headers of
+    /// their own) must not become the enclave to others, nor to a KMS.
+    async fn document(&self, query: &str, has_token: bool) -> Answer {
         let fields = match query::parse(query) {
             Ok(fields) => fields,
             Err(error) => return refuse(StatusCode::BAD_REQUEST, &error.to_string()),
         };
+        if fields.public_key.is_some() && !has_token {
+            let message = "a document with a public_key is given for a token only: PUT /latest/api/token, as IMDSv2 does";
+            return refuse(StatusCode::UNAUTHORIZED, message);
+        }
+        let purpose = fields.user_data.as_deref().unwrap_or_default();
+        if purpose.starts_with(channel::RESERVED) {
+            let message = "user_data that begins with enclos-tls/ is for the agent's own TLS key";
+            return refuse(StatusCode::BAD_REQUEST, message);
+        }
         match nsm::attest(&self.nsm, fields).await {
             Ok(document) => answer(StatusCode::OK, TEXT, STANDARD.encode(document)),
             Err(error) => refuse(status_of(&error), &log::chain(&error)),
