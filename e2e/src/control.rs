@@ -13,12 +13,20 @@ use enclos_api::frame;
 /// # Errors
 /// It does not answer within `limit`, or refuses.
 pub fn ask(run_dir: &Path, request: &Request, limit: Duration) -> Result<Success> {
+    success(&mut begin(run_dir, request, limit)?, request)
+}
+
+fn begin(run_dir: &Path, request: &Request, limit: Duration) -> Result<UnixStream> {
     let mut stream =
         UnixStream::connect(run_dir.join(SOCKET_NAME)).context("the hypervisor is not there")?;
     stream.set_read_timeout(Some(limit))?;
     stream.set_write_timeout(Some(limit))?;
     frame::write(&mut stream, request)?;
-    match frame::read(&mut stream).with_context(|| format!("no answer to {request:?}"))? {
+    Ok(stream)
+}
+
+fn success(stream: &mut UnixStream, request: &Request) -> Result<Success> {
+    match frame::read(stream).with_context(|| format!("no answer to {request:?}"))? {
         Reply::Ok(success) => Ok(success),
         Reply::Error(failure) => bail!("E{:02}: {failure}", failure.code),
     }
@@ -40,9 +48,14 @@ pub fn host(run_dir: &Path) -> Result<Host> {
 /// # Errors
 /// See [`ask`].
 pub fn enclaves(run_dir: &Path) -> Result<Vec<Enclave>> {
-    match ask(run_dir, &Request::Describe, Duration::from_secs(10))? {
-        Success::Enclaves(enclaves) => Ok(enclaves),
-        other => bail!("unexpected answer {other:?}"),
+    let mut stream = begin(run_dir, &Request::Describe, Duration::from_secs(10))?;
+    let mut all = Vec::new();
+    loop {
+        match success(&mut stream, &Request::Describe)? {
+            Success::Enclaves(some) if some.is_empty() => return Ok(all),
+            Success::Enclaves(some) => all.extend(some),
+            other => bail!("unexpected answer {other:?}"),
+        }
     }
 }
 

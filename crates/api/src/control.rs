@@ -26,7 +26,7 @@ pub const SOCKET_NAME: &str = "hypervisor.sock";
 pub enum Request {
     /// Starts an enclave; answered by [`Success::Started`] once its heartbeat has arrived.
     Run(RunRequest),
-    /// Lists enclaves; answered by [`Success::Enclaves`].
+    /// Lists enclaves; answered by several [`Success::Enclaves`], the last of them empty.
     Describe,
     /// Stops an enclave; answered by [`Success::Terminated`] once nothing of it is left.
     Terminate {
@@ -114,7 +114,8 @@ pub enum Success {
         /// What the operator should know, one sentence each (CPUs shared, for example).
         warnings: Vec<String>,
     },
-    /// All enclaves that the caller may see.
+    /// Some of the enclaves, as many as fit into a frame whatever their images say of themselves. More follow
+    /// on the same connection, until an empty list.
     Enclaves(Vec<Enclave>),
     /// The enclave is gone, and all it held.
     Terminated {

@@ -40,6 +40,22 @@ pub(crate) fn hypervisor(request: &control::Request) -> Outcome<control::Success
     read_success(&mut stream, &socket)
 }
 
+/// The enclaves that the caller may see.
+pub(crate) fn enclaves() -> Outcome<Vec<control::Enclave>> {
+    let socket = hypervisor_socket()?;
+    let mut stream = connect(&socket, "enclos-hypervisor")?;
+    stream.set_read_timeout(Some(PROMPT))?;
+    frame::write(&mut stream, &control::Request::Describe).map_err(|error| lost(&socket, error))?;
+    let mut all = Vec::new();
+    loop {
+        match read_success(&mut stream, &socket)? {
+            control::Success::Enclaves(some) if some.is_empty() => return Ok(all),
+            control::Success::Enclaves(some) => all.extend(some),
+            other => return Err(unexpected(&other)),
+        }
+    }
+}
+
 /// Starts an enclave from an open image.
 pub(crate) fn run(
     request: control::RunRequest,

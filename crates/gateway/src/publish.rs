@@ -17,8 +17,8 @@ use crate::pump::pump;
 /// Connections that wait to be accepted; the kernel lets further ones try again.
 const BACKLOG: u32 = 128;
 
-/// Connections at a time and published port; more wait in the backlog.
-const MAX_CONNECTIONS: usize = 1024;
+/// Connections at a time into one enclave, whatever the port; more wait in the backlog.
+pub(crate) const MAX_CONNECTIONS: usize = 1024;
 
 /// How long the enclave may take to accept.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -60,9 +60,8 @@ impl Published {
         })
     }
 
-    /// Forwards every connection to the enclave behind `vsock`, for ever.
-    pub async fn serve(self, vsock: PathBuf) {
-        let limit = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    /// Forwards every connection to the enclave behind `vsock`, for ever; as many at a time as `limit` has permits.
+    pub async fn serve(self, vsock: PathBuf, limit: Arc<Semaphore>) {
         let port = self.publication.guest_port;
         let vsock: Arc<Path> = vsock.into();
         let mut connections = tokio::task::JoinSet::new();
@@ -155,7 +154,8 @@ mod tests {
         let published = Published::bind(publication()).unwrap();
         let address = published.publication.listen;
         assert_ne!(address.port(), 0);
-        let serving = tokio::spawn(published.serve(path));
+        let serving =
+            tokio::spawn(published.serve(path, Arc::new(Semaphore::new(MAX_CONNECTIONS))));
         let mut client = TcpStream::connect(address).await.unwrap();
         client.write_all(b"hello").await.unwrap();
         client.shutdown().await.unwrap();

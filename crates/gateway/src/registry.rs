@@ -19,7 +19,7 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 use crate::ledger::Ledger;
-use crate::publish::Published;
+use crate::publish::{self, Published};
 use crate::socket::Socket;
 use crate::{facts, tunnel};
 
@@ -34,6 +34,9 @@ const ARRIVAL: Duration = Duration::from_secs(3);
 
 /// nitro-cli's code for a socket that cannot be used.
 const E_SOCKET: u8 = 11;
+
+/// Most ports of one enclave that are published at a time.
+const MAX_PUBLICATIONS: usize = 32;
 /// nitro-cli's code for an enclave id that nobody knows.
 const E_UNKNOWN_ENCLAVE: u8 = 40;
 /// nitro-cli's code for a wrong argument.
@@ -46,6 +49,7 @@ struct Entry {
     vsock: PathBuf,
     owner_uid: u32,
     publications: Vec<Publication>,
+    connections: Arc<Semaphore>,
     /// Dropped with the entry, which ends them.
     tasks: JoinSet<()>,
 }
@@ -95,6 +99,7 @@ impl Registry {
             vsock: enclave.vsock.clone(),
             owner_uid: enclave.owner_uid,
             publications: Vec::new(),
+            connections: Arc::new(Semaphore::new(publish::MAX_CONNECTIONS)),
             tasks,
         };
         self.publish_again(&enclave.id, &mut entry);
@@ -186,6 +191,7 @@ impl Registry {
             return Err(unknown(&wanted.enclave_id));
         };
         entry.check_owner(&wanted.enclave_id, uid)?;
+        entry.check_room()?;
         let listen = wanted.listen;
         let published = Published::bind(wanted).map_err(|error| Failure {
             code: E_SOCKET,
@@ -230,13 +236,30 @@ impl Entry {
     fn serve(&mut self, published: Published) {
         let publication = published.publication.clone();
         tracing::info!(enclave = publication.enclave_id, listen = %publication.listen, "published");
-        self.tasks.spawn(published.serve(self.vsock.clone()));
+        let connections = Arc::clone(&self.connections);
+        self.tasks
+            .spawn(published.serve(self.vsock.clone(), connections));
         self.publications.push(publication);
     }
 
     /// Root, the gateway's own user and whoever started the enclave.
     fn belongs_to(&self, uid: u32) -> bool {
         uid == 0 || uid == self.owner_uid || uid == rustix::process::geteuid().as_raw()
+    }
+
+    /// One user's ports must not take the descriptors that everybody's KMS needs.
+    fn check_room(&self) -> Result<(), Failure> {
+        if self.publications.len() < MAX_PUBLICATIONS {
+            return Ok(());
+        }
+        let message = format!(
+            "{MAX_PUBLICATIONS} ports of this enclave are published, and no more can be; a port range behind one \
+             address needs a proxy inside the enclave"
+        );
+        Err(Failure {
+            code: E_SOCKET,
+            message,
+        })
     }
 
     fn check_owner(&self, id: &str, uid: u32) -> Result<(), Failure> {

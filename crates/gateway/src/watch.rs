@@ -61,11 +61,7 @@ async fn once(socket: &Path, registry: &Registry, pause: &mut Duration) -> Resul
     let Success::Streaming = reply else {
         return Err(WatchError::Unexpected);
     };
-    let (_, reply) = ask(socket, &Request::Describe).await?;
-    let Success::Enclaves(enclaves) = reply else {
-        return Err(WatchError::Unexpected);
-    };
-    let ids: Vec<String> = enclaves.into_iter().map(|enclave| enclave.id).collect();
+    let ids = running(socket).await?;
     registry.retain(&ids);
     *pause = FIRST_PAUSE;
     tracing::info!(enclaves = ids.len(), "following the hypervisor");
@@ -78,13 +74,34 @@ async fn once(socket: &Path, registry: &Registry, pause: &mut Duration) -> Resul
     }
 }
 
+/// Ids of all enclaves that there are.
+async fn running(socket: &Path) -> Result<Vec<String>, WatchError> {
+    let (mut stream, mut reply) = ask(socket, &Request::Describe).await?;
+    let mut ids = Vec::new();
+    loop {
+        let Success::Enclaves(some) = reply else {
+            return Err(WatchError::Unexpected);
+        };
+        if some.is_empty() {
+            return Ok(ids);
+        }
+        ids.extend(some.into_iter().map(|enclave| enclave.id));
+        reply = success(&mut stream).await?;
+    }
+}
+
 async fn ask(socket: &Path, request: &Request) -> Result<(UnixStream, Success), WatchError> {
     let mut stream = UnixStream::connect(socket)
         .await
         .map_err(WatchError::Connect)?;
     wire::write(&mut stream, request).await?;
-    match wire::read_soon(&mut stream).await? {
-        Reply::Ok(success) => Ok((stream, success)),
+    let reply = success(&mut stream).await?;
+    Ok((stream, reply))
+}
+
+async fn success(stream: &mut UnixStream) -> Result<Success, WatchError> {
+    match wire::read_soon(stream).await? {
+        Reply::Ok(success) => Ok(success),
         Reply::Error(failure) => Err(WatchError::Refused(failure)),
     }
 }

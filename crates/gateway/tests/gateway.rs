@@ -63,8 +63,11 @@ impl World {
             .unwrap();
         let request: control::Request = wire::read_soon(&mut describe).await.unwrap();
         assert_eq!(request, control::Request::Describe);
-        let reply = HypervisorReply::Ok(Success::Enclaves(enclaves.to_vec()));
-        wire::write(&mut describe, &reply).await.unwrap();
+        // One each, to be put together; the empty piece is the end.
+        for piece in enclaves.chunks(1).chain([&[][..]]) {
+            let reply = HypervisorReply::Ok(Success::Enclaves(piece.to_vec()));
+            wire::write(&mut describe, &reply).await.unwrap();
+        }
         watch
     }
 
@@ -208,6 +211,22 @@ async fn an_enclave_gets_facts_and_a_tunnel_and_loses_them_with_its_end() {
         .await
         .unwrap();
     until(|| !facts_path.exists() && !kms_path.exists()).await;
+}
+
+#[tokio::test]
+async fn an_enclave_has_so_many_ports_and_no_more() {
+    let world = World::new().await;
+    let mut hypervisor = world.watched(&[]).await;
+    let added = Event::Added(Box::new(world.enclave("i-1-enc3")));
+    wire::write(&mut hypervisor, &added).await.unwrap();
+    for _ in 0..32 {
+        publish(&world, "i-1-enc3").await;
+    }
+    let one_more = Request::Publish(publication("i-1-enc3", "127.0.0.1:0"));
+    let Reply::Error(failure) = world.ask(&one_more).await else {
+        panic!("published")
+    };
+    assert!(failure.message.contains("32 ports"), "{failure}");
 }
 
 #[tokio::test]

@@ -7,9 +7,8 @@ use std::time::{Duration, Instant};
 use enclos_api::control::{Enclave, Selector};
 
 use super::args::Console;
-use super::describe_enclaves::enclaves;
 use crate::codes::Code;
-use crate::daemon;
+use crate::daemon::{self, enclaves};
 use crate::failure::{Failure, Outcome};
 use crate::term;
 

@@ -1,10 +1,8 @@
 //! `describe-enclaves`.
 
-use enclos_api::control::{Enclave, Request, Success};
-
 use super::args::DescribeEnclaves;
 use super::output::Described;
-use crate::daemon;
+use crate::daemon::enclaves;
 use crate::failure::Outcome;
 use crate::term;
 
@@ -15,12 +13,4 @@ pub(super) fn run(args: &DescribeEnclaves) -> Outcome {
         .map(|enclave| Described::new(enclave, args.metadata))
         .collect();
     term::json(&described)
-}
-
-/// The enclaves that the caller may see.
-pub(crate) fn enclaves() -> Outcome<Vec<Enclave>> {
-    match daemon::hypervisor(&Request::Describe)? {
-        Success::Enclaves(enclaves) => Ok(enclaves),
-        other => Err(daemon::unexpected(&other)),
-    }
 }

@@ -15,7 +15,6 @@ mod sign_eif;
 mod terminate_enclave;
 
 pub(crate) use args::{Command, Which};
-pub(crate) use describe_enclaves::enclaves;
 pub(crate) use output::Measured;
 pub(crate) use pcr::of_certificate as pcr_of_certificate;
 pub(crate) use sign_eif::sign_in_place;

@@ -3,9 +3,8 @@
 use enclos_api::control::{Request, Selector, Success};
 
 use super::args::{TerminateEnclave, Which};
-use super::describe_enclaves::enclaves;
 use super::output::Terminated;
-use crate::daemon;
+use crate::daemon::{self, enclaves};
 use crate::failure::Outcome;
 use crate::term;
 

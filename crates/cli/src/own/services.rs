@@ -22,10 +22,9 @@ use clap::Args;
 use enclos_api::control::Enclave;
 use enclos_api::{control, gateway};
 
-use crate::daemon;
+use crate::daemon::{self, enclaves};
 use crate::dirs;
 use crate::failure::{Failure, Outcome};
-use crate::nitro::enclaves;
 use crate::term;
 use host_file::HostFile;
 use service::{Service, State};

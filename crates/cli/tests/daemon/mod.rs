@@ -181,6 +181,9 @@ fn answer(mut stream: UnixStream, reply: Option<Reply>, script: &Mutex<Script>) 
     let Some(reply) = reply else { return };
     let streams = matches!(reply, Reply::Ok(Success::Streaming));
     frame::write(&mut stream, &reply).unwrap();
+    if matches!(&reply, Reply::Ok(Success::Enclaves(some)) if !some.is_empty()) {
+        frame::write(&mut stream, &Reply::Ok(Success::Enclaves(Vec::new()))).unwrap();
+    }
     let mut script = script.lock().unwrap();
     if streams {
         stream

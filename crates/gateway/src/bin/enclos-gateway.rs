@@ -48,11 +48,34 @@ fn main() -> ExitCode {
     }
 }
 
+/// Descriptors as many as the system allows, since each connection takes two. No core files: memory holds the role's
+/// credentials.
+fn limit_resources() {
+    use rustix::process::{DumpableBehavior, Resource, Rlimit, getrlimit, setrlimit};
+    let hard = getrlimit(Resource::Nofile).maximum;
+    let files = Rlimit {
+        current: hard,
+        maximum: hard,
+    };
+    let none = Rlimit {
+        current: Some(0),
+        maximum: Some(0),
+    };
+    let limited = setrlimit(Resource::Nofile, files).and(setrlimit(Resource::Core, none));
+    let limited = limited.and(rustix::process::set_dumpable_behavior(
+        DumpableBehavior::NotDumpable,
+    ));
+    if let Err(error) = limited {
+        tracing::warn!("more descriptors and no core files: {error}");
+    }
+}
+
 fn run(config: PathBuf, run_dir: Option<PathBuf>) -> Result<(), Box<dyn Error>> {
     let host = config::read(&config)?;
     let run_dir = run_dir
         .or_else(default_run_dir)
         .ok_or("no run directory: give --run-dir, or set ENCLOS_RUN_DIR or XDG_RUNTIME_DIR")?;
+    limit_resources();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()?;

@@ -116,7 +116,7 @@ impl Store {
         let now = now();
         take_region(&self.path, &mut authority)?;
         if authority.renew(now).map_err(pki(&self.path))? {
-            store(&self.path, &authority)?;
+            keep(&self.path, &mut authority)?;
         }
         if let Some(end) = authority.wants_region(now) {
             log::warn(format_args!(
@@ -158,7 +158,7 @@ fn take_region(path: &Path, authority: &mut Authority) -> Result<(), AuthorityEr
         ));
         return Ok(());
     }
-    store(path, authority)?;
+    keep(path, authority)?;
     let removed = fs::remove_file(&next);
     removed.map_err(|source| AuthorityError::Read { path: next, source })
 }
@@ -214,6 +214,15 @@ fn create(path: &Path, instance: &Instance) -> Result<Authority, AuthorityError>
     let authority = Authority::create(now(), region, availability_zone, id).map_err(pki(path))?;
     store(path, &authority)?;
     Ok(authority)
+}
+
+/// Stores what has changed, or goes back to what is stored: nothing is issued by a certificate that could be gone tomorrow.
+fn keep(path: &Path, authority: &mut Authority) -> Result<(), AuthorityError> {
+    store(path, authority).inspect_err(|_| {
+        if let Ok(Some(stored)) = load(path) {
+            *authority = stored;
+        }
+    })
 }
 
 fn store(path: &Path, authority: &Authority) -> Result<(), AuthorityError> {

@@ -22,6 +22,9 @@ use crate::positioned::Positioned;
 /// Bytes copied at a time.
 const CHUNK: usize = 1 << 20;
 
+/// Most bytes of an image's metadata, as JSON. Every answer and event about the enclave carries it.
+pub(crate) const MAX_METADATA: usize = 64 << 10;
+
 /// An image that passed every check.
 #[derive(Debug)]
 pub(crate) struct Image {
@@ -44,6 +47,11 @@ pub(crate) enum ImageError {
     TooLarge { limit: u64, total_mib: u64 },
     #[error("the image is not a valid EIF")]
     Eif(#[source] EifError),
+    #[error(
+        "the image's metadata has {0} bytes, and may have {MAX_METADATA}: `describe-enclaves` tells it to everyone; \
+         build the image with less of it"
+    )]
+    Metadata(usize),
     #[error("the image's signature does not hold")]
     Signature(#[source] SignatureError),
 }
@@ -53,7 +61,7 @@ impl From<ImageError> for Failure {
         let code = match &error {
             ImageError::NotAFile(_) | ImageError::Copy(_) => Code::FileOperation,
             ImageError::TooLarge { .. } => Code::InsufficientMemoryAvailable,
-            ImageError::Eif(_) => Code::EifParsing,
+            ImageError::Eif(_) | ImageError::Metadata(_) => Code::EifParsing,
             ImageError::Signature(_) => Code::Signature,
         };
         code.because(chain(&error))
@@ -103,7 +111,11 @@ pub(crate) fn take_in(candidate: Candidate) -> Result<Image, ImageError> {
             .check_validity(SystemTime::now())
             .map_err(ImageError::Signature)?;
     }
-    let metadata = eif.metadata(&mut reader)?;
+    let metadata = serde_json::to_value(eif.metadata(&mut reader)?).unwrap_or_default();
+    let said = metadata.to_string().len();
+    if said > MAX_METADATA {
+        return Err(ImageError::Metadata(said));
+    }
     let facts = ImageFacts {
         bytes,
         measurements: Measurements {
@@ -112,7 +124,7 @@ pub(crate) fn take_in(candidate: Candidate) -> Result<Image, ImageError> {
             pcr2: measured.pcr2.to_string(),
             pcr8: measured.pcr8.map(|pcr| pcr.to_string()),
         },
-        metadata: serde_json::to_value(metadata).unwrap_or_default(),
+        metadata,
     };
     Ok(Image { file, facts })
 }

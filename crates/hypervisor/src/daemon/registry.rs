@@ -14,7 +14,7 @@ use std::os::fd::BorrowedFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use enclos_api::control::{
@@ -104,10 +104,25 @@ pub(crate) struct Registry {
 struct Inner {
     enclaves: BTreeMap<String, Entry>,
     history: VecDeque<Past>,
-    watchers: Vec<SyncSender<Event>>,
+    watchers: Vec<Watcher>,
     /// Bytes of images being read, by user.
     intake: BTreeMap<u32, u64>,
     closing: bool,
+}
+
+/// The registry's end of a [`Watch`].
+#[derive(Debug)]
+struct Watcher {
+    events: SyncSender<Event>,
+    /// Alive for as long as the other end is: a channel does not tell before the next event, and that may never come.
+    watch: Weak<()>,
+}
+
+/// All that happens, for as long as this is kept.
+#[derive(Debug)]
+pub(crate) struct Watch {
+    pub(crate) events: Receiver<Event>,
+    _kept: Arc<()>,
 }
 
 #[derive(Debug)]
@@ -527,15 +542,25 @@ impl Registry {
     }
 
     /// All that happens from now on, after what is there already.
-    pub(crate) fn watch(&self) -> Receiver<Event> {
+    pub(crate) fn watch(&self) -> Watch {
         let mut inner = self.lock();
-        let (sender, receiver) = sync_channel(WATCH_BACKLOG);
+        inner
+            .watchers
+            .retain(|watcher| watcher.watch.strong_count() > 0);
+        let (sender, events) = sync_channel(WATCH_BACKLOG);
         for entry in inner.enclaves.values().filter(|entry| entry.ready) {
             // Never full: fewer enclaves than the backlog has room for.
             let _ = sender.try_send(Event::Added(Box::new(entry.view.clone())));
         }
-        inner.watchers.push(sender);
-        receiver
+        let kept = Arc::new(());
+        inner.watchers.push(Watcher {
+            events: sender,
+            watch: Arc::downgrade(&kept),
+        });
+        Watch {
+            events,
+            _kept: kept,
+        }
     }
 
     /// Admits no further enclave and stops those that there are.
@@ -639,7 +664,7 @@ impl Inner {
     /// Sends to every watcher that keeps up, and cuts off the others.
     fn publish(&mut self, event: &Event) {
         self.watchers
-            .retain(|watcher| watcher.try_send(event.clone()).is_ok());
+            .retain(|watcher| watcher.events.try_send(event.clone()).is_ok());
     }
 }
 
@@ -821,7 +846,7 @@ mod tests {
         let id = reserve(&registry, 64, 1).unwrap().enclave.id;
         let early = registry.watch();
         assert!(
-            early.try_recv().is_err(),
+            early.events.try_recv().is_err(),
             "nothing to tell before the directory is ready"
         );
         registry.heard(&id, FromVmm::Ready);
@@ -830,7 +855,7 @@ mod tests {
         registry.heard(&id, FromVmm::Heartbeat);
         registry.heard(&id, FromVmm::Heartbeat);
         registry.remove(&id);
-        for watcher in [early, late] {
+        for watcher in [early.events, late.events] {
             assert!(matches!(watcher.try_recv().unwrap(), Event::Added(_)));
             let Event::Changed(enclave) = watcher.try_recv().unwrap() else {
                 panic!("changed")
@@ -839,6 +864,19 @@ mod tests {
             assert!(matches!(watcher.try_recv().unwrap(), Event::Removed(_)));
             assert!(watcher.try_recv().is_err());
         }
+    }
+
+    #[test]
+    fn watchers_that_are_gone_are_forgotten_though_nothing_happens() {
+        let registry = Registry::default();
+        let stays = registry.watch();
+        for _ in 0..100 {
+            drop(registry.watch());
+        }
+        assert!(registry.lock().watchers.len() <= 2);
+        let id = reserve(&registry, 64, 1).unwrap().enclave.id;
+        registry.heard(&id, FromVmm::Ready);
+        assert!(matches!(stays.events.try_recv().unwrap(), Event::Added(_)));
     }
 
     #[test]

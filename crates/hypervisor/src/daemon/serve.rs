@@ -165,6 +165,7 @@ pub fn serve(options: &Options) -> Result<(), ServeError> {
     let signals = Signals::block(&[libc::SIGTERM, libc::SIGINT, libc::SIGCHLD])
         .map_err(system("block signals"))?;
     raise_descriptor_limit();
+    forbid_core_files();
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
     // An engine whose vmm died becomes our child, so that we see it go.
     rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
@@ -286,6 +287,19 @@ fn raise_descriptor_limit() {
         maximum: hard,
     };
     let _ = setrlimit(Resource::Nofile, wanted);
+}
+
+/// A core file would hold the keys of the certificate authority. (A process that cannot be dumped at all could not start
+/// `enclos-vmm` by its descriptor, unless it is root's.)
+fn forbid_core_files() {
+    use rustix::process::{Resource, Rlimit, setrlimit};
+    let none = Rlimit {
+        current: Some(0),
+        maximum: Some(0),
+    };
+    if let Err(error) = setrlimit(Resource::Core, none) {
+        log::warn(format_args!("core files are not switched off: {error}"));
+    }
 }
 
 fn find_vmm(options: &Options) -> Result<File, ServeError> {

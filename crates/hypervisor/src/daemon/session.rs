@@ -28,6 +28,9 @@ const MAX_SESSIONS: usize = 256;
 /// Connections at once of one user other than root and the hypervisor's own.
 const MAX_SESSIONS_PER_USER: usize = 48;
 
+/// Enclaves in one frame of the list: the metadata of each has at most [`MAX_METADATA`](crate::daemon::image::MAX_METADATA) bytes, the rest some hundred.
+const ENCLAVES_PER_FRAME: usize = 8;
+
 /// How often a stream without news looks whether its client is still there.
 const STREAM_TICK: Duration = Duration::from_secs(2);
 
@@ -147,19 +150,22 @@ impl Session {
             Err(error) => Err(Code::Serde.because(log::chain(&error))),
         };
         match answer {
-            Ok(Some(success)) => self.reply(&Reply::Ok(success)),
+            Ok(Some(success)) => drop(self.reply(&Reply::Ok(success))),
             Ok(None) => {}
-            Err(failure) => self.reply(&Reply::Error(failure)),
+            Err(failure) => drop(self.reply(&Reply::Error(failure))),
         }
     }
 
-    fn reply(&self, reply: &Reply) {
-        if let Err(error) = wire::send(&self.stream, reply, None, CLIENT_TIMEOUT) {
+    /// `None`, and a line in the log, when the client does not take it.
+    fn reply(&self, reply: &Reply) -> Option<()> {
+        let sent = wire::send(&self.stream, reply, None, CLIENT_TIMEOUT);
+        sent.inspect_err(|error| {
             log::warn(format_args!(
                 "cannot answer a client: {}",
-                log::chain(&error)
+                log::chain(error)
             ));
-        }
+        })
+        .ok()
     }
 
     /// The answer, or nothing when it was a stream that is over.
@@ -178,7 +184,10 @@ impl Session {
                 })?;
                 run::run(&self.hypervisor, self.caller, &request, image, arrival).map(Some)
             }
-            Request::Describe => Ok(Some(Success::Enclaves(self.hypervisor.registry.list()))),
+            Request::Describe => {
+                self.list();
+                Ok(None)
+            }
             Request::Terminate { enclave, grace_s } => {
                 self.terminate(&enclave, grace_s.min(MAX_GRACE_S)).map(Some)
             }
@@ -241,11 +250,18 @@ impl Session {
         Ok(exit.map(Success::Exited))
     }
 
+    /// The list in pieces, each well within a frame, and its end.
+    fn list(&self) {
+        let enclaves = self.hypervisor.registry.list();
+        let mut pieces = enclaves.chunks(ENCLAVES_PER_FRAME).chain([&[][..]]);
+        pieces.try_for_each(|piece| self.reply(&Reply::Ok(Success::Enclaves(piece.to_vec()))));
+    }
+
     fn watch(&self) {
         self.reply(&Reply::Ok(Success::Streaming));
-        let events = self.hypervisor.registry.watch();
+        let watch = self.hypervisor.registry.watch();
         loop {
-            match events.recv_timeout(STREAM_TICK) {
+            match watch.events.recv_timeout(STREAM_TICK) {
                 Ok(event) => {
                     if wire::send(&self.stream, &event, None, CLIENT_TIMEOUT).is_err() {
                         return;

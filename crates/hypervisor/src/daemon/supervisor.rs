@@ -48,9 +48,10 @@ impl Supervisor {
 
     fn listen(&self) {
         let mut allowance = Allowance::new();
+        let mut certified = false;
         loop {
             match self.hear() {
-                Ok(FromVmm::Key(spki)) => self.certify(&spki),
+                Ok(FromVmm::Key(spki)) => certified |= self.certify(&spki, certified),
                 Ok(message) => {
                     let last = matches!(message, FromVmm::Ended(_));
                     self.hypervisor.registry.heard(&self.id, message);
@@ -80,16 +81,18 @@ impl Supervisor {
         Ok(wire::receive(&self.stream, FRAME_TIMEOUT)?.0)
     }
 
-    fn certify(&self, spki: &[u8]) {
+    /// Issues a certificate, and says whether it did. A vmm that has one uses it for as long as it is good, and asks again.
+    fn certify(&self, spki: &[u8], has_one: bool) -> bool {
         match self.hypervisor.authority.issue(spki, &self.id, self.slot) {
-            Ok(chain) => {
-                say(&self.link, &ToVmm::Certificate(chain), None);
-            }
+            Ok(chain) => say(&self.link, &ToVmm::Certificate(chain), None),
             Err(error) => {
                 log::error(format_args!("{}: {}", self.id, log::chain(&error)));
-                self.hypervisor
-                    .registry
-                    .stop(&self.id, "its key could not be certified");
+                if !has_one {
+                    self.hypervisor
+                        .registry
+                        .stop(&self.id, "its key could not be certified");
+                }
+                false
             }
         }
     }

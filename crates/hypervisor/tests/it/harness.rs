@@ -142,10 +142,7 @@ impl Daemon {
     }
 
     pub(crate) fn describe(&self) -> Vec<Enclave> {
-        match self.ask(&Request::Describe) {
-            Ok(Success::Enclaves(enclaves)) => enclaves,
-            other => panic!("describe: {other:?}"),
-        }
+        list(&self.connect())
     }
 
     pub(crate) fn host(&self) -> Host {
@@ -197,9 +194,27 @@ pub(crate) fn ask(
     image: Option<&File>,
 ) -> Result<Success, Failure> {
     wire::send(stream, request, image.map(AsFd::as_fd), LIMIT).unwrap();
+    answered(stream)
+}
+
+fn answered(stream: &UnixStream) -> Result<Success, Failure> {
     match wire::receive::<Reply>(stream, LIMIT).unwrap().0 {
         Reply::Ok(success) => Ok(success),
         Reply::Error(failure) => Err(failure),
+    }
+}
+
+/// All enclaves, as any user sees them.
+pub(crate) fn list(stream: &UnixStream) -> Vec<Enclave> {
+    let mut answer = ask(stream, &Request::Describe, None);
+    let mut all = Vec::new();
+    loop {
+        match answer {
+            Ok(Success::Enclaves(some)) if some.is_empty() => return all,
+            Ok(Success::Enclaves(some)) => all.extend(some),
+            other => panic!("describe: {other:?}"),
+        }
+        answer = answered(stream);
     }
 }
 
@@ -270,12 +285,25 @@ pub(crate) fn image_with_bomb() -> Vec<u8> {
     image_with(gzip(&archive))
 }
 
+/// A small valid image that says this much of itself.
+pub(crate) fn image_saying(custom_metadata: serde_json::Value) -> Vec<u8> {
+    let metadata = Metadata {
+        custom_metadata,
+        ..metadata()
+    };
+    built(ramdisk(), metadata)
+}
+
 fn image_with(ramdisk: Vec<u8>) -> Vec<u8> {
+    built(ramdisk, metadata())
+}
+
+fn built(ramdisk: Vec<u8>, metadata: Metadata) -> Vec<u8> {
     let mut out = std::io::Cursor::new(Vec::new());
     let builder = Builder::new()
         .kernel(kernel())
         .cmdline("console=ttyS0 quiet")
-        .metadata(metadata())
+        .metadata(metadata)
         .ramdisk(ramdisk);
     builder.write(&mut out).unwrap();
     out.into_inner()

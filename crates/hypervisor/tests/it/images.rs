@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 
 use enclos_api::control::{Request, RunRequest};
 
-use crate::harness::{Daemon, SILENT, ask, file, image, request};
+use crate::harness::{Daemon, SILENT, ask, file, image, image_saying, request};
 
 fn refused(daemon: &Daemon, bytes: &[u8]) -> (u8, String) {
     let failure = daemon.run(request(), &file(bytes)).unwrap_err();
@@ -43,6 +43,36 @@ fn broken_images_are_refused_with_a_reason_and_leave_nothing() {
         assert!(
             message.starts_with("the image is not a valid EIF: "),
             "{what}: {message}"
+        );
+    }
+    daemon.assert_clean();
+}
+
+#[test]
+fn what_an_image_says_of_itself_is_bounded_and_the_list_can_always_be_told() {
+    let daemon = Daemon::start(SILENT, 600_000);
+    let saying = |len| image_saying(serde_json::json!({ "note": "x".repeat(len) }));
+    let (code, message) = refused(&daemon, &saying(64 << 10));
+    assert_eq!(code, 35, "{message}");
+    assert!(message.contains("may have 65536"), "{message}");
+    // Together more than a frame holds.
+    let image = file(&saying(60_000));
+    let small = || RunRequest {
+        memory_mib: 64,
+        ..request()
+    };
+    let starting: Vec<_> = (0..20)
+        .map(|_| daemon.run_in_background(small(), &image))
+        .collect();
+    crate::harness::eventually("all to be listed", || daemon.describe().len() == 20);
+    for enclave in daemon.describe() {
+        assert!(enclave.image.to_string().len() > 60_000);
+        daemon.terminate(&enclave.id).unwrap();
+    }
+    for started in starting {
+        assert!(
+            started.join().unwrap().is_err(),
+            "it was ended at its start"
         );
     }
     daemon.assert_clean();
