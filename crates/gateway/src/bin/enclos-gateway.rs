@@ -51,7 +51,9 @@ fn main() -> ExitCode {
 /// Descriptors as many as the system allows, since each connection takes two. No core files: memory holds the role's
 /// credentials.
 fn limit_resources() {
-    use rustix::process::{DumpableBehavior, Resource, Rlimit, getrlimit, setrlimit};
+    use rustix::process::{
+        DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit,
+    };
     let hard = getrlimit(Resource::Nofile).maximum;
     let files = Rlimit {
         current: hard,
@@ -61,10 +63,9 @@ fn limit_resources() {
         current: Some(0),
         maximum: Some(0),
     };
-    let limited = setrlimit(Resource::Nofile, files).and(setrlimit(Resource::Core, none));
-    let limited = limited.and(rustix::process::set_dumpable_behavior(
-        DumpableBehavior::NotDumpable,
-    ));
+    let limited = setrlimit(Resource::Nofile, files)
+        .and_then(|()| setrlimit(Resource::Core, none))
+        .and_then(|()| set_dumpable_behavior(DumpableBehavior::NotDumpable));
     if let Err(error) = limited {
         tracing::warn!("more descriptors and no core files: {error}");
     }
