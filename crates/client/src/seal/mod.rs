@@ -21,9 +21,13 @@
 //!
 //! What this does not hide: lengths, timing, and which document was used.
 
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod key_schedule;
 mod opener;
 mod sealer;
+#[cfg(any(test, feature = "fuzzing"))]
+mod vector;
 mod wire;
 
 use std::fmt;

@@ -197,7 +197,7 @@ impl Opened {
     }
 
     /// What the client of this request would hold.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "fuzzing"))]
     pub(super) fn into_pending(self) -> super::PendingReply {
         super::PendingReply {
             id: self.id,

@@ -4,9 +4,8 @@ use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
 
+use super::vector::{ANSWER, DOCUMENT, QUESTION, REPLY, REQUEST, counting, opener, unhex};
 use super::*;
-
-const DOCUMENT: &[u8] = b"an attestation document";
 
 fn pair() -> (Sealer, Opener) {
     let opener = Opener::generate().unwrap();
@@ -286,44 +285,20 @@ fn nothing_secret_is_in_debug_output() {
     assert!(!shown.contains("hush") && !shown.contains("secret") && !shown.contains("104, 117"));
 }
 
-/// The vector in `SPEC.md`, which another implementation made from RFC 9180's text.
-const REQUEST: &str = "454e435301011a11d078cc10af90fd2762a4b68358045cc546ce4e35badb0834c016b88a91eda0a1a2a3a4a5a6a7a8a9 \
-     aaabacadaeaf693658254630f73ad8da78fb331bf976cd42f90e0e9c9e83f40c51072a6f741762694ea0050993124f8a \
-     4290d15f1b5a5f742a3404d92acd423dc249";
-const REPLY: &str = "454e43530102a0a1a2a3a4a5a6a7a8a9aaabacadaeafc0c1c2c3c4c5c6c7c8c9cacbcccdcecfd0d1d2d3d4d5d6d7d8d9 \
-     dadbdcdddedfc0555412bea36dc6eb443e8d318b3307cda3d22eacf00109d728";
-
-fn unhex(text: &str) -> Vec<u8> {
-    let digits: Vec<u8> = text.bytes().filter(u8::is_ascii_hexdigit).collect();
-    digits
-        .chunks(2)
-        .map(|pair| u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16).unwrap())
-        .collect()
-}
-
-fn counting<const N: usize>(from: u8) -> [u8; N] {
-    std::array::from_fn(|at| from + u8::try_from(at).unwrap())
-}
-
 #[test]
 fn another_implementations_messages_are_read_and_written() {
-    let opener = || {
-        let opener = Opener::from_seed(&counting(0), Limits::default());
-        opener.offer(DOCUMENT);
-        opener
-    };
     assert_eq!(
         opener().public_key_der()[12..],
         unhex("b1f1b840de7a3241b02748cf9b05b74dc8c5e8451298738817bd76aa8ebe8c2b")
     );
     let opened = opener().open(&unhex(REQUEST)).unwrap();
-    assert_eq!(opened.plaintext(), b"the question");
+    assert_eq!(opened.plaintext(), QUESTION);
     assert_eq!(
-        opened.reply_with(&counting(0xc0), b"the answer").unwrap(),
+        opened.reply_with(&counting(0xc0), ANSWER).unwrap(),
         unhex(REPLY)
     );
     let pending = opener().open(&unhex(REQUEST)).unwrap().into_pending();
-    assert_eq!(*pending.open(&unhex(REPLY)).unwrap(), b"the answer");
+    assert_eq!(*pending.open(&unhex(REPLY)).unwrap(), ANSWER);
 }
 
 #[test]
