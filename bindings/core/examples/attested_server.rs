@@ -1,7 +1,8 @@
 //! The test server of attested TLS, as a program for tests in other languages.
 //!
-//! Its argument says what is wrong with it: `none`, `copied-certificate`, `copied-document`, `ordinary`, `old`, `debug`. It writes a line of JSON with its URL, its root
-//! and PCR0, answers `heard` with the number of requests that arrived and `renew` with `ok`, and ends with its standard input.
+//! Its argument says what is wrong with it: `none`, `copied-certificate`, `copied-document` and so on, as below. It writes a line of JSON with its
+//! URL, its root and PCR0, answers `heard`, `accepted` and `resumed` with the number of requests, connections and resumed sessions, `renew` with `ok`, and
+//! ends with its standard input.
 
 #![expect(clippy::unwrap_used, reason = "a test program fails by panicking")]
 
@@ -24,6 +25,9 @@ fn main() {
         Some("old") => Fault::Old,
         Some("debug") => Fault::Debug,
         Some("tls12") => Fault::Tls12,
+        Some("no-nonces") => Fault::NoNonces,
+        Some("other-nonce") => Fault::OtherNonce,
+        Some("long-answer") => Fault::LongAnswer,
         other => panic!("{other:?} is no fault of a server"),
     };
     let server = Server::start(fault);
@@ -33,6 +37,7 @@ fn main() {
     for line in std::io::stdin().lock().lines() {
         match line.unwrap().as_str() {
             "heard" => println!("{}", server.heard().len()),
+            "resumed" => println!("{}", server.resumed()),
             "accepted" => println!("{}", server.accepted()),
             "renew" => {
                 server.renew();

@@ -34,6 +34,15 @@ pub struct Verifier {
     policy: Option<Policy>,
 }
 
+/// What a server of attested TLS answered to a nonce.
+#[derive(Debug, Clone, Copy)]
+pub struct Answer<'a> {
+    /// The nonce, as it was sent.
+    pub nonce: &'a [u8],
+    /// The document that came back.
+    pub document: &'a [u8],
+}
+
 /// How a verifier is made.
 #[derive(Debug, Clone, Default)]
 pub struct Settings {
@@ -109,13 +118,14 @@ impl Verifier {
     }
 
     /// Verifies the certificate of a server of attested TLS, DER: its document, and that this speaks for its key. That the server
-    /// holds the key is for TLS to find out.
+    /// holds the key is for TLS to find out. With `answer` it is the document therein that decides, and not the certificate's own.
     ///
     /// # Errors
     /// [`Problem::Refused`] with every reason, [`Problem::Misused`] for a verifier of records.
     pub fn verify_tls_certificate(
         &self,
         certificate: &[u8],
+        answer: Option<Answer<'_>>,
         now: Option<u64>,
     ) -> Result<VerifiedDocument, Problem> {
         if self.options.archival {
@@ -125,18 +135,31 @@ impl Verifier {
         }
         let now = now.map_or_else(|| SystemTime::now().into(), UnixMillis);
         let certificate = ChannelCertificate::parse(certificate).map_err(refused)?;
-        let verified = self.verify(certificate.document(), None, Some(now.0))?;
+        let document = answer.map_or(certificate.document(), |answer| answer.document);
+        let nonce = answer.map(|answer| answer.nonce);
+        let verified = self.verify(document, nonce, Some(now.0))?;
         certificate.check(&verified, now).map_err(refused)?;
         Ok(verified)
     }
 
-    /// Whether a document that this verifier accepted without a nonce would be accepted at this moment: its age, what is expected,
-    /// the policy. No signature is checked.
+    /// Whether a document that this verifier accepted, with the nonce that it was asked for with, would be accepted at this moment: its
+    /// age, what is expected, the policy. No signature is checked.
     #[must_use]
-    pub fn holds(&self, verified: &VerifiedDocument, now: Option<u64>) -> bool {
+    pub fn holds(
+        &self,
+        verified: &VerifiedDocument,
+        nonce: Option<&[u8]>,
+        now: Option<u64>,
+    ) -> bool {
         let now = now.map_or_else(|| SystemTime::now().into(), UnixMillis);
         let young = now <= verified.timestamp().plus(self.options.max_age);
-        young && self.expects(verified, None, now).is_ok()
+        young && self.expects(verified, nonce, now).is_ok()
+    }
+
+    /// Whether the policy asks for a nonce anywhere.
+    #[must_use]
+    pub fn asks_for_nonce(&self) -> bool {
+        self.policy.as_ref().is_some_and(Policy::asks_for_nonce)
     }
 
     fn expects(

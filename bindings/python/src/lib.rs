@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use enclos_attest::document::VerifiedDocument as Verified;
-use enclos_bindings::{Problem, Settings, Verifier as Core};
+use enclos_bindings::{Answer, Problem, Settings, Verifier as Core};
 use pyo3::exceptions::{PyException, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
@@ -73,22 +73,43 @@ impl Verifier {
             .map_err(|problem| raised(py, problem))
     }
 
-    #[pyo3(signature = (certificate, *, now_ms=None))]
+    #[pyo3(signature = (certificate, *, document=None, nonce=None, now_ms=None))]
     fn verify_tls_certificate(
         &self,
         py: Python<'_>,
         certificate: &[u8],
+        document: Option<&[u8]>,
+        nonce: Option<&[u8]>,
         now_ms: Option<u64>,
     ) -> PyResult<VerifiedDocument> {
-        let verified = py.detach(|| self.0.verify_tls_certificate(certificate, now_ms));
+        let answer = match (nonce, document) {
+            (None, None) => None,
+            (Some(nonce), Some(document)) => Some(Answer { nonce, document }),
+            _ => {
+                return Err(PyValueError::new_err(
+                    "a nonce comes with the document that answers it, and the other way round",
+                ));
+            }
+        };
+        let verified = py.detach(|| self.0.verify_tls_certificate(certificate, answer, now_ms));
         verified
             .map(VerifiedDocument)
             .map_err(|problem| raised(py, problem))
     }
 
-    #[pyo3(signature = (document, *, now_ms=None))]
-    fn holds(&self, document: &VerifiedDocument, now_ms: Option<u64>) -> bool {
-        self.0.holds(&document.0, now_ms)
+    #[pyo3(signature = (document, *, nonce=None, now_ms=None))]
+    fn holds(
+        &self,
+        document: &VerifiedDocument,
+        nonce: Option<&[u8]>,
+        now_ms: Option<u64>,
+    ) -> bool {
+        self.0.holds(&document.0, nonce, now_ms)
+    }
+
+    #[getter]
+    fn asks_for_nonce(&self) -> bool {
+        self.0.asks_for_nonce()
     }
 }
 

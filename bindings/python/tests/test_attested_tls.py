@@ -167,6 +167,8 @@ def test_a_connection_ends_with_its_verdict() -> None:
         def verify_tls_certificate(self, certificate: bytes) -> enclos.VerifiedDocument:
             return self.inner.verify_tls_certificate(certificate)
 
+        asks_for_nonce = False
+
         def holds(self, document: enclos.VerifiedDocument) -> bool:
             late = document.timestamp_ms + 301_000
             return self.inner.holds(document, now_ms=late if self.over else None)
@@ -180,6 +182,157 @@ def test_a_connection_ends_with_its_verdict() -> None:
             with pytest.raises(enclos.Refused, match="too old"):
                 session.post(enclave.url + "/process", data=b"x", timeout=30)
         assert (enclave.ask("heard"), enclave.ask("accepted")) == ("1", "2")
+
+
+def exchange(context: enclos.tls.AttestedContext, enclave: Server, name: str = "enclave") -> bool:
+    """One request over a connection of its own; whether it resumed a session."""
+    with connected(enclave) as raw, context.wrap_socket(raw, server_hostname=name) as tls:
+        tls.sendall(b"POST /process HTTP/1.1\r\nhost: x\r\ncontent-length: 1\r\n\r\nx")
+        answer = b""
+        while not answer.endswith(b"}"):
+            answer += tls.recv(65536)
+        return bool(tls.session_reused)
+
+
+class Counting:
+    """A verifier that counts documents, and whose time is over when the test says so."""
+
+    def __init__(self, inner: enclos.Verifier) -> None:
+        self.inner, self.documents, self.later_ms = inner, 0, 0
+        self.asks_for_nonce = inner.asks_for_nonce
+
+    def verify_tls_certificate(self, certificate: bytes, **answer: Any) -> enclos.VerifiedDocument:
+        self.documents += 1
+        return self.inner.verify_tls_certificate(certificate, **answer)
+
+    def holds(self, document: enclos.VerifiedDocument, **nonce: Any) -> bool:
+        return self.inner.holds(document, now_ms=document.timestamp_ms + self.later_ms, **nonce)
+
+
+NONCES = pytest.mark.parametrize("nonces", [False, True])
+
+
+@NONCES
+def test_a_resumed_session_looks_at_no_document(nonces: bool) -> None:
+    heard: list[enclos.VerifiedDocument] = []
+    with server() as enclave:
+        counting: Any = Counting(enclave.verifier())
+        context = enclos.tls.AttestedContext(counting, lambda _, document: heard.append(document), nonces=nonces)
+        assert [exchange(context, enclave) for _ in range(4)] == [False, True, True, True]
+        assert (enclave.ask("accepted"), enclave.ask("resumed"), counting.documents) == ("4", "3", 1)
+        assert len(heard) == 4 and all(document is heard[0] for document in heard)
+        assert not exchange(context, enclave, "another")
+
+
+@NONCES
+def test_a_session_ends_with_its_verdict(nonces: bool) -> None:
+    with server() as enclave:
+        counting: Any = Counting(enclave.verifier())
+        context = enclos.tls.AttestedContext(counting, nonces=nonces)
+        assert [exchange(context, enclave) for _ in range(2)] == [False, True]
+        counting.later_ms = 301_000
+        with pytest.raises(enclos.Refused, match="too old"):
+            exchange(context, enclave)
+        counting.later_ms = 0
+        assert [exchange(context, enclave) for _ in range(2)] == [False, True]
+        assert counting.documents == 3
+
+
+def test_sessions_of_the_callers_are_not_taken_up() -> None:
+    with server() as enclave:
+        strict = enclos.tls.AttestedContext(enclave.verifier())
+        plain = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        plain.check_hostname, plain.verify_mode = False, ssl.CERT_NONE
+        with connected(enclave) as raw, plain.wrap_socket(raw) as tls:
+            tls.sendall(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+            tls.recv(65536)
+            session = tls.session
+            assert session is not None and session.has_ticket
+        with connected(enclave) as raw, strict.wrap_socket(raw, session=session) as tls:
+            assert not tls.session_reused and enclos.tls.holds(tls)
+
+
+def test_a_server_that_restarted_is_judged_again() -> None:
+    with server() as first, server() as second:
+        verifier = enclos.Verifier({"one": first.root, "two": second.root})
+        counting: Any = Counting(verifier)
+        context = enclos.tls.AttestedContext(counting)
+        name = ("enclave", ("the", "same"))
+        for enclave in [first, second]:
+            session = context._sessions.take(name, verifier)
+            with connected(enclave) as raw:
+                tls: Any = ssl.SSLContext.wrap_socket(context, raw, server_hostname="enclave", session=session)
+                tls._server = name
+                tls.sendall(b"POST /process HTTP/1.1\r\nhost: x\r\ncontent-length: 1\r\n\r\nx")
+                tls.recv(65536)
+                assert not tls.session_reused and tls.document.root == ("one" if enclave is first else "two")
+                tls.close()
+        assert counting.documents == 2
+
+
+@pytest.mark.parametrize("post", [with_requests, with_httpx, with_async_httpx])
+def test_a_policy_that_asks_for_a_nonce_gets_one(post: Any) -> None:
+    with server() as enclave:
+        pcrs = {"0": enclave.pcr0}
+        policy = json.dumps({"version": 1, "require": {"all": [{"pcrs": pcrs}, {"nonce": "required"}]}})
+        verifier = enclave.verifier(policy=policy)
+        assert verifier.asks_for_nonce and not enclave.verifier().asks_for_nonce
+        assert post(enclave.url, verifier) == b'{"result": "in the open"}'
+        with pytest.raises(enclos.Refused, match="nonce"):
+            exchange(enclos.tls.AttestedContext(verifier, nonces=False), enclave)
+        assert enclave.ask("heard") == "1"
+
+
+@CLIENTS
+@pytest.mark.parametrize(
+    "fault, reason",
+    [
+        ("no-nonces", "does not answer nonces"),
+        ("other-nonce", "nonce is"),
+        ("long-answer", "4294967295 bytes"),
+        ("copied-document", "for another key"),
+    ],
+)
+def test_a_nonce_that_is_not_answered_ends_the_connection(post: Any, fault: str, reason: str) -> None:
+    with server(fault) as enclave:
+        policy = json.dumps({"version": 1, "require": {"nonce": "required"}})
+        with pytest.raises(enclos.Refused, match=reason):
+            post(enclave.url, enclave.verifier(policy=policy))
+        assert enclave.ask("heard") == "0"
+
+
+def test_sessions_are_bounded_and_go_oldest_first() -> None:
+    with server() as enclave:
+        context = enclos.tls.AttestedContext(enclave.verifier())
+        names = [f"enclave-{number}" for number in range(enclos.tls.MAX_SERVERS + 1)]
+        for name in names[:3]:
+            exchange(context, enclave, name)
+        [(address, kept)] = [(key[1], value) for key, value in context._sessions._servers.items() if key[0] == names[0]]
+        session, verdict = kept[-1]
+        for name in names[3:]:
+            context._sessions.keep((name, address), session, verdict)
+        assert len(context._sessions._servers) == enclos.tls.MAX_SERVERS
+        assert not exchange(context, enclave, names[0]) and exchange(context, enclave, names[2])
+        for _ in range(20):
+            context._sessions.keep(names[0], session, verdict)
+        assert len(context._sessions._servers[names[0]]) == enclos.tls.MAX_SESSIONS
+
+
+def test_asynchronous_clients_resume_sessions() -> None:
+    async def post(transport: enclos.httpx.AsyncAttestedTransport, url: str) -> bytes:
+        async with httpx.AsyncClient(transport=transport, timeout=30) as client:
+            headers = {"connection": "close"}
+            return (await client.post(url + "/process", content=b"x", headers=headers)).content
+
+    async def twice(verifier: Any, url: str) -> None:
+        transport = enclos.httpx.AsyncAttestedTransport(verifier)
+        for _ in range(2):
+            await post(transport, url)
+
+    with server() as enclave:
+        counting: Any = Counting(enclave.verifier())
+        asyncio.run(twice(counting, enclave.url))
+        assert (enclave.ask("accepted"), enclave.ask("resumed"), counting.documents) == ("2", "1", 1)
 
 
 def test_a_first_write_does_not_get_around_the_verification() -> None:

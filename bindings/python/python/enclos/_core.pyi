@@ -51,13 +51,19 @@ class Verifier:
         """
     def verify(self, document: bytes, *, nonce: bytes | None = None, now_ms: int | None = None) -> VerifiedDocument:
         """Raises Refused with every reason. `nonce` is what the document was asked for with."""
-    def verify_tls_certificate(self, certificate: bytes, *, now_ms: int | None = None) -> VerifiedDocument:
+    def verify_tls_certificate(
+        self, certificate: bytes, *, document: bytes | None = None, nonce: bytes | None = None, now_ms: int | None = None
+    ) -> VerifiedDocument:
         """Verifies a certificate (DER) of attested TLS: its document, and that this speaks for the certificate's key.
 
-        That the server holds the key is for TLS to find out; `enclos.tls` does both. Raises Refused with every reason.
+        With `nonce`, `document` is what the server answered to it, and decides in place of the certificate's. That the server holds the
+        key is for TLS to find out; `enclos.tls` does both. Raises Refused with every reason.
         """
-    def holds(self, document: VerifiedDocument, *, now_ms: int | None = None) -> bool:
-        """Whether a document that was accepted without a nonce would be accepted now. No signature is checked."""
+    def holds(self, document: VerifiedDocument, *, nonce: bytes | None = None, now_ms: int | None = None) -> bool:
+        """Whether a document that was accepted, with this nonce, would be accepted now. No signature is checked."""
+    @property
+    def asks_for_nonce(self) -> bool:
+        """Whether the policy asks for a nonce anywhere."""
 
 def lint_policy(policy: str, *, now_ms: int | None = None) -> list[str]:
     """Warnings of the linter for a measurement policy. Raises ValueError when it is none."""

@@ -21,12 +21,28 @@ def _check(request: httpx.Request) -> None:
         raise httpx.UnsupportedProtocol(f"{request.url} is not an https URL: attested TLS was asked for", request=request)
 
 
-class AttestedTransport(httpx.HTTPTransport):
-    """Carries requests over attested TLS, and refuses to carry them otherwise. `options` are `httpx.HTTPTransport`'s."""
+def _options(
+    verifier: Verifier, on_verified: Optional[Verified], nonces: Optional[bool], options: dict[str, Any]
+) -> dict[str, Any]:
+    context = AttestedContext(verifier, on_verified, nonces=nonces)
+    return {**options, "verify": context, "trust_env": False, "http2": False, "proxy": None}
 
-    def __init__(self, verifier: Verifier, on_verified: Optional[Verified] = None, **options: Any) -> None:
-        context = AttestedContext(verifier, on_verified)
-        super().__init__(**{**options, "verify": context, "trust_env": False, "http2": False, "proxy": None})
+
+class AttestedTransport(httpx.HTTPTransport):
+    """Carries requests over attested TLS, and refuses to carry them otherwise.
+
+    `nonces` is `enclos.tls.AttestedContext`'s, `options` are `httpx.HTTPTransport`'s.
+    """
+
+    def __init__(
+        self,
+        verifier: Verifier,
+        on_verified: Optional[Verified] = None,
+        *,
+        nonces: Optional[bool] = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(**_options(verifier, on_verified, nonces, options))
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         _check(request)
@@ -36,9 +52,15 @@ class AttestedTransport(httpx.HTTPTransport):
 class AsyncAttestedTransport(httpx.AsyncHTTPTransport):
     """The same for `httpx.AsyncClient`."""
 
-    def __init__(self, verifier: Verifier, on_verified: Optional[Verified] = None, **options: Any) -> None:
-        context = AttestedContext(verifier, on_verified)
-        super().__init__(**{**options, "verify": context, "trust_env": False, "http2": False, "proxy": None})
+    def __init__(
+        self,
+        verifier: Verifier,
+        on_verified: Optional[Verified] = None,
+        *,
+        nonces: Optional[bool] = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(**_options(verifier, on_verified, nonces, options))
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         _check(request)

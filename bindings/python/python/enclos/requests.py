@@ -33,10 +33,20 @@ class _Pool(HTTPSConnectionPool):
 
 
 class AttestedAdapter(HTTPAdapter):
-    """Carries requests over attested TLS, and refuses to carry them otherwise: mount it for `https://` and `http://`."""
+    """Carries requests over attested TLS, and refuses to carry them otherwise: mount it for `https://` and `http://`.
 
-    def __init__(self, verifier: Verifier, on_verified: Optional[Verified] = None, **options: Any) -> None:
-        self._context = AttestedContext(verifier, on_verified)
+    `nonces` is `enclos.tls.AttestedContext`'s.
+    """
+
+    def __init__(
+        self,
+        verifier: Verifier,
+        on_verified: Optional[Verified] = None,
+        *,
+        nonces: Optional[bool] = None,
+        **options: Any,
+    ) -> None:
+        self._context = AttestedContext(verifier, on_verified, nonces=nonces)
         super().__init__(**options)
 
     def init_poolmanager(self, *arguments: Any, **options: Any) -> None:
@@ -59,11 +69,13 @@ class AttestedAdapter(HTTPAdapter):
         return super().send(request, stream=stream, timeout=timeout, verify=False, cert=None, proxies={})
 
 
-def session(verifier: Verifier, on_verified: Optional[Verified] = None) -> requests.Session:
+def session(
+    verifier: Verifier, on_verified: Optional[Verified] = None, *, nonces: Optional[bool] = None
+) -> requests.Session:
     """A session that speaks attested TLS alone: redirections to anything else and the environment's proxies are not followed."""
     made = requests.Session()
     made.trust_env = False
-    adapter = AttestedAdapter(verifier, on_verified)
+    adapter = AttestedAdapter(verifier, on_verified, nonces=nonces)
     made.adapters.clear()
     made.mount("https://", adapter)
     made.mount("http://", adapter)

@@ -59,12 +59,11 @@ impl Policy {
     pub fn kms_conditions(&self) -> KmsConditions {
         // Reading the policy has counted its alternatives; without a nonce there are no more. Nothing but a nonce is none.
         let cases = |policy: &Self| normal::cases(policy).unwrap_or_default();
-        let asks = cases(self).iter().any(|case| case.nonce);
         let cases = self
             .for_kms()
             .map_or_else(|_| Vec::new(), |policy| cases(&policy));
         let mut notes: Vec<_> = cases.iter().flat_map(lost).collect();
-        notes.extend(asks.then_some(KmsNote::Nonce));
+        notes.extend(self.asks_for_nonce().then_some(KmsNote::Nonce));
         notes.sort();
         notes.dedup();
         let possible = merged(cases.into_iter().filter(Case::is_possible));

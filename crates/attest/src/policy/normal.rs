@@ -39,6 +39,15 @@ pub(super) struct Values {
     pub(super) never: BTreeSet<PcrValue>,
 }
 
+impl Policy {
+    /// Whether a nonce is asked for in any alternative: a client that sends one can then be served by all of them.
+    #[must_use]
+    pub fn asks_for_nonce(&self) -> bool {
+        // Reading the policy has counted its alternatives.
+        cases(self).is_ok_and(|cases| cases.iter().any(|case| case.nonce))
+    }
+}
+
 /// The alternatives of a policy whose names have been looked up.
 pub(super) fn cases(policy: &Policy) -> Result<Vec<Case>, TooManyCases> {
     expand(policy, policy.require(), false)

@@ -170,6 +170,18 @@ fn signers_have_a_minimum_version() {
 }
 
 #[test]
+fn a_policy_tells_whether_it_asks_for_a_nonce() {
+    let asks = |require| policy(&require).unwrap().asks_for_nonce();
+    let nonce = json!({ "nonce": "required" });
+    assert!(asks(nonce.clone()));
+    assert!(asks(json!({ "all": [{ "role": "arn:r" }, nonce] })));
+    assert!(asks(json!({ "any": [{ "role": "arn:r" }, nonce] })));
+    assert!(!asks(
+        json!({ "all": [{ "role": "arn:r" }, { "maxAgeSeconds": 60 }] })
+    ));
+}
+
+#[test]
 fn nonce_age_role_and_instance() {
     let document = claims(&[
         (3, PcrValue::of_role("arn:r")),

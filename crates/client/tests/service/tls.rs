@@ -7,19 +7,19 @@
     reason = "test code outside #[test] functions; each test binary uses its own part of it"
 )]
 
-use std::io::{BufReader, Write};
+use std::io::{BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
-use enclos_attest::channel::{ChannelKey, PURPOSE};
+use enclos_attest::channel::{ChannelKey, NONCE_ALPN, PURPOSE};
 use enclos_attest::document::Claims;
 use enclos_attest::{PcrValue, UnixMillis};
 use rustls::crypto::aws_lc_rs::{Ticketer, default_provider};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
-use rustls::server::{ClientHello, ResolvesServerCert};
+use rustls::server::{Acceptor, ClientHello, ResolvesServerCert};
 use rustls::sign::{CertifiedKey, SigningKey};
-use rustls::{ServerConfig, ServerConnection, StreamOwned};
+use rustls::{HandshakeKind, ServerConfig, ServerConnection, StreamOwned};
 
 use crate::service::{self, Heard, Manner, Reply, Signer};
 
@@ -44,6 +44,12 @@ pub enum Fault {
     Chain,
     /// TLS 1.2 only.
     Tls12,
+    /// Nonces are not answered.
+    NoNonces,
+    /// The answer is to another nonce.
+    OtherNonce,
+    /// The answer announces more than any document has.
+    LongAnswer,
 }
 
 /// The certificate of the moment.
@@ -60,11 +66,20 @@ impl ResolvesServerCert for Current {
 pub struct Server {
     pub address: SocketAddr,
     pub signer: Arc<Signer>,
+    shared: Arc<Shared>,
+}
+
+/// What the server's threads have in common.
+struct Shared {
+    signer: Arc<Signer>,
     key: ChannelKey,
     fault: Fault,
     current: Arc<Current>,
-    heard: Arc<Mutex<Vec<Heard>>>,
-    accepted: Arc<Mutex<usize>>,
+    config: Arc<ServerConfig>,
+    with_nonce: Arc<ServerConfig>,
+    heard: Mutex<Vec<Heard>>,
+    accepted: Mutex<usize>,
+    resumed: Mutex<usize>,
 }
 
 impl Server {
@@ -72,22 +87,30 @@ impl Server {
         let signer = Arc::new(Signer::new());
         let application = service::application(Arc::clone(&signer), Manner::Honest);
         let key = ChannelKey::generate().unwrap();
-        let certified = certified(&signer, &key, fault);
-        let current = Arc::new(Current(Mutex::new(certified)));
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let server = Self {
-            address: listener.local_addr().unwrap(),
-            signer,
+        let current = Arc::new(Current(Mutex::new(certified(&signer, &key, fault))));
+        let config = config(Arc::clone(&current), fault);
+        let mut with_nonce = config.clone();
+        with_nonce.alpn_protocols = vec![NONCE_ALPN.to_vec()];
+        let shared = Arc::new(Shared {
+            signer: Arc::clone(&signer),
             key,
             fault,
-            current: Arc::clone(&current),
-            heard: Arc::default(),
-            accepted: Arc::default(),
-        };
-        let (heard, accepted) = (Arc::clone(&server.heard), Arc::clone(&server.accepted));
-        let config = config(current, fault);
-        std::thread::spawn(move || serve(&listener, &config, application, &heard, &accepted));
-        server
+            current,
+            config: Arc::new(config),
+            with_nonce: Arc::new(with_nonce),
+            heard: Mutex::default(),
+            accepted: Mutex::default(),
+            resumed: Mutex::default(),
+        });
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let served = Arc::clone(&shared);
+        std::thread::spawn(move || serve(&listener, &served, application));
+        Self {
+            address,
+            signer,
+            shared,
+        }
     }
 
     pub fn root_pem(&self) -> String {
@@ -100,42 +123,48 @@ impl Server {
 
     /// Issues the certificate again, with a fresh document for the same key.
     pub fn renew(&self) {
-        *self.current.0.lock().unwrap() = certified(&self.signer, &self.key, self.fault);
+        let Shared {
+            signer, key, fault, ..
+        } = &*self.shared;
+        *self.shared.current.0.lock().unwrap() = certified(signer, key, *fault);
     }
 
     /// Requests that arrived.
     pub fn heard(&self) -> Vec<Heard> {
-        self.heard.lock().unwrap().clone()
+        self.shared.heard.lock().unwrap().clone()
     }
 
     /// Connections that arrived.
     pub fn accepted(&self) -> usize {
-        *self.accepted.lock().unwrap()
+        *self.shared.accepted.lock().unwrap()
+    }
+
+    /// Handshakes that resumed a session.
+    pub fn resumed(&self) -> usize {
+        *self.shared.resumed.lock().unwrap()
     }
 }
 
 fn serve(
     listener: &TcpListener,
-    config: &Arc<ServerConfig>,
+    shared: &Arc<Shared>,
     application: impl FnMut(&Heard) -> Reply + Send + 'static,
-    heard: &Arc<Mutex<Vec<Heard>>>,
-    accepted: &Mutex<usize>,
 ) {
     let application = Arc::new(Mutex::new(application));
     for stream in listener.incoming() {
         let Ok(stream) = stream else { return };
-        *accepted.lock().unwrap() += 1;
-        let (config, application) = (Arc::clone(config), Arc::clone(&application));
-        let heard = Arc::clone(heard);
+        *shared.accepted.lock().unwrap() += 1;
+        let (shared, application) = (Arc::clone(shared), Arc::clone(&application));
         std::thread::spawn(move || {
             let limit = Some(Duration::from_secs(20));
             stream.set_read_timeout(limit).unwrap();
             stream.set_nodelay(true).unwrap();
-            let tls = ServerConnection::new(config).unwrap();
-            let mut stream: BufReader<StreamOwned<_, TcpStream>> =
-                BufReader::new(StreamOwned::new(tls, stream));
+            let Some(stream) = shared.accept(stream) else {
+                return;
+            };
+            let mut stream = BufReader::new(stream);
             while let Some(request) = service::read(&mut stream) {
-                heard.lock().unwrap().push(request.clone());
+                shared.heard.lock().unwrap().push(request.clone());
                 let reply = application.lock().unwrap()(&request);
                 let reply = service::response(reply, "keep-alive");
                 if stream.get_mut().write_all(&reply).is_err() {
@@ -146,7 +175,76 @@ fn serve(
     }
 }
 
-fn config(current: Arc<Current>, fault: Fault) -> Arc<ServerConfig> {
+impl Shared {
+    /// TLS, and the answer to a nonce where the client says that it sends one.
+    fn accept(&self, mut stream: TcpStream) -> Option<StreamOwned<ServerConnection, TcpStream>> {
+        let mut acceptor = Acceptor::default();
+        let hello = loop {
+            acceptor
+                .read_tls(&mut stream)
+                .ok()
+                .filter(|read| *read > 0)?;
+            match acceptor.accept() {
+                Ok(Some(hello)) => break hello,
+                Ok(None) => {}
+                Err(_) => return None,
+            }
+        };
+        let offered = hello
+            .client_hello()
+            .alpn()
+            .is_some_and(|mut names| names.any(|name| name == NONCE_ALPN));
+        let nonces = offered && self.fault != Fault::NoNonces;
+        let config = if nonces {
+            &self.with_nonce
+        } else {
+            &self.config
+        };
+        let mut tls = match hello.into_connection(Arc::clone(config)) {
+            Ok(tls) => tls,
+            Err((_, mut alert)) => {
+                alert.write_all(&mut stream).ok()?;
+                return None;
+            }
+        };
+        while tls.is_handshaking() {
+            tls.complete_io(&mut stream).ok()?;
+        }
+        let resumed = tls.handshake_kind() == Some(HandshakeKind::Resumed);
+        *self.resumed.lock().unwrap() += usize::from(resumed);
+        let mut stream = StreamOwned::new(tls, stream);
+        if nonces {
+            self.answer(&mut stream).ok()?;
+        }
+        Some(stream)
+    }
+
+    fn answer(&self, stream: &mut (impl Read + Write)) -> std::io::Result<()> {
+        let mut len = [0];
+        stream.read_exact(&mut len)?;
+        if len == [0] {
+            return Ok(());
+        }
+        let mut nonce = vec![0; len[0].into()];
+        stream.read_exact(&mut nonce)?;
+        if self.fault == Fault::OtherNonce {
+            nonce[0] ^= 1;
+        }
+        let document = self.signer.document(|claims| {
+            claims.public_key = Some(self.key.spki_der().to_vec());
+            claims.user_data = Some(PURPOSE.to_vec());
+            claims.nonce = Some(nonce);
+        });
+        let len = match self.fault {
+            Fault::LongAnswer => u32::MAX,
+            _ => u32::try_from(document.len()).unwrap(),
+        };
+        stream.write_all(&[&len.to_be_bytes(), document.as_slice()].concat())?;
+        stream.flush()
+    }
+}
+
+fn config(current: Arc<Current>, fault: Fault) -> ServerConfig {
     let versions: &[_] = match fault {
         Fault::Tls12 => &[&rustls::version::TLS12],
         _ => &[&rustls::version::TLS13],
@@ -157,7 +255,7 @@ fn config(current: Arc<Current>, fault: Fault) -> Arc<ServerConfig> {
         .with_no_client_auth()
         .with_cert_resolver(current);
     config.ticketer = Ticketer::new().unwrap();
-    Arc::new(config)
+    config
 }
 
 fn certified(signer: &Signer, key: &ChannelKey, fault: Fault) -> Arc<CertifiedKey> {
@@ -173,7 +271,9 @@ fn certified(signer: &Signer, key: &ChannelKey, fault: Fault) -> Arc<CertifiedKe
     let made = |change| key.certificate(&document(change)).unwrap();
     let good = || made(&|_| ());
     let (chain, key) = match fault {
-        Fault::None | Fault::Tls12 => (vec![good()], key),
+        Fault::None | Fault::Tls12 | Fault::NoNonces | Fault::OtherNonce | Fault::LongAnswer => {
+            (vec![good()], key)
+        }
         Fault::CopiedCertificate => (vec![good()], &other),
         Fault::CopiedDocument => (vec![other.certificate(&document(&|_| ())).unwrap()], &other),
         Fault::OtherPurpose => (vec![made(&|claims| claims.user_data = None)], key),
