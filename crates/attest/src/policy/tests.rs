@@ -658,3 +658,98 @@ proptest! {
         let _ = Policy::from_json(&bytes);
     }
 }
+
+#[test]
+fn limits_of_a_file_hold_on_both_sides() {
+    let mut text = br#"{ "version": 1, "require": { "role": "x" } }"#.to_vec();
+    text.resize(MAX_POLICY, b' ');
+    assert!(Policy::from_json(&text).is_ok());
+    text.push(b' ');
+    let refused = Policy::from_json(&text);
+    assert!(matches!(refused, Err(PolicyError::TooLong { found }) if found == MAX_POLICY + 1));
+    for (register, good) in [(15, false), (16, true), (31, true)] {
+        let file = json!({ "version": 1, "signers": { "s": { "pcr8": [value(1)], "versionPcr": register } },
+            "require": { "signer": { "name": "s", "minimumVersion": 1 } } });
+        let read = Policy::from_json(file.to_string().as_bytes());
+        assert_eq!(read.is_ok(), good, "{register}");
+    }
+}
+
+#[test]
+fn the_linter_finds_names_wherever_they_are_used() {
+    let nested = json!({ "any": [{ "measurements": ["now"] },
+        { "all": [{ "signer": { "name": "plain" } }, { "not": { "measurements": ["debug"] } }] }] });
+    let unused = |require: &Value| -> Vec<String> {
+        let warnings = policy(require).unwrap().lint(NOW).into_iter();
+        let name = |warning| match warning {
+            Warning::Unused { name, .. } => Some(name),
+            _ => None,
+        };
+        warnings.filter_map(name).collect()
+    };
+    assert_eq!(unused(&nested), ["next", "old", "release"]);
+    let none = unused(&json!({ "role": "x" }));
+    assert_eq!(none, ["debug", "next", "now", "old", "plain", "release"]);
+    let [Warning::AnyVersion { case }] = &lint(&json!({ "signer": { "name": "plain" } }))[..]
+    else {
+        panic!("a signer without a version");
+    };
+    assert_eq!(case, "plain, PCR8");
+    let [Warning::Contradiction { case }, _] =
+        &lint(&json!({ "all": [{ "measurements": ["now"] }, { "measurements": ["next"] }] }))[..]
+    else {
+        panic!("a register cannot have two values");
+    };
+    assert_eq!(case, "next, now, PCR0, PCR1, PCR2");
+}
+
+#[test]
+fn the_linter_counts_the_last_moment_as_before_the_end() {
+    let dated = policy(&json!({ "measurements": ["now"] })).unwrap();
+    let at = |millis| {
+        let over = |warning: &Warning| match warning {
+            Warning::AcceptsNothing => true,
+            Warning::Expired { name, .. } => name == "now",
+            _ => false,
+        };
+        let warnings = dated.lint(UnixMillis(NOW.0 + millis));
+        warnings.iter().filter(|warning| over(warning)).count()
+    };
+    assert_eq!((at(999), at(1000)), (0, 2));
+}
+
+#[test]
+fn what_is_forbidden_of_a_build_is_each_of_its_registers() {
+    let cases = |require| normal::cases(&policy(&require).unwrap()).unwrap();
+    let not = cases(json!({ "not": { "measurements": ["now", "next"] } }));
+    assert_eq!(not.len(), 9, "one of three registers of each differs");
+    assert!(not.iter().all(|case| case.names.is_empty()));
+    let not = cases(json!({ "not": { "all": [{ "role": "x" }, { "instance": "y" }] } }));
+    assert_eq!(not.len(), 2);
+    let not = cases(json!({ "not": { "any": [{ "role": "x" }, { "instance": "y" }] } }));
+    assert_eq!(not.len(), 1);
+}
+
+#[test]
+fn reasons_name_what_was_found() {
+    let reason = |require: Value, pcrs: &[(u8, PcrValue)]| {
+        let reasons = judge(&policy(&require).unwrap(), &claims(pcrs)).unwrap_err();
+        reasons[0].to_string()
+    };
+    let signer = || json!({ "signer": { "name": "plain" } });
+    let found = reason(signer(), &[(8, value(9))]);
+    assert_eq!(
+        found,
+        format!("not signed by \"plain\": PCR8 is {}", value(9))
+    );
+    let absent = reason(signer(), &[]);
+    assert_eq!(
+        absent,
+        "not signed by \"plain\": PCR8 is not in the document"
+    );
+    let late = reason(json!({ "measurements": ["old"] }), &image(10));
+    assert!(
+        late.starts_with("\"old\" is accepted from ever until 2026-11-21T23:59:59"),
+        "{late}"
+    );
+}
