@@ -19,7 +19,12 @@
     const heading = document.createElement('strong')
     heading.textContent = title
     const list = document.createElement('ul')
-    for (const line of lines) list.appendChild(document.createElement('li')).textContent = line
+    for (const line of lines) {
+      const item = list.appendChild(document.createElement('li'))
+      const register = /^PCR\d+ [0-9a-f]+$/.test(line)
+      const text = register ? item.appendChild(document.createElement('code')) : item
+      text.textContent = line
+    }
     verdict.replaceChildren(heading, list)
   }
 

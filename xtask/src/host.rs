@@ -157,6 +157,11 @@ const TESTS: &[Need] = &[
         purpose: "install AWS's SDK for JavaScript, which calls the KMS in tests",
     },
     Need {
+        present: || in_path("chromium"),
+        package: "chromium",
+        purpose: "test the page that verifies documents in a browser",
+    },
+    Need {
         present: || {
             let library =
                 |machine| format!("/usr/lib/{machine}-linux-gnu/faketime/libfaketime.so.1");
@@ -255,7 +260,7 @@ fn names_debian(os_release: &str) -> bool {
     words.any(|word| word == "debian")
 }
 
-fn in_path(program: &str) -> bool {
+pub(crate) fn in_path(program: &str) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let standard = ["/usr/sbin".into(), "/sbin".into()];
     std::env::split_paths(&path)

@@ -26,6 +26,9 @@ const PACKAGES: [&str; 4] = [
 /// What a compiler on Debian has anyway, and what the web compiler does not need for this target.
 const NOT_NEEDED: [&str; 4] = ["gcc", "clang", "libc-dev", "binutils"];
 
+/// Debian's name of the browser that the page is tested in.
+const BROWSER: &str = "chromium";
+
 const TARGET: &str = "wasm32-unknown-unknown";
 
 /// The page's scripts, in the order in which they stand in it.
@@ -50,6 +53,20 @@ pub(crate) fn run(workspace: &Workspace, report: &mut Report) -> Result<()> {
     let test = test.env("ENCLOS_WASM", &module).env("ENCLOS_PAGE", &page);
     let test = test.arg(workspace.path("bindings/wasm/test/enclos.test.js"));
     test.arg(workspace.path("web/verify/test/verdict.test.js"))
+        .run()?;
+    browser(workspace, report, &page)
+}
+
+/// The page as people use it, where there is a browser.
+fn browser(workspace: &Workspace, report: &mut Report, page: &Path) -> Result<()> {
+    if !host::in_path(BROWSER) {
+        report.heading(&format!("The page in a browser: not tested, no {BROWSER}"));
+        return Ok(());
+    }
+    report.heading("The page in a browser");
+    let test = Shell::new("node").args(["--test", "--test-reporter", "dot"]);
+    let test = test.env("ENCLOS_BROWSER", BROWSER).env("ENCLOS_PAGE", page);
+    test.arg(workspace.path("web/verify/test/browser.test.js"))
         .run()
 }
 
