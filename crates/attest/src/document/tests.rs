@@ -484,6 +484,8 @@ fn certificates_are_judged_now_or_at_the_documents_time() {
 #[test]
 fn debug_documents_need_permission() {
     let leaf = Leaf::new();
+    let production = leaf.verify(&leaf.document(&claims())).unwrap();
+    assert!(!production.is_debug());
     for index in IMAGE {
         let mut debug = claims();
         debug.pcrs.insert(index, PcrValue::ZERO);

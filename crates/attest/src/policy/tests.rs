@@ -753,3 +753,32 @@ fn reasons_name_what_was_found() {
         "{late}"
     );
 }
+
+#[test]
+fn the_last_alternative_that_is_allowed_is_counted() {
+    let two = json!({ "any": [{ "role": "a" }, { "role": "b" }] });
+    let most = json!({ "all": vec![two; 12] });
+    assert_eq!(normal::cases(&policy(&most).unwrap()).unwrap().len(), 4096);
+    let more = policy(&json!({ "any": [most, { "role": "c" }] }));
+    assert!(matches!(more, Err(PolicyError::TooComplex(_))));
+}
+
+#[test]
+fn dates_that_do_not_meet_can_never_hold() {
+    let lint = |begin: &str| {
+        let file = json!({ "version": 1, "require": { "all": [{ "measurements": ["a"] }, { "measurements": ["b"] }] },
+            "measurements": { "a": { "pcrs": pcrs(&image(20)), "notAfter": "2026-11-23T00:00:00Z" },
+                "b": { "pcrs": pcrs(&[(8, value(1))]), "notBefore": begin } } });
+        let policy = Policy::from_json(file.to_string().as_bytes()).unwrap();
+        policy.lint(NOW)
+    };
+    assert_eq!(lint("2026-11-23T00:00:00Z"), []);
+    let apart = lint("2026-11-23T00:00:01Z");
+    assert!(
+        matches!(
+            apart[..],
+            [Warning::Contradiction { .. }, Warning::AcceptsNothing]
+        ),
+        "{apart:?}"
+    );
+}
