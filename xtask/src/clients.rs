@@ -23,6 +23,10 @@ pub(crate) fn run(workspace: &Workspace, report: &mut Report) -> Result<()> {
     let python = report.stage("Python's SDKs", || {
         python::environment(workspace, "clients/python", &requirements)
     })?;
+    let requirements = format!("{TESTS}/requirements-encryption-cli.txt");
+    let cli = report.stage("AWS's Encryption CLI", || {
+        python::environment(workspace, "clients/encryption-cli", &[&requirements])
+    })?;
     let node = report.stage("Node.js's SDKs", || node(workspace))?;
     report.heading("AWS's own clients of KMS");
     let server = ["build", "--quiet", "-p", "enclos-kms"];
@@ -37,6 +41,10 @@ pub(crate) fn run(workspace: &Workspace, report: &mut Report) -> Result<()> {
         .env("ENCLOS_KMS", built.join("enclos-kms"))
         .env("ENCLOS_CLIENT_RUST", built.join("enclos-kms-client-rust"))
         .env("ENCLOS_NODE_MODULES", node)
+        .env(
+            "ENCLOS_ENCRYPTION_CLI",
+            cli.with_file_name("aws-encryption-cli"),
+        )
         .run()
 }
 

@@ -147,6 +147,35 @@ def test_the_encryption_sdks_read_each_others_messages(node, key):
     assert opened == text and CONTEXT.items() <= header.encryption_context.items()
 
 
+def test_the_encryption_cli_reads_what_the_sdks_wrote(kms, node, key, tmp_path):
+    text = os.urandom(100_000)
+    files = {name: tmp_path / name for name in ["plain", "message", "opened", "metadata"]}
+    files["plain"].write_bytes(text)
+
+    def cli(action, source, target, *more):
+        command = [os.environ["ENCLOS_ENCRYPTION_CLI"], action, "--input", files[source], "--output", files[target]]
+        command += ["--wrapping-keys", f"key={key}", "--encryption-context", *pairs(CONTEXT), *more]
+        return subprocess.run(command, capture_output=True, timeout=120, check=False, text=True)
+
+    done = cli("--encrypt", "plain", "message", "--metadata-output", files["metadata"])
+    assert done.returncode == 0, done.stderr
+    assert text[:64] not in files["message"].read_bytes()
+    assert node("esdk-decrypt", key, *pairs(CONTEXT), stdin=files["message"].read_bytes()) == text
+    files["message"].write_bytes(node("esdk-encrypt", key, *pairs(CONTEXT), stdin=text))
+    done = cli("--decrypt", "message", "opened", "--suppress-metadata")
+    assert done.returncode == 0, done.stderr
+    assert files["opened"].read_bytes() == text
+    # It asks for the context that is named, and for a key that may be used.
+    (tmp_path / "opened").unlink()
+    kms.disable_key(KeyId=key)
+    try:
+        refused = cli("--decrypt", "message", "opened", "--suppress-metadata")
+    finally:
+        kms.enable_key(KeyId=key)
+    assert refused.returncode != 0
+    assert not files["opened"].exists() or text[:64] not in files["opened"].read_bytes()
+
+
 def test_the_encryption_sdk_refuses_when_kms_does(kms, node, key):
     sdk = aws_encryption_sdk.EncryptionSDKClient()
     own = kms.create_key()["KeyMetadata"]["Arn"]
