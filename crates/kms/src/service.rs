@@ -195,7 +195,11 @@ impl Service {
 
     /// Waits until what requests read is not older than this moment.
     pub(crate) async fn catch_up(&self) -> Result<(), ApiError> {
-        self.memory().catch_up(&self.follower).await
+        let caught_up = self.memory().catch_up(&self.follower).await;
+        if caught_up.is_err() {
+            self.store.suspect();
+        }
+        caught_up
     }
 
     /// Makes changes durable, then lets requests see them.

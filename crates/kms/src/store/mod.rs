@@ -40,7 +40,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
 
 use crate::crypto::seal::RootKey;
 use crate::error::Chain;
@@ -278,6 +278,8 @@ type Done = oneshot::Sender<Result<Vec<String>, StoreError>>;
 pub struct Store {
     location: Location,
     queue: mpsc::Sender<Message>,
+    /// Told after a message for whose end somebody waits.
+    waited_for: Arc<Notify>,
     readers: Arc<Readers>,
     /// Whether the last transaction succeeded.
     healthy: Arc<AtomicBool>,
@@ -320,6 +322,7 @@ impl Store {
             readers: Arc::new(Readers::new(location.clone())),
             location,
             queue,
+            waited_for: Arc::default(),
             healthy: Arc::new(AtomicBool::new(true)),
             sealer: Sealer::default(),
         };
@@ -330,7 +333,8 @@ impl Store {
             Arc::clone(&store.sealer),
             crate::crypto::uuid().map_err(|_| StoreError::Stopped)?,
         );
-        let writer = tokio::spawn(writer::write_all(writing, messages));
+        let waited_for = Arc::clone(&store.waited_for);
+        let writer = tokio::spawn(writer::write_all(writing, messages, waited_for));
         Ok((store, writer))
     }
 
@@ -344,6 +348,7 @@ impl Store {
         Ok(Self {
             location: location.clone(),
             queue,
+            waited_for: Arc::default(),
             readers: Arc::new(Readers::new(location.clone())),
             healthy: Arc::new(AtomicBool::new(true)),
             sealer: Sealer::default(),
@@ -432,6 +437,7 @@ impl Store {
             .send(message(done))
             .await
             .map_err(|_| StoreError::Stopped)?;
+        self.waited_for.notify_one();
         answer.await.map_err(|_| StoreError::Stopped)?
     }
 
@@ -445,6 +451,18 @@ impl Store {
     #[must_use]
     pub fn is_healthy(&self) -> bool {
         !self.queue.is_closed() && self.healthy.load(Ordering::Relaxed)
+    }
+
+    /// Notes that a reader found the database gone, although nothing need have been written since; the writer finds out
+    /// when it is there again.
+    pub(crate) fn suspect(&self) {
+        if !self.healthy.swap(false, Ordering::Relaxed) {
+            return;
+        }
+        let (done, _nobody_waits) = oneshot::channel();
+        // With a full queue the writer has enough to find out by.
+        let _full = self.queue.try_send(Message::Flush(done));
+        self.waited_for.notify_one();
     }
 
     /// Ids of a place's keys after `after`, at most `limit`.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
 
 use super::audit::{self, Head};
@@ -100,13 +100,17 @@ impl Writing {
 }
 
 /// Writes until every handle of the store is gone.
-pub(super) async fn write_all(mut writing: Writing, mut messages: mpsc::Receiver<Message>) {
+pub(super) async fn write_all(
+    mut writing: Writing,
+    mut messages: mpsc::Receiver<Message>,
+    waited_for: Arc<Notify>,
+) {
     loop {
         let healthy = writing.healthy.load(Ordering::Relaxed);
         let next = match healthy && writing.owed.is_empty() {
-            true => next_batch(&mut messages).await,
+            true => next_batch(&mut messages, &waited_for).await,
             // Nobody may call while we are unhealthy, so we find out ourselves when we no longer are.
-            false => tokio::time::timeout(PROBE, next_batch(&mut messages))
+            false => tokio::time::timeout(PROBE, next_batch(&mut messages, &waited_for))
                 .await
                 .unwrap_or_else(|_| Some(Vec::new())),
         };
@@ -126,26 +130,21 @@ pub(super) async fn write_all(mut writing: Writing, mut messages: mpsc::Receiver
     }
 }
 
-/// Waits for work, then takes what else is there. Changes do not wait for company.
-async fn next_batch(messages: &mut mpsc::Receiver<Message>) -> Option<Vec<Message>> {
-    let mut batch = vec![messages.recv().await?];
-    let deadline = Instant::now() + GATHER;
-    while batch.len() < BATCH {
-        let urgent = batch
-            .last()
-            .is_some_and(|message| !matches!(message, Message::Record(_, None)));
-        let next = if urgent {
-            messages.try_recv().ok()
-        } else {
-            tokio::time::timeout_at(deadline, messages.recv())
-                .await
-                .ok()
-                .flatten()
-        };
-        match next {
-            Some(message) => batch.push(message),
-            None => break,
-        }
+/// Waits for work, then takes what else is there. Audit rows that nobody waits for stay in the queue for a while, so that one
+/// of them does not wake this task for itself; whoever waits calls it at once.
+async fn next_batch(
+    messages: &mut mpsc::Receiver<Message>,
+    waited_for: &Notify,
+) -> Option<Vec<Message>> {
+    let first = messages.recv().await?;
+    if matches!(first, Message::Record(_, None)) {
+        let _either = tokio::time::timeout(GATHER, waited_for.notified()).await;
+    }
+    let mut batch = vec![first];
+    while batch.len() < BATCH
+        && let Ok(next) = messages.try_recv()
+    {
+        batch.push(next);
     }
     Some(batch)
 }
