@@ -8,9 +8,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use common::campaign::Campaign;
 use common::{Client, Server, plaintext};
 use serde_json::{Value, json};
 
+/// In CI; `ENCLOS_KMS_KILLS` says otherwise.
 const KILLS: usize = 20;
 const WRITERS: usize = 4;
 
@@ -27,6 +29,12 @@ struct Acknowledged {
     rotations: Vec<String>,
     /// Keys with a replica.
     replicas: Vec<String>,
+    /// Keys with a policy of their own, and its text.
+    policies: Vec<(String, String)>,
+    /// Keys and grants on them.
+    grants: Vec<(String, String)>,
+    /// Keys and grants that were revoked.
+    revoked: Vec<(String, String)>,
 }
 
 const ELSEWHERE: &str = "us-east-1";
@@ -36,7 +44,8 @@ fn nothing_acknowledged_is_lost() {
     let directory = tempfile::tempdir().unwrap();
     let arguments = ["--listen", "127.0.0.1:0", "--dev"];
     let acknowledged = Arc::new(Mutex::new(Acknowledged::default()));
-    for round in 0..KILLS {
+    let mut campaign = Campaign::new(KILLS);
+    for round in 0..campaign.kills {
         let server = Server::start(directory.path(), &arguments);
         let stop = Arc::new(AtomicBool::new(false));
         let writers: Vec<_> = (0..WRITERS)
@@ -53,9 +62,8 @@ fn nothing_acknowledged_is_lost() {
             })
             .collect();
         // A different moment each time, always under load.
-        wait_for_keys(&acknowledged, 1 + round % 5);
-        let moment = u64::try_from(round * 7 % 40).unwrap();
-        std::thread::sleep(Duration::from_millis(moment));
+        wait_for_keys(&acknowledged, campaign.answers());
+        std::thread::sleep(campaign.delay());
         server.kill();
         stop.store(true, Ordering::Relaxed);
         for writer in writers {
@@ -65,7 +73,7 @@ fn nothing_acknowledged_is_lost() {
     let server = Server::start(directory.path(), &arguments);
     let acknowledged = acknowledged.lock().unwrap();
     assert!(
-        acknowledged.keys.len() >= KILLS,
+        acknowledged.keys.len() >= campaign.kills,
         "{} keys are no load",
         acknowledged.keys.len()
     );
@@ -106,6 +114,7 @@ fn write(client: &Client, name: &str, acknowledged: &Mutex<Acknowledged>) {
     if attempt(client, "ReplicateKey", input).is_some() {
         acknowledged.lock().unwrap().replicas.push(key.clone());
     }
+    restrict(client, &key, name, acknowledged);
     let alias = format!("alias/{name}");
     let input = json!({ "AliasName": alias, "TargetKeyId": key });
     if attempt(client, "CreateAlias", input).is_some() {
@@ -126,6 +135,37 @@ fn write(client: &Client, name: &str, acknowledged: &Mutex<Acknowledged>) {
         .unwrap();
     // Without an answer either description may have been stored.
     entry.1 = if answered { described } else { String::new() };
+}
+
+/// A policy and two grants, of which one is taken back.
+fn restrict(client: &Client, key: &str, name: &str, acknowledged: &Mutex<Acknowledged>) {
+    let policy = json!({ "Version": "2012-10-17", "Statement": [{
+        "Sid": name, "Effect": "Allow", "Principal": { "AWS": "arn:aws:iam::000000000000:root" }, "Action": "kms:*", "Resource": "*",
+    }]})
+    .to_string();
+    let input = json!({ "KeyId": key, "Policy": policy });
+    if attempt(client, "PutKeyPolicy", input).is_some() {
+        let mut acknowledged = acknowledged.lock().unwrap();
+        acknowledged.policies.push((key.to_owned(), policy));
+    }
+    for revoked in [false, true] {
+        let role = format!("arn:aws:iam::000000000000:role/{revoked}");
+        let input = json!({ "KeyId": key, "GranteePrincipal": role, "Operations": ["Decrypt"] });
+        let Some(output) = attempt(client, "CreateGrant", input) else {
+            return;
+        };
+        let grant = output["GrantId"].as_str().unwrap().to_owned();
+        if !revoked {
+            let mut acknowledged = acknowledged.lock().unwrap();
+            acknowledged.grants.push((key.to_owned(), grant));
+            continue;
+        }
+        let input = json!({ "KeyId": key, "GrantId": grant });
+        if attempt(client, "RevokeGrant", input).is_some() {
+            let mut acknowledged = acknowledged.lock().unwrap();
+            acknowledged.revoked.push((key.to_owned(), grant));
+        }
+    }
 }
 
 fn encrypt(client: &Client, key: &str, text: &str, acknowledged: &Mutex<Acknowledged>) {
@@ -173,6 +213,7 @@ fn check(server: &Server, acknowledged: &Acknowledged) {
         let output = client.call("ListKeyRotations", input).ok();
         assert_eq!(output["Rotations"].as_array().unwrap().len(), 1, "{key}");
     }
+    check_permissions(&client, acknowledged);
     let mut elsewhere = client.clone();
     elsewhere.region = ELSEWHERE.to_owned();
     for key in &acknowledged.replicas {
@@ -180,6 +221,9 @@ fn check(server: &Server, acknowledged: &Acknowledged) {
         let opened = elsewhere.decrypt(&there, json!({})).ok();
         assert_eq!(plaintext(&opened), b"there");
     }
+    let verified = server.tool(&["audit", "verify"]);
+    let said = String::from_utf8_lossy(&verified.stderr);
+    assert!(verified.status.success(), "{said}");
     // Every acknowledged change has its audit row, and each row is whole.
     let events = server.audit(acknowledged.keys.len());
     let created = events
@@ -194,5 +238,23 @@ fn check(server: &Server, acknowledged: &Acknowledged) {
         .collect();
     for (key, _) in &acknowledged.keys {
         assert!(created.contains(key.as_str()), "no audit row for key {key}");
+    }
+}
+
+fn check_permissions(client: &Client, acknowledged: &Acknowledged) {
+    for (key, policy) in &acknowledged.policies {
+        let output = client.call("GetKeyPolicy", json!({ "KeyId": key })).ok();
+        assert_eq!(output["Policy"], json!(policy), "{key}");
+    }
+    let has = |key: &str, grant: &str| {
+        let output = client.call("ListGrants", json!({ "KeyId": key })).ok();
+        let mut grants = output["Grants"].as_array().unwrap().iter();
+        grants.any(|listed| listed["GrantId"] == json!(grant))
+    };
+    for (key, grant) in &acknowledged.grants {
+        assert!(has(key, grant), "{key}: {grant} is lost");
+    }
+    for (key, grant) in &acknowledged.revoked {
+        assert!(!has(key, grant), "{key}: {grant} is back");
     }
 }

@@ -5,65 +5,16 @@
 
 mod common;
 
-use std::path::Path;
 use std::process::Command;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use common::campaign::Campaign;
+use common::fleet::{ARGUMENTS, Acknowledged, Fleet, check, load, wait_for_more};
 use common::postgres::Postgres;
 use common::{BINARY, Client, Reply, Server, plaintext};
 use serde_json::{Value, json};
-
-const ARGUMENTS: [&str; 3] = ["--listen", "127.0.0.1:0", "--dev"];
-
-/// Nodes of one database, each with a data directory of its own and the same root key.
-struct Fleet {
-    nodes: Vec<Server>,
-    url: String,
-    directories: Vec<tempfile::TempDir>,
-}
-
-impl Fleet {
-    fn new(postgres: &Postgres, name: &str, count: usize) -> Self {
-        let url = postgres.database(name);
-        let directories: Vec<_> = (0..count).map(|_| tempfile::tempdir().unwrap()).collect();
-        let mut nodes = Vec::new();
-        for directory in &directories {
-            let root = directory.path().join("root.key");
-            if let Some(first) = directories.first().filter(|_| !nodes.is_empty()) {
-                std::fs::copy(first.path().join("root.key"), &root).unwrap();
-            }
-            nodes.push(node(directory.path(), &url));
-        }
-        Self {
-            nodes,
-            url,
-            directories,
-        }
-    }
-
-    fn client(&self, node: usize) -> Client {
-        self.nodes[node].client()
-    }
-
-    /// Ends a node as a power cut would and starts it again.
-    fn restart(&mut self, node: usize) {
-        self.nodes.remove(node).kill();
-        let started = self::node(self.directories[node].path(), &self.url);
-        self.nodes.insert(node, started);
-    }
-
-    fn check_trail(&self) {
-        let output = self.nodes[0].tool(&["audit", "verify"]);
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{said}");
-    }
-}
-
-fn node(data: &Path, url: &str) -> Server {
-    Server::start_on(data, Some(url.to_owned()), &ARGUMENTS)
-}
 
 #[test]
 fn what_one_node_acknowledged_all_nodes_know() {
@@ -189,7 +140,7 @@ fn a_node_needs_the_root_key_of_the_others() {
             .arg("serve")
             .arg("--data")
             .arg(directory.path())
-            .args(["--database", &fleet.url])
+            .args(["--database", &fleet.urls[0]])
             .args(ARGUMENTS)
             .output()
             .unwrap();
@@ -202,77 +153,6 @@ fn a_node_needs_the_root_key_of_the_others() {
     drop(other);
     let text = refused();
     assert!(text.contains("another root key"), "{text}");
-}
-
-/// Keys that were acknowledged, by description and id.
-type Acknowledged = Arc<Mutex<Vec<(String, String)>>>;
-
-/// Makes keys at all nodes until it is told to stop; a failure is asked for again under another name.
-fn load(fleet: &Fleet, acknowledged: &Acknowledged, stop: &Arc<AtomicBool>, round: usize) -> Load {
-    let count = fleet.nodes.len();
-    let writers = (0..count * 2).map(|writer| {
-        let client = fleet.client(writer % count);
-        let (acknowledged, stop) = (Arc::clone(acknowledged), Arc::clone(stop));
-        std::thread::spawn(move || {
-            for step in 0.. {
-                if stop.load(Ordering::Relaxed) {
-                    return;
-                }
-                let name = format!("{round}-{writer}-{step}");
-                let input = json!({ "Description": name });
-                let Some(reply) = client.try_call("CreateKey", &input) else {
-                    std::thread::sleep(Duration::from_millis(5));
-                    continue;
-                };
-                if reply.status == 200 {
-                    let id = reply.body["KeyMetadata"]["KeyId"].as_str().unwrap();
-                    acknowledged.lock().unwrap().push((name, id.to_owned()));
-                } else {
-                    let kind = reply.error_type();
-                    assert_eq!((reply.status, kind), (500, "DependencyTimeoutException"));
-                }
-            }
-        })
-    });
-    Load(writers.collect())
-}
-
-struct Load(Vec<std::thread::JoinHandle<()>>);
-
-impl Load {
-    fn end(self) {
-        for writer in self.0 {
-            writer.join().unwrap();
-        }
-    }
-}
-
-fn wait_for_more(acknowledged: &Acknowledged, more: usize) {
-    let count = || acknowledged.lock().unwrap().len();
-    let (wanted, deadline) = (count() + more, Instant::now() + Duration::from_secs(60));
-    while count() < wanted {
-        assert!(Instant::now() < deadline, "no keys are made");
-        std::thread::sleep(Duration::from_millis(2));
-    }
-}
-
-/// Everything acknowledged is there and usable, nothing was made twice, and the audit trail is whole.
-fn check(fleet: &Fleet, acknowledged: &Acknowledged, postgres: &Postgres, name: &str) {
-    let acknowledged = acknowledged.lock().unwrap();
-    let client = fleet.client(0);
-    for (description, id) in acknowledged.iter() {
-        let shown = client.call("DescribeKey", json!({ "KeyId": id })).ok();
-        assert_eq!(shown["KeyMetadata"]["Description"], json!(description));
-    }
-    if let Some((_, id)) = acknowledged.last() {
-        client.encrypt(id, b"still usable", json!({}));
-    }
-    let twice = "SELECT count(*) FROM (SELECT description FROM keys GROUP BY description HAVING count(*) > 1) AS twice";
-    assert_eq!(postgres.psql(name, twice), "0");
-    let events = "SELECT count(*) FROM audit WHERE operation = 'CreateKey'";
-    let keys = "SELECT count(*) FROM keys";
-    assert_eq!(postgres.psql(name, events), postgres.psql(name, keys));
-    fleet.check_trail();
 }
 
 #[test]
@@ -324,12 +204,6 @@ fn a_database_that_is_gone_is_told_and_found_again() {
     fleet.check_trail();
 }
 
-/// So many deaths of nodes; 200 with `ENCLOS_KMS_KILLS=200`.
-fn kills() -> usize {
-    let kills = std::env::var("ENCLOS_KMS_KILLS").ok();
-    kills.map_or(10, |kills| kills.parse().unwrap())
-}
-
 #[test]
 fn nodes_that_die_lose_nothing() {
     let Some(postgres) = Postgres::start() else {
@@ -337,13 +211,12 @@ fn nodes_that_die_lose_nothing() {
     };
     let mut fleet = Fleet::new(&postgres, "die", 2);
     let acknowledged = Acknowledged::default();
-    for round in 0..kills() {
+    let mut campaign = Campaign::new(10);
+    for round in 0..campaign.kills {
         let stop = Arc::new(AtomicBool::new(false));
         let load = load(&fleet, &acknowledged, &stop, round);
-        wait_for_more(&acknowledged, 1 + round % 5);
-        std::thread::sleep(Duration::from_millis(
-            u64::try_from(round * 7 % 40).unwrap(),
-        ));
+        wait_for_more(&acknowledged, campaign.answers());
+        std::thread::sleep(campaign.delay());
         fleet.restart(round % 2);
         stop.store(true, Ordering::Relaxed);
         load.end();

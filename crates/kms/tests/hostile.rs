@@ -7,6 +7,7 @@ mod common;
 use std::net::{IpAddr, Ipv4Addr};
 
 use common::Client;
+use common::campaign::Dice;
 use enclos_kms::arn::PrincipalArn;
 use enclos_kms::crypto::seal::RootKey;
 use enclos_kms::ops::OPERATIONS;
@@ -77,33 +78,17 @@ const MEMBERS: &[&str] = &[
     "WrappingKeySpec",
 ];
 
-/// A small generator whose sequence never changes, so that a failure can be repeated.
-struct Dice(u64);
-
-impl Dice {
-    fn roll(&mut self, sides: usize) -> usize {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        usize::try_from(self.0 % u64::try_from(sides).unwrap()).unwrap()
-    }
-
-    fn pick<'a, T>(&mut self, list: &'a [T]) -> &'a T {
-        &list[self.roll(list.len())]
-    }
-
-    /// Flips, drops or repeats a few bytes.
-    fn mutate(&mut self, bytes: &mut Vec<u8>) {
-        for _ in 0..=self.roll(3) {
-            if bytes.is_empty() {
-                return;
-            }
-            let at = self.roll(bytes.len());
-            match self.roll(3) {
-                0 => bytes[at] ^= u8::try_from(1 << self.roll(8)).unwrap(),
-                1 => drop(bytes.remove(at)),
-                _ => bytes.insert(at, bytes[at]),
-            }
+/// Flips, drops or repeats a few bytes.
+fn mutate(dice: &mut Dice, bytes: &mut Vec<u8>) {
+    for _ in 0..=dice.roll(3) {
+        if bytes.is_empty() {
+            return;
+        }
+        let at = dice.roll(bytes.len());
+        match dice.roll(3) {
+            0 => bytes[at] ^= u8::try_from(1 << dice.roll(8)).unwrap(),
+            1 => drop(bytes.remove(at)),
+            _ => bytes.insert(at, bytes[at]),
         }
     }
 }
@@ -216,7 +201,7 @@ async fn no_request_is_answered_with_a_5xx() {
             .collect();
         let mut body = Value::Object(members).to_string().into_bytes();
         if dice.roll(4) == 0 {
-            dice.mutate(&mut body);
+            mutate(&mut dice, &mut body);
         }
         let (operation, _) = dice.pick(OPERATIONS);
         let answer = send(&service, operation, &body).await;
@@ -242,7 +227,7 @@ fn no_policy_panics() {
     let mut parsed = 0;
     for _ in 0..20_000 {
         let mut text = POLICY.as_bytes().to_vec();
-        dice.mutate(&mut text);
+        mutate(&mut dice, &mut text);
         let Ok(policy) = Policy::parse(&String::from_utf8_lossy(&text)) else {
             continue;
         };

@@ -2,7 +2,9 @@
 
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
+pub(crate) mod campaign;
 pub(crate) mod enclave;
+pub(crate) mod fleet;
 pub(crate) mod postgres;
 
 use std::io::{BufRead as _, BufReader, Read, Write};

@@ -33,23 +33,89 @@ impl Postgres {
             eprintln!("SKIPPED: no PostgreSQL: apt-get install postgresql");
             return None;
         };
+        let server = Self::empty(programs);
+        server.initialize();
+        server.run();
+        Some(server)
+    }
+
+    /// A folder in which a server will be.
+    fn empty(programs: PathBuf) -> Self {
         let folder = tempfile::Builder::new()
             .prefix("enclos-pg-")
             .tempdir()
             .unwrap()
             .keep();
         std::fs::set_permissions(&folder, std::fs::Permissions::from_mode(0o755)).unwrap();
-        if is_root() {
-            succeed(Command::new("chown").arg(USER).arg(&folder));
-        }
         let server = Self {
             watchdog: watchdog(&folder, &programs),
             folder,
             programs,
         };
-        server.initialize();
-        server.run();
-        Some(server)
+        server.give(&server.folder);
+        server
+    }
+
+    /// A standby that follows this server. From now on nothing is acknowledged that it does not have on disk.
+    pub(crate) fn standby(&self) -> Self {
+        let standby = Self::empty(self.programs.clone());
+        succeed(
+            standby
+                .command("pg_basebackup")
+                .args(["-U", "kms", "-R", "-X", "stream", "-c", "fast", "-h"])
+                .arg(&self.folder)
+                .arg("-D")
+                .arg(standby.data()),
+        );
+        let folder = standby.folder.display();
+        standby.configure(&format!("unix_socket_directories = '{folder}'\n"));
+        standby.run();
+        self.psql(
+            "postgres",
+            "ALTER SYSTEM SET synchronous_standby_names = '*'",
+        );
+        self.psql("postgres", "SELECT pg_reload_conf()");
+        standby
+    }
+
+    /// Makes a standby the server that is written.
+    pub(crate) fn promote(&self) {
+        succeed(
+            self.command("pg_ctl")
+                .args(["-w", "-t", "60", "-D"])
+                .arg(self.data())
+                .arg("promote"),
+        );
+    }
+
+    /// Listens on a port of 127.0.0.1 too, where it has a certificate and wants a password; the port.
+    pub(crate) fn listen(&self, certificate: &Path, key: &Path, password: &str) -> u16 {
+        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = free.local_addr().unwrap().port();
+        drop(free);
+        for (from, to) in [(certificate, "server.crt"), (key, "server.key")] {
+            let to = self.data().join(to);
+            std::fs::copy(from, &to).unwrap();
+            std::fs::set_permissions(&to, std::fs::Permissions::from_mode(0o600)).unwrap();
+            self.give(&to);
+        }
+        let statement = format!("ALTER USER kms PASSWORD '{password}'");
+        self.psql("postgres", &statement);
+        let rules = "local all all trust\nhostssl all all 127.0.0.1/32 scram-sha-256\n";
+        std::fs::write(self.data().join("pg_hba.conf"), rules).unwrap();
+        self.configure(&format!(
+            "listen_addresses = '127.0.0.1'\nport = {port}\nssl = on\n"
+        ));
+        self.stop();
+        self.run();
+        port
+    }
+
+    /// Files made by us belong to who runs the server.
+    fn give(&self, path: &Path) {
+        if is_root() {
+            succeed(Command::new("chown").arg(USER).arg(path));
+        }
     }
 
     fn initialize(&self) {
@@ -66,9 +132,14 @@ impl Postgres {
         let settings = format!(
             "listen_addresses = ''\nunix_socket_directories = '{folder}'\nmax_connections = 300\nshared_buffers = '32MB'\n"
         );
+        self.configure(&settings);
+    }
+
+    /// Adds to what is set.
+    fn configure(&self, settings: &str) {
         let mut file = std::fs::File::options()
             .append(true)
-            .open(data.join("postgresql.conf"))
+            .open(self.data().join("postgresql.conf"))
             .unwrap();
         file.write_all(settings.as_bytes()).unwrap();
     }
