@@ -112,6 +112,11 @@ const TESTS: &[Need] = &[
         purpose: "test the KMS on a database that its nodes share",
     },
     Need {
+        present: || in_path("strace"),
+        package: "strace",
+        purpose: "test the KMS with writes that fail",
+    },
+    Need {
         present: || in_path("flex"),
         package: "flex",
         purpose: "build the lean kernel",
