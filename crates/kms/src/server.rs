@@ -17,6 +17,7 @@ use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::Incoming;
 use hyper::header::{CONTENT_TYPE, HeaderName, HeaderValue};
+use hyper::http::request::Parts;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Response, StatusCode};
@@ -248,6 +249,25 @@ async fn respond(
             StatusCode::NOT_FOUND,
         );
     }
+    // In a task of its own: a client that hangs up must not stop a change half-way between disk and memory. The body is read there
+    // too: taking it wakes the connection's task, and a task that is woken while it runs costs a switch to another thread.
+    let answer = async move { answer(parts, body, peer, channel, &service).await };
+    tokio::spawn(answer).await.unwrap_or_else(|error| {
+        tracing::error!(%error, "a request's task ended early");
+        failure(
+            &ApiError::bare(ErrorKind::KmsInternal),
+            StatusCode::INTERNAL_SERVER_ERROR,
+        )
+    })
+}
+
+async fn answer(
+    parts: Parts,
+    body: Incoming,
+    peer: SocketAddr,
+    channel: Channel,
+    service: &Service,
+) -> Response<Full<Bytes>> {
     let body = match read_body(body).await {
         Ok(body) => body,
         Err(error) => {
@@ -264,17 +284,7 @@ async fn respond(
         source: peer.ip(),
         channel,
     };
-    // In a task of its own: a client that hangs up must not stop a change half-way between disk and memory.
-    match tokio::spawn(async move { service.answer(request).await }).await {
-        Ok(answer) => render(answer),
-        Err(error) => {
-            tracing::error!(%error, "a request's task ended early");
-            failure(
-                &ApiError::bare(ErrorKind::KmsInternal),
-                StatusCode::INTERNAL_SERVER_ERROR,
-            )
-        }
-    }
+    render(service.answer(request).await)
 }
 
 async fn read_body(body: Incoming) -> Result<Bytes, ApiError> {
