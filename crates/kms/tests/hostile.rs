@@ -4,10 +4,12 @@
 
 mod common;
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::io::{Read as _, Write as _};
+use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpStream};
+use std::time::Duration;
 
-use common::Client;
-use common::campaign::Dice;
+use common::campaign::{Dice, number};
+use common::{Client, Server, request};
 use enclos_kms::arn::PrincipalArn;
 use enclos_kms::crypto::seal::RootKey;
 use enclos_kms::ops::OPERATIONS;
@@ -215,6 +217,65 @@ async fn no_request_is_answered_with_a_5xx() {
     );
     drop(service);
     writer.await.unwrap();
+}
+
+/// The status that a server answers to some bytes, if it answers at all.
+fn status(address: SocketAddr, bytes: &[u8]) -> Option<u16> {
+    let mut stream = TcpStream::connect(address).unwrap();
+    // The server may have seen enough before it has seen everything.
+    let _refused = stream.write_all(bytes);
+    let mut reply = [0; 12];
+    stream
+        .set_read_timeout(Some(Duration::from_millis(50)))
+        .unwrap();
+    if stream.read_exact(&mut reply).is_err() {
+        // It waits for more, of which there is none.
+        let _gone = stream.shutdown(Shutdown::Write);
+        stream
+            .set_read_timeout(Some(Duration::from_secs(20)))
+            .unwrap();
+        stream.read_exact(&mut reply).ok()?;
+    }
+    let text = std::str::from_utf8(&reply).unwrap();
+    // A message whose version was made an older one gets an answer of that version.
+    let (version, status) = text.split_once(' ').unwrap();
+    assert!(version.starts_with("HTTP/1."), "{text}");
+    Some(status.parse().unwrap())
+}
+
+#[test]
+fn no_message_is_answered_with_a_5xx() {
+    let server = Server::dev();
+    let client = server.client();
+    let key = client.create_key();
+    let address = server.http.unwrap();
+    let mut dice = Dice(0x0dd0_2bad_5eed_1234);
+    let messages = number("ENCLOS_KMS_MESSAGES").map_or(1_000, |count| count.try_into().unwrap());
+    let mut answers = std::collections::BTreeMap::<Option<u16>, usize>::new();
+    for sent in 0..messages {
+        let (operation, _) = dice.pick(OPERATIONS);
+        let body = json!({ "KeyId": key, "Plaintext": "eA==" }).to_string();
+        let headers = client.signed(&format!("TrentService.{operation}"), body.as_bytes());
+        let mut bytes = request("POST", "/", &headers, body.as_bytes());
+        mutate(&mut dice, &mut bytes);
+        if dice.roll(20) == 0 {
+            bytes.truncate(dice.roll(bytes.len()));
+        }
+        let status = status(address, &bytes);
+        let shown = String::from_utf8_lossy(&bytes);
+        assert!(
+            status.is_none_or(|status| status < 500),
+            "message {sent}: {status:?} to {shown}"
+        );
+        *answers.entry(status).or_default() += 1;
+    }
+    for expected in [200, 400, 404] {
+        assert!(answers.contains_key(&Some(expected)), "{answers:?}");
+    }
+    let none = answers.get(&None).copied().unwrap_or_default();
+    assert!(none < messages / 4, "{answers:?}");
+    client.encrypt(&key, b"still serving", json!({}));
+    assert!(!server.log().contains("panicked"));
 }
 
 #[test]

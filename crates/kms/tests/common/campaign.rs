@@ -45,7 +45,8 @@ impl Campaign {
     }
 }
 
-fn number(name: &str) -> Option<u64> {
+/// A number in the environment.
+pub(crate) fn number(name: &str) -> Option<u64> {
     let value = std::env::var(name).ok()?;
     Some(value.parse().unwrap())
 }

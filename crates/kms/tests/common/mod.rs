@@ -500,7 +500,12 @@ fn tls(stream: TcpStream, ca: &Path) -> rustls::StreamOwned<rustls::ClientConnec
     rustls::StreamOwned::new(connection, stream)
 }
 
-fn request(method: &str, path: &str, headers: &[(String, String)], body: &[u8]) -> Vec<u8> {
+pub(crate) fn request(
+    method: &str,
+    path: &str,
+    headers: &[(String, String)],
+    body: &[u8],
+) -> Vec<u8> {
     let mut head = format!("{method} {path} HTTP/1.1\r\nconnection: close\r\n");
     for (name, value) in headers {
         head.push_str(&format!("{name}: {value}\r\n"));
