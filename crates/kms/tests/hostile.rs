@@ -269,12 +269,11 @@ fn no_message_is_answered_with_a_5xx() {
         );
         *answers.entry(status).or_default() += 1;
     }
-    for expected in [200, 400, 404] {
-        assert!(answers.contains_key(&Some(expected)), "{answers:?}");
-    }
+    assert!(answers.contains_key(&Some(400)), "{answers:?}");
     let none = answers.get(&None).copied().unwrap_or_default();
     assert!(none < messages / 4, "{answers:?}");
-    client.encrypt(&key, b"still serving", json!({}));
+    // Of the first key some message may have asked for its deletion.
+    client.encrypt(&client.create_key(), b"still serving", json!({}));
     assert!(!server.log().contains("panicked"));
 }
 
