@@ -31,6 +31,7 @@ mod resealed;
 mod rows;
 mod schema;
 mod stored;
+mod tables;
 mod transfer;
 mod usage;
 mod writer;
