@@ -284,6 +284,53 @@ fn a_passphrase_protects_the_root_key() {
     all_open(&server.client(), &blobs);
 }
 
+/// Whoever types a passphrase types it once for each command: here it comes out of a pipe that is filled once.
+#[test]
+fn a_tool_asks_for_the_passphrase_once() {
+    let directory = tempfile::tempdir().unwrap();
+    let data = &directory.path().join("data");
+    std::fs::create_dir(data).unwrap();
+    let file = passphrase(directory.path(), "passphrase", "correct horse battery");
+    let by = ["root", "protect", "--passphrase-file"];
+    let name = file.to_str().unwrap();
+    done(&tool(data, &[&by[..], &[name]].concat(), None));
+    let environment = [("ENCLOS_KMS_PASSPHRASE_FILE", file.as_path())];
+    drop(Server::start_with(data, &DEV, &environment));
+    let pipe = directory.path().join("pipe");
+    let made = Command::new("mkfifo").arg(&pipe).status().unwrap();
+    assert!(made.success());
+    let arn = "arn:aws:iam::000000000000:role/app";
+    for arguments in [
+        &["root", "rotate", "--prepare"][..],
+        &["root", "rotate"],
+        &["principal", "add", "--arn", arn],
+        &["identity", "put", "--arn", arn],
+        &["identity", "remove", "--arn", arn],
+        &[
+            "backup",
+            "--to",
+            directory.path().join("b").to_str().unwrap(),
+        ],
+    ] {
+        let writer = {
+            let pipe = pipe.clone();
+            std::thread::spawn(move || std::fs::write(pipe, "correct horse battery\n").unwrap())
+        };
+        let bounded = ["10", BINARY];
+        let mut command = Command::new("timeout");
+        let database = postgres::for_directory(data);
+        command
+            .args(bounded)
+            .args(arguments)
+            .arg("--data")
+            .arg(data)
+            .args(database.iter().flat_map(|url| ["--database", url]))
+            .env("ENCLOS_KMS_PASSPHRASE_FILE", &pipe);
+        done(&command.output().unwrap());
+        writer.join().unwrap();
+    }
+}
+
 #[test]
 fn a_damaged_file_is_named_and_not_replaced() {
     let directory = tempfile::tempdir().unwrap();

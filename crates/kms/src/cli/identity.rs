@@ -134,6 +134,7 @@ pub(super) async fn run(command: Command) -> Result<(), Failure> {
 
 async fn put(arguments: Put) -> Result<(), Failure> {
     let mut connection = store::connect(&arguments.data.location()?).await?;
+    let root = arguments.data.root()?;
     connection.begin().await?;
     let arn = arguments.arn.to_string();
     let old = store::identities(&mut connection).await?;
@@ -157,14 +158,7 @@ async fn put(arguments: Put) -> Result<(), Failure> {
     store::put_identity(&mut connection, &row).await?;
     let parameters = shown(&row)?;
     let account = arguments.arn.account();
-    record(
-        &mut connection,
-        &arguments.data,
-        "PutIdentity",
-        account,
-        parameters,
-    )
-    .await?;
+    record(&mut connection, &root, "PutIdentity", account, parameters).await?;
     connection.commit().await?;
     Ok(())
 }
@@ -277,6 +271,7 @@ async fn show(data: &Data, arn: &PrincipalArn) -> Result<(), Failure> {
 
 async fn remove(data: &Data, arn: &PrincipalArn) -> Result<(), Failure> {
     let mut connection = store::connect(&data.location()?).await?;
+    let root = data.root()?;
     connection.begin().await?;
     if !store::delete_identity(&mut connection, arn.as_str()).await? {
         return Err(IdentityCommandError::Unknown(arn.to_string()).into());
@@ -284,7 +279,7 @@ async fn remove(data: &Data, arn: &PrincipalArn) -> Result<(), Failure> {
     let parameters = json!({ "Arn": arn.as_str() });
     record(
         &mut connection,
-        data,
+        &root,
         "DeleteIdentity",
         arn.account(),
         parameters,

@@ -11,6 +11,7 @@
 //! | 6 | the root key does not open: no passphrase, or a wrong one |
 
 mod audit;
+mod backup;
 mod data;
 mod explain;
 mod identity;
@@ -70,6 +71,10 @@ enum Command {
     Audit(audit::Arguments),
     /// Move all state from one database to another: SQLite, PostgreSQL.
     Move(transfer::Arguments),
+    /// Write all state into one sealed file, while the server serves.
+    Backup(backup::Backup),
+    /// Write what a backup holds into an empty database, or check that it is whole.
+    Restore(backup::Restore),
 }
 
 /// A command's failure and the exit status it leads to.
@@ -149,6 +154,8 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
             Command::Explain(arguments) => explain::run(arguments).await,
             Command::Audit(arguments) => audit::run(arguments).await,
             Command::Move(arguments) => transfer::run(arguments).await,
+            Command::Backup(arguments) => backup::backup(arguments).await,
+            Command::Restore(arguments) => backup::restore(arguments).await,
         }
     })
 }

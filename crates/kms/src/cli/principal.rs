@@ -76,7 +76,7 @@ async fn add(data: &Data, arn: &PrincipalArn) -> Result<(), Failure> {
     let parameters = json!({ "arn": row.arn, "accessKeyId": access_key_id });
     record(
         &mut connection,
-        data,
+        &root,
         "CreateAccessKey",
         arn.account(),
         parameters,
@@ -127,6 +127,7 @@ async fn list(data: &Data, json: bool) -> Result<(), Failure> {
 
 async fn remove(data: &Data, access_key_id: String) -> Result<(), Failure> {
     let mut connection = store::connect(&data.location()?).await?;
+    let root = data.root()?;
     connection.begin().await?;
     let keys = store::principals(&mut connection).await?;
     let key = keys
@@ -137,7 +138,7 @@ async fn remove(data: &Data, access_key_id: String) -> Result<(), Failure> {
     let parameters = json!({ "arn": key.arn, "accessKeyId": access_key_id });
     record(
         &mut connection,
-        data,
+        &root,
         "DeleteAccessKey",
         &account(&key.arn),
         parameters,

@@ -4,23 +4,24 @@ use serde_json::{Value, json};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use super::{Data, Failure};
+use super::Failure;
 use crate::arn::PrincipalArn;
 use crate::audit::unix_ms;
+use crate::crypto::seal::RootKey;
 use crate::crypto::{RandomError, uuid};
 use crate::store::{self, AuditRow, Connection};
 
-/// Records a change by whoever runs the tool, in the same transaction. `connection` is in a transaction.
+/// Records a change by whoever runs the tool, in the same transaction. `connection` is in a transaction; the root key was opened before
+/// it began, because somebody may have had to be asked for a passphrase.
 pub(super) async fn record(
     connection: &mut Connection,
-    data: &Data,
+    root: &RootKey,
     operation: &str,
     account: &str,
     parameters: Value,
 ) -> Result<(), Failure> {
-    let root = data.root()?;
     let row = row("iam.amazonaws.com", operation, account, parameters)?;
-    store::append_audit(connection, &row, &root).await?;
+    store::append_audit(connection, &row, root).await?;
     Ok(())
 }
 

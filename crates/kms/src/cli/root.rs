@@ -16,7 +16,7 @@ use crate::store::Location;
 use crate::{reseal, store};
 
 /// Account of events that concern the installation.
-const NO_ACCOUNT: &str = "000000000000";
+pub(super) const NO_ACCOUNT: &str = "000000000000";
 
 /// What `enclos-kms root` does.
 #[derive(Debug, Subcommand)]
@@ -153,12 +153,8 @@ async fn rotate(data: &Data, prepare: bool) -> Result<(), Failure> {
     }
     file.write(&path)?;
     let what = if prepare { "prepared" } else { "current" };
-    audited(
-        data,
-        "RotateRootKey",
-        json!({ "version": version, "state": what }),
-    )
-    .await?;
+    let parameters = json!({ "version": version, "state": what });
+    audited(data, file, "RotateRootKey", parameters).await?;
     Ok(print(&format!("version {version} {what}"))?)
 }
 
@@ -175,7 +171,8 @@ async fn retire(data: &Data, version: u32) -> Result<(), Failure> {
         return Err(RootError::NoVersion(version).into());
     }
     file.write(&path)?;
-    audited(data, "RetireRootKey", json!({ "version": version })).await?;
+    let parameters = json!({ "version": version });
+    audited(data, file, "RetireRootKey", parameters).await?;
     Ok(print(&format!("version {version} retired"))?)
 }
 
@@ -184,7 +181,10 @@ async fn protect(data: &Data, by: &By) -> Result<(), Failure> {
     let path = path(data);
     let lock = match by.file_mode {
         true => Lock::none(),
-        false => Lock::passphrase(&passphrase::choose(by.passphrase_file.as_deref())?)?,
+        false => Lock::passphrase(&passphrase::choose(
+            "the root key",
+            by.passphrase_file.as_deref(),
+        )?)?,
     };
     if !path.exists() {
         let now = OffsetDateTime::now_utc().unix_timestamp();
@@ -203,21 +203,23 @@ async fn protect(data: &Data, by: &By) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Records a change of the root key under the new root key, if there is a trail already.
+/// Records a change of the root key under the new root key, which was just written, if there is a trail already.
 async fn audited(
     data: &Data,
+    file: RootFile,
     operation: &str,
     parameters: serde_json::Value,
 ) -> Result<(), Failure> {
     let location = data.location()?;
-    if let Location::Sqlite(data) = &location
-        && !store::database_path(data).exists()
+    if let Location::Sqlite(directory) = &location
+        && !store::database_path(directory).exists()
     {
         return Ok(());
     }
+    let root = RootKey::opened(&path(data), file)?;
     let mut connection = store::connect(&location).await?;
     connection.begin().await?;
-    record(&mut connection, data, operation, NO_ACCOUNT, parameters).await?;
+    record(&mut connection, &root, operation, NO_ACCOUNT, parameters).await?;
     Ok(connection.commit().await?)
 }
 

@@ -2,13 +2,13 @@
 
 use std::path::{Path, PathBuf};
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::data::servers;
 use super::serve::lock;
 use super::{Failure, print};
 use crate::crypto::seal::RootKey;
-use crate::store::{self, Location, Store};
+use crate::store::{self, Location, Moved, Store};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
@@ -59,24 +59,29 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
     target.close().await?;
     source.close().await?;
     if arguments.json {
-        let rows: serde_json::Map<_, _> = moved
-            .rows
-            .iter()
-            .map(|(table, rows)| ((*table).to_owned(), json!(rows)))
-            .collect();
-        print(&format!(
-            "{:#}",
-            json!({ "rows": rows, "head": moved.head.to_string() })
-        ))?;
-        return Ok(());
+        return Ok(print(&format!("{:#}", as_json(&moved)))?);
     }
-    for (table, rows) in &moved.rows {
-        print(&format!("{table}: {rows}"))?;
-    }
+    print_rows(&moved)?;
     print(&format!("audit trail verified, head: {}", moved.head))?;
     print(&format!(
         "{from} is left as it was: do not serve from it again"
     ))?;
+    Ok(())
+}
+
+/// Rows by table and the head of the audit trail.
+pub(super) fn as_json(moved: &Moved) -> Value {
+    let rows = moved.rows.iter();
+    let rows: serde_json::Map<_, _> = rows
+        .map(|(table, rows)| ((*table).to_owned(), json!(rows)))
+        .collect();
+    json!({ "rows": rows, "head": moved.head.to_string() })
+}
+
+pub(super) fn print_rows(moved: &Moved) -> Result<(), std::io::Error> {
+    for (table, rows) in &moved.rows {
+        print(&format!("{table}: {rows}"))?;
+    }
     Ok(())
 }
 
@@ -103,7 +108,7 @@ fn root_path(arguments: &Arguments, from: &Location, to: &Location) -> Result<Pa
     }
 }
 
-fn lock_directory(location: &Location) -> Result<Option<std::fs::File>, Failure> {
+pub(super) fn lock_directory(location: &Location) -> Result<Option<std::fs::File>, Failure> {
     match location {
         Location::Sqlite(data) => Ok(Some(lock(data)?)),
         Location::Postgres(_) => Ok(None),

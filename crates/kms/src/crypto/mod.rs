@@ -1,5 +1,6 @@
 //! Cryptography of the KMS: what seals at rest, what ciphertexts look like, what goes to enclaves.
 
+pub mod backup;
 pub mod blob;
 pub mod cms;
 mod external_mu;
@@ -9,6 +10,7 @@ pub mod passphrase;
 mod prehash;
 pub mod root_file;
 pub mod seal;
+mod stream;
 pub mod wrapping;
 
 use aws_lc_rs::rand::{SecureRandom, SystemRandom};

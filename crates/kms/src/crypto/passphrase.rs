@@ -48,6 +48,9 @@ pub enum PassphraseError {
         "the root key is protected by a passphrase and none was given; set ENCLOS_KMS_PASSPHRASE_FILE, give systemd the credential enclos-kms.passphrase, set ENCLOS_KMS_PASSPHRASE, or start from a terminal"
     )]
     Missing,
+    /// None was given, and nobody can be asked.
+    #[error("{0} needs a passphrase and there is no terminal; give --passphrase-file")]
+    NoTerminal(String),
     /// The file cannot be read.
     #[error("cannot read the passphrase from {path}")]
     Read {
@@ -71,7 +74,7 @@ pub enum PassphraseError {
     Terminal(#[source] std::io::Error),
     /// Somebody else's parameters.
     #[error(
-        "root.key asks Argon2id for {memory_kib} KiB, {passes} passes, {lanes} lanes, which is out of bounds (2 GiB, 64, 64): it is damaged"
+        "Argon2id is asked for {memory_kib} KiB, {passes} passes, {lanes} lanes, which is out of bounds (2 GiB, 64, 64): the file is damaged"
     )]
     Parameters {
         /// Memory.
@@ -139,15 +142,29 @@ pub(super) fn find(ask: bool) -> Result<Zeroizing<Vec<u8>>, PassphraseError> {
     }
 }
 
+/// The passphrase of something else than the root key: from a file, else typed.
+///
+/// # Errors
+/// If there is none.
+pub fn of(what: &str, file: Option<&Path>) -> Result<Zeroizing<Vec<u8>>, PassphraseError> {
+    match file {
+        Some(path) => read(path),
+        None => match prompt(&format!("Passphrase of {what}: ")) {
+            Err(PassphraseError::Missing) => Err(PassphraseError::NoTerminal(what.to_owned())),
+            other => other,
+        },
+    }
+}
+
 /// A new passphrase: from a file, else typed twice.
 ///
 /// # Errors
 /// If it is too short, or the two differ.
-pub fn choose(file: Option<&Path>) -> Result<Zeroizing<Vec<u8>>, PassphraseError> {
+pub fn choose(what: &str, file: Option<&Path>) -> Result<Zeroizing<Vec<u8>>, PassphraseError> {
     let passphrase = match file {
         Some(path) => read(path)?,
         None => {
-            let first = prompt("New passphrase of the root key: ")?;
+            let first = of(&format!("{what}, a new one"), None)?;
             if *first != *prompt("The same again: ")? {
                 return Err(PassphraseError::Differ);
             }
@@ -262,7 +279,7 @@ mod tests {
         let path = directory.path().join("p");
         let chosen = |text: &[u8]| {
             std::fs::write(&path, text).unwrap();
-            choose(Some(&path))
+            choose("it", Some(&path))
         };
         assert_eq!(*chosen(b"correct horse\r\n").unwrap(), b"correct horse");
         assert!(matches!(
@@ -274,7 +291,7 @@ mod tests {
             Err(PassphraseError::TooLong)
         ));
         assert!(matches!(
-            choose(Some(&directory.path().join("none"))),
+            choose("it", Some(&directory.path().join("none"))),
             Err(PassphraseError::Read { .. })
         ));
     }

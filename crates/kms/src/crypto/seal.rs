@@ -30,6 +30,9 @@ use crate::error::Chain;
 /// What the key of tags is derived for.
 const TAG_LABEL: &[u8] = b"enclos-kms tags 1";
 
+/// What the key of backups is derived for.
+const BACKUP_LABEL: &[u8] = b"enclos-kms backups 1";
+
 /// A 256-bit key in memory, wiped when dropped.
 pub type Secret = Zeroizing<[u8; 32]>;
 
@@ -58,6 +61,8 @@ struct Version {
     number: u32,
     /// `None` once retired.
     key: Option<Gcm>,
+    /// What backups are sealed under; `None` once retired.
+    backups: Option<Secret>,
     /// Authenticates what is no secret: the audit trail.
     tags: hmac::Key,
 }
@@ -200,12 +205,17 @@ impl Gcm {
 
 /// The key of tags that follows from a version's key.
 pub(super) fn tags_of(key: &Secret) -> Secret {
-    let derived = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, &**key), TAG_LABEL);
-    let mut tags = Secret::default();
-    for (to, from) in tags.iter_mut().zip(derived.as_ref()) {
+    derive(key, TAG_LABEL)
+}
+
+/// A key for one purpose that follows from another.
+pub(super) fn derive(key: &Secret, label: &[u8]) -> Secret {
+    let derived = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, &**key), label);
+    let mut secret = Secret::default();
+    for (to, from) in secret.iter_mut().zip(derived.as_ref()) {
         *to = *from;
     }
-    tags
+    secret
 }
 
 impl Ring {
@@ -217,6 +227,7 @@ impl Ring {
             Ok(Version {
                 number: version.number,
                 key: version.key.as_ref().map(Gcm::new).transpose()?,
+                backups: version.key.as_ref().map(|key| derive(key, BACKUP_LABEL)),
                 tags: tag_key(&version.tags),
             })
         };
@@ -262,10 +273,25 @@ impl RootKey {
             durable::write_new(path, &*key).map_err(io)?;
         }
         let stamp = stamp(path).map_err(io)?;
-        let ring = Ring::new(RootFile::read(path, None, true)?, stamp)?;
+        Self::at(path, RootFile::read(path, None, true)?, stamp)
+    }
+
+    /// The root key of a file that this process has read and written itself, so that nobody is asked for its passphrase again.
+    ///
+    /// # Errors
+    /// If the file is gone.
+    pub fn opened(path: &Path, file: RootFile) -> Result<Self, RootKeyError> {
+        let stamp = stamp(path).map_err(|source| RootKeyError::Io {
+            path: path.to_owned(),
+            source,
+        })?;
+        Self::at(path, file, stamp)
+    }
+
+    fn at(path: &Path, file: RootFile, stamp: Stamp) -> Result<Self, RootKeyError> {
         Ok(Self {
             path: path.to_owned(),
-            ring: RwLock::new(Arc::new(ring)),
+            ring: RwLock::new(Arc::new(Ring::new(file, stamp)?)),
         })
     }
 
@@ -297,6 +323,24 @@ impl RootKey {
     #[must_use]
     pub fn version(&self) -> u32 {
         self.ring().current
+    }
+
+    /// Whether there is a version for a sealed value that begins like this. Values from before there were versions begin with anything and
+    /// open under version 1.
+    pub(crate) fn opens(&self, prefix: &[u8]) -> bool {
+        let ring = self.ring();
+        let has = |number| ring.version(number).is_some_and(|v| v.key.is_some());
+        let named = prefix.first_chunk::<PREFIX>();
+        let named = named.map(|number| u32::from_be_bytes(*number));
+        match named.and_then(|number| ring.version(number)) {
+            Some(version) => version.key.is_some(),
+            None => has(1),
+        }
+    }
+
+    /// What a version seals backups under; `None` if it was retired or there is no such version.
+    pub(super) fn backups(&self, version: u32) -> Option<Secret> {
+        self.ring().version(version)?.backups.clone()
     }
 
     /// What only a holder of the root key can say about `data`.

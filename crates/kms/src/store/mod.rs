@@ -23,6 +23,7 @@
 
 mod apply;
 mod audit;
+pub mod backup;
 mod database;
 mod identities;
 mod postgres;

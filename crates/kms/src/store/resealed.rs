@@ -76,6 +76,14 @@ pub async fn sealed_otherwise(
     Ok(found)
 }
 
+/// What sealed values begin with: the versions of the root key that they need.
+pub(super) async fn prefixes(connection: &mut Connection) -> Result<Vec<Vec<u8>>, StoreError> {
+    let sql = "SELECT DISTINCT substr(sealed, 1, 4) FROM materials WHERE length(sealed) > 0
+        UNION SELECT DISTINCT substr(sealed_secret, 1, 4) FROM principals";
+    let rows = connection.rows(sql, &[]).await?;
+    rows.iter().map(|row| Ok(row.get(0)?)).collect()
+}
+
 /// Replaces a sealed value; whether it was still the one that was read.
 ///
 /// # Errors

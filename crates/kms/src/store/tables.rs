@@ -7,7 +7,7 @@ use super::usage::{RECORDING_SINCE_POSTGRES, RECORDING_SINCE_SQLITE};
 use super::{Connection, StoreError};
 
 /// Rows read and written at a time.
-const PAGE: usize = 200;
+pub(super) const PAGE: usize = 200;
 
 /// What a column holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

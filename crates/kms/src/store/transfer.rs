@@ -5,14 +5,14 @@
 
 use super::audit::{self, Head};
 use super::tables::{TABLES, recording_since, set_recording_since};
-use super::{Connection, StoreError, check_root};
+use super::{Connection, StoreError, check_root, resealed};
 use crate::crypto::seal::RootKey;
 
 /// Why nothing was moved.
 #[derive(Debug, thiserror::Error)]
 pub enum TransferError {
     /// One of the databases.
-    #[error("moving failed, the target is as it was")]
+    #[error("writing failed, the target is as it was")]
     Store(#[from] StoreError),
     /// Nothing is ever overwritten or mixed.
     #[error("the target is not empty: its table {0} has {1} rows; name an empty database")]
@@ -29,8 +29,13 @@ pub enum TransferError {
         /// In the target.
         to: i64,
     },
+    /// What it was sealed under is gone.
+    #[error(
+        "something is sealed under version {0} of the root key (hexadecimal), which root.key does not open any more; use root.key as it was then. The target is as it was"
+    )]
+    Version(String),
     /// The audit trail is not what it was.
-    #[error("the audit trail does not verify: row {0}: {1}; nothing was moved")]
+    #[error("the audit trail does not verify: row {0}: {1}; the target is as it was")]
     Trail(i64, super::Flaw),
 }
 
@@ -59,6 +64,25 @@ pub async fn transfer(
     root: &RootKey,
 ) -> Result<Moved, TransferError> {
     from.begin().await?;
+    begin_empty(to).await?;
+    let mut rows = Vec::new();
+    for table in TABLES {
+        let mut page = table.page(from, None).await?;
+        while let Some(last) = page.last() {
+            table.insert(to, &page).await?;
+            page = table.page(from, Some(last)).await?;
+        }
+        rows.push((table.name, table.count(from).await?));
+    }
+    set_recording_since(to, recording_since(from).await?).await?;
+    let moved = finish(to, root, &rows, audit::head(from).await?).await?;
+    to.commit().await?;
+    from.rollback().await?;
+    Ok(moved)
+}
+
+/// Begins a transaction in a database that must hold nothing.
+pub(super) async fn begin_empty(to: &mut Connection) -> Result<(), TransferError> {
     to.begin().await?;
     for table in TABLES {
         let rows = table.count(to).await?;
@@ -66,35 +90,40 @@ pub async fn transfer(
             return Err(TransferError::NotEmpty(table.name, rows));
         }
     }
-    for table in TABLES {
-        let mut page = table.page(from, None).await?;
-        while let Some(last) = page.last() {
-            table.insert(to, &page).await?;
-            page = table.page(from, Some(last)).await?;
-        }
-    }
-    set_recording_since(to, recording_since(from).await?).await?;
+    Ok(())
+}
+
+/// Whether everything that was written is there, opens under this root key, and is the trail that it was.
+pub(super) async fn finish(
+    to: &mut Connection,
+    root: &RootKey,
+    expected: &[(&'static str, i64)],
+    head: Head,
+) -> Result<Moved, TransferError> {
     if to.is_shared() {
         check_root(to, root).await?;
     }
-    let mut rows = Vec::new();
     for table in TABLES {
-        let (there, here) = (table.count(from).await?, table.count(to).await?);
-        if there != here {
+        let found = table.count(to).await?;
+        let wanted = expected.iter().find(|(name, _)| *name == table.name);
+        let wanted = wanted.map_or(0, |(_, count)| *count);
+        if wanted != found {
             return Err(TransferError::Count {
                 table: table.name,
-                from: there,
-                to: here,
+                from: wanted,
+                to: found,
             });
         }
-        rows.push((table.name, here));
     }
-    let head = audit::head(from).await?;
+    for prefix in resealed::prefixes(to).await? {
+        if !root.opens(&prefix) {
+            return Err(TransferError::Version(hex::encode(prefix)));
+        }
+    }
     let verified = audit::verify_audit(to, root, Some(head)).await?;
     if let Some((seq, flaw)) = verified.flaw {
         return Err(TransferError::Trail(seq, flaw));
     }
-    to.commit().await?;
-    from.rollback().await?;
+    let rows = expected.to_vec();
     Ok(Moved { rows, head })
 }
