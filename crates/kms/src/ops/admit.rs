@@ -15,7 +15,7 @@ use crate::input::Input;
 use crate::keyring::Key;
 use crate::recipient::Attested;
 use crate::service::{Call, Facts};
-use crate::spec::KeyUsage;
+use crate::spec::{Algorithms, KeyUsage};
 
 /// AWS's limit on an encryption context as a whole.
 const CONTEXT_MAX: usize = 8192;
@@ -62,6 +62,26 @@ impl Use<'_> {
         check_usage(call, &key, usage)?;
         Ok(key)
     }
+}
+
+/// Admits a use for the action that is called like the operation, with one of the algorithms that the key has.
+pub(crate) fn admit_algorithm<T: PartialEq + std::fmt::Display + 'static>(
+    call: &mut Call<'_>,
+    named: &str,
+    more: Vec<(&str, String)>,
+    usage: KeyUsage,
+    (has, algorithm): (impl FnOnce(Algorithms) -> &'static [T], &T),
+) -> Result<Arc<Key>, ApiError> {
+    let action = format!("kms:{}", call.draft.operation);
+    let using = Use {
+        action: &action,
+        named,
+        more,
+        ..Use::default()
+    };
+    let key = using.admit(call, usage)?;
+    check_algorithm(&key, has(key.algorithms()), algorithm)?;
+    Ok(key)
 }
 
 /// Refuses keys made for something else.

@@ -1,18 +1,20 @@
 //! Message authentication codes.
 
+use std::sync::Arc;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 use zeroize::Zeroizing;
 
-use super::admit::{Use, check_algorithm, check_dry_run};
+use super::admit::{admit_algorithm, check_dry_run};
 use crate::crypto::material::MacKey;
 use crate::crypto::pair::PairError;
 use crate::error::{ApiError, ErrorKind};
 use crate::input::Input;
 use crate::keyring::Key;
 use crate::service::Call;
-use crate::spec::{KeyUsage, MacAlgorithm};
+use crate::spec::{Algorithms, KeyUsage, MacAlgorithm};
 
 const MESSAGE_MAX: usize = 4096;
 const MAC_MAX: usize = 6144;
@@ -42,17 +44,16 @@ impl Request {
         })
     }
 
-    fn admit(&self, call: &mut Call<'_>) -> Result<std::sync::Arc<Key>, ApiError> {
-        let action = format!("kms:{}", call.draft.operation);
-        let using = Use {
-            action: &action,
-            named: &self.key_id,
-            more: vec![("kms:MacAlgorithm", self.algorithm.to_string())],
-            ..Use::default()
-        };
-        let key = using.admit(call, KeyUsage::GenerateVerifyMac)?;
-        check_algorithm(&key, key.algorithms().mac, &self.algorithm)?;
-        Ok(key)
+    fn admit(&self, call: &mut Call<'_>) -> Result<Arc<Key>, ApiError> {
+        let more = vec![("kms:MacAlgorithm", self.algorithm.to_string())];
+        let algorithm = (|all: Algorithms| all.mac, &self.algorithm);
+        admit_algorithm(
+            call,
+            &self.key_id,
+            more,
+            KeyUsage::GenerateVerifyMac,
+            algorithm,
+        )
     }
 }
 

@@ -1,17 +1,19 @@
 //! Signatures and public keys.
 
+use std::sync::Arc;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 use zeroize::Zeroizing;
 
-use super::admit::{Use, check_algorithm, check_dry_run, pair, pair_error};
+use super::admit::{Use, admit_algorithm, check_dry_run, pair, pair_error};
 use crate::crypto::pair::PairError;
 use crate::error::{ApiError, ErrorKind};
 use crate::input::Input;
 use crate::keyring::Key;
 use crate::service::Call;
-use crate::spec::{KeyUsage, MessageType, SigningAlgorithm};
+use crate::spec::{Algorithms, KeyUsage, MessageType, SigningAlgorithm};
 
 const MESSAGE_MAX: usize = 4096;
 const SIGNATURE_MAX: usize = 6144;
@@ -46,20 +48,13 @@ impl Request {
         })
     }
 
-    fn admit(&self, call: &mut Call<'_>) -> Result<std::sync::Arc<Key>, ApiError> {
-        let action = format!("kms:{}", call.draft.operation);
-        let using = Use {
-            action: &action,
-            named: &self.key_id,
-            more: vec![
-                ("kms:SigningAlgorithm", self.algorithm.to_string()),
-                ("kms:MessageType", self.kind.to_string()),
-            ],
-            ..Use::default()
-        };
-        let key = using.admit(call, KeyUsage::SignVerify)?;
-        check_algorithm(&key, key.algorithms().signing, &self.algorithm)?;
-        Ok(key)
+    fn admit(&self, call: &mut Call<'_>) -> Result<Arc<Key>, ApiError> {
+        let more = vec![
+            ("kms:SigningAlgorithm", self.algorithm.to_string()),
+            ("kms:MessageType", self.kind.to_string()),
+        ];
+        let algorithm = (|all: Algorithms| all.signing, &self.algorithm);
+        admit_algorithm(call, &self.key_id, more, KeyUsage::SignVerify, algorithm)
     }
 
     fn refused(&self, error: PairError) -> ApiError {
