@@ -208,6 +208,58 @@ fn settings_come_from_the_environment_too() {
 }
 
 #[test]
+fn settings_come_from_a_file_too() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("kms.toml");
+    let data = directory.path().join("data").display().to_string();
+    let write = |more: &str| {
+        let text = format!("dev = true\ndata = {data:?}\nlisten = '127.0.0.1:0'\n{more}\n");
+        std::fs::write(&path, text).unwrap();
+    };
+    let run = |words: &[&str], variables: &[(&str, &str)]| {
+        let mut command = Command::new(BINARY);
+        command.args(words).arg("--config").arg(&path);
+        let output = command.envs(variables.iter().copied()).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        (output.status.code(), output.stdout, said)
+    };
+    write("rate_limit = 7\nstrict_policies = true\ntrust_aws = true");
+    let words = ["config", "check", "--json", "--max-staleness", "5"];
+    let (status, shown, said) = run(&words, &[("ENCLOS_KMS_RATE_LIMIT", "9")]);
+    assert_eq!(status, Some(0), "{said}");
+    let shown: Vec<serde_json::Value> = serde_json::from_slice(&shown).unwrap();
+    for (key, value, source) in [
+        ("data", data.as_str(), "file"),
+        ("strict_policies", "true", "file"),
+        ("rate_limit", "9", "environment"),
+        ("max_staleness", "5", "flag"),
+        ("server_name", "kms.enclos.internal", "default"),
+    ] {
+        let setting = json!({ "key": key, "value": value, "source": source });
+        assert!(shown.contains(&setting), "{setting}: {shown:?}");
+    }
+    let table = run(&["config", "check"], &[]).1;
+    assert!(String::from_utf8(table).unwrap().starts_with("SETTING "));
+    // What a start would refuse is refused here, without a directory being made.
+    write("trust_root = '/no/such.pem'");
+    let (status, _, said) = run(&["config", "check"], &[]);
+    assert!(status == Some(1) && said.contains("/no/such.pem"), "{said}");
+    write("operation_listen = '127.0.0.1:0'");
+    for words in [&["serve"][..], &["config", "check"]] {
+        let (status, _, said) = run(words, &[]);
+        let expected =
+            ":4: there is no setting `operation_listen`; did you mean `operations_listen`?";
+        assert!(status == Some(2) && said.contains(expected), "{said}");
+    }
+    assert!(!Path::new(&data).exists());
+    // The one that is installed is one.
+    let dist = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../dist/enclos-kms.toml");
+    std::fs::copy(dist, &path).unwrap();
+    let (status, _, said) = run(&["config", "check"], &[]);
+    assert_eq!(status, Some(0), "{said}");
+}
+
+#[test]
 fn the_unit_is_one_that_systemd_understands() {
     let Ok(analyze) = Command::new("systemd-analyze").arg("--version").output() else {
         return;

@@ -12,7 +12,7 @@ use crate::store::{AddressError, Location, Servers};
 #[derive(Debug, clap::Args)]
 pub(super) struct Data {
     /// Data directory: kms.db, root.key, tls/
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", env = "ENCLOS_KMS_DATA")]
     pub(super) data: PathBuf,
 
     #[command(flatten)]
@@ -24,11 +24,21 @@ pub(super) struct Data {
 pub(super) struct Database {
     /// PostgreSQL database instead of DATA/kms.db: postgres://USER@HOST:PORT/NAME. Repeat it for each server of which one can
     /// be written. Over TCP the server must prove its name; see sslmode and sslrootcert of PostgreSQL
-    #[arg(long, value_name = "URL")]
+    #[arg(
+        long,
+        value_name = "URL",
+        env = "ENCLOS_KMS_DATABASE",
+        value_delimiter = ','
+    )]
     database: Vec<String>,
 
     /// File with the password of --database; without it PGPASSWORD is the password
-    #[arg(long, value_name = "FILE", requires = "database")]
+    #[arg(
+        long,
+        value_name = "FILE",
+        requires = "database",
+        env = "ENCLOS_KMS_DATABASE_PASSWORD_FILE"
+    )]
     database_password_file: Option<PathBuf>,
 }
 

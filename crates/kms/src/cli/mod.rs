@@ -4,7 +4,7 @@
 //! |---|---|
 //! | 0 | done; for `serve`: stopped by SIGINT or SIGTERM after a clean drain |
 //! | 1 | the command failed: a file, the database, a key that does not open |
-//! | 2 | the command line is wrong |
+//! | 2 | the command line, or the file of settings, is wrong |
 //! | 3 | an address cannot be listened on: taken, not ours, or not loopback under `--dev` |
 //! | 4 | another server uses the data directory |
 //! | 5 | the audit trail is not as it was written |
@@ -12,6 +12,7 @@
 
 mod audit;
 mod backup;
+mod config;
 mod data;
 mod explain;
 mod identity;
@@ -33,6 +34,7 @@ use crate::crypto::seal::RootKeyError;
 use crate::error::Chain;
 use crate::memory_lock;
 
+use config::{ConfigError, Sources};
 use data::Data;
 
 /// An AWS-KMS-compatible key management service that releases keys to attested enclaves.
@@ -47,6 +49,9 @@ struct Arguments {
 enum Command {
     /// Serve the KMS API.
     Serve(serve::Arguments),
+    /// Look at the settings of `serve`: flags, environment, file.
+    #[command(subcommand)]
+    Config(config::Check),
     /// Manage who may call: access keys of account roots, users and roles.
     #[command(subcommand)]
     Principal(principal::Command),
@@ -86,6 +91,8 @@ struct Failure {
 
 /// Any failure that has no status of its own.
 const FAILED: u8 = 1;
+/// The command line or the file of settings is wrong.
+const USAGE: u8 = 2;
 /// An address cannot be listened on.
 const CANNOT_LISTEN: u8 = 3;
 /// Another server uses the data directory.
@@ -119,12 +126,17 @@ impl<E: std::error::Error + Send + Sync + 'static> From<E> for Failure {
 /// Runs the program.
 #[must_use]
 pub fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+    let parsed = config::parse(std::env::args_os().collect());
     memory_lock::forbid_core_dumps();
     // Whatever is made here is for this user alone; the CA certificate is opened up by name.
     rustix::process::umask(rustix::fs::Mode::from_bits_truncate(0o077));
     start_log();
-    match run(arguments) {
+    let done = match parsed {
+        Ok((arguments, sources)) => run(arguments, &sources),
+        Err(ConfigError::CommandLine(error)) => error.exit(),
+        Err(error) => Err(Failure::new(USAGE, error)),
+    };
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             // Standard error may be closed; there is nobody else to tell.
@@ -138,13 +150,14 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn run(arguments: Arguments) -> Result<(), Failure> {
+fn run(arguments: Arguments, sources: &Sources) -> Result<(), Failure> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()?;
     runtime.block_on(async {
         match arguments.command {
             Command::Serve(arguments) => serve::run(arguments).await,
+            Command::Config(command) => config::run(command, sources),
             Command::Principal(command) => principal::run(command).await,
             Command::Identity(command) => identity::run(command).await,
             Command::Keys(command) => inspect::keys(command).await,

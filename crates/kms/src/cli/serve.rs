@@ -16,6 +16,7 @@ use super::{CANNOT_LISTEN, Data, Failure, IN_USE, measurements, print, root};
 use crate::crypto::seal::RootKey;
 use crate::error::Chain;
 use crate::limits::Limits;
+use crate::measurements::Measurements;
 use crate::memory_lock;
 use crate::operations::Operations;
 use crate::recipient::Trust;
@@ -39,6 +40,10 @@ const RENEW: Duration = Duration::from_secs(86_400 * (tls::SERVER_DAYS.unsigned_
 /// Command line of `serve`.
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
+    /// File of settings, TOML: each flag is a key, with _ for -. Flags win over the environment, and that over the file
+    #[arg(long, value_name = "FILE", env = "ENCLOS_KMS_CONFIG")]
+    config: Option<PathBuf>,
+
     #[command(flatten)]
     data: Data,
 
@@ -47,7 +52,7 @@ pub(super) struct Arguments {
     listen: SocketAddr,
 
     /// Plain HTTP on loopback with account 000000000000 and credentials test/test
-    #[arg(long, conflicts_with_all = ["dev_listen", "tls_cert", "tls_key", "server_name"])]
+    #[arg(long, conflicts_with_all = ["dev_listen", "tls_cert", "tls_key", "server_name"], env = "ENCLOS_KMS_DEV")]
     dev: bool,
 
     /// A second listener as --dev makes it, beside the one with TLS
@@ -115,7 +120,7 @@ pub(super) struct Arguments {
 
     /// With --database: milliseconds for which a node may answer from what it knows without asking whether other nodes have
     /// changed keys, grants or policies. 0, the default: never
-    #[arg(long, value_name = "MS", default_value_t = 0, value_parser = clap::value_parser!(u64).range(..=60_000))]
+    #[arg(long, value_name = "MS", default_value_t = 0, value_parser = clap::value_parser!(u64).range(..=60_000), env = "ENCLOS_KMS_MAX_STALENESS")]
     max_staleness: u64,
 
     /// Most calls of one access key in a second; more are throttled. No limit by default
@@ -166,6 +171,9 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
         Some(_) => Some(signal(SignalKind::hangup())?),
         None => None,
     };
+    if let Some(path) = &arguments.config {
+        tracing::info!(path = %path.display(), "settings were read");
+    }
     let data = arguments.data.data.clone();
     let _lock = lock(&data)?;
     let locked = lock_memory(arguments.require_locked_memory)?;
@@ -220,6 +228,19 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
     }
     drop((store, service));
     writer.await?;
+    Ok(())
+}
+
+/// Reads what the settings name, as a start would; makes, opens and locks nothing.
+pub(super) fn check(arguments: &Arguments) -> Result<(), Failure> {
+    trust(arguments)?;
+    arguments.data.location()?;
+    if let files @ Source::Files { .. } = source(arguments, &arguments.data.data) {
+        ServerCertificate::new(files)?.server_config(arguments.client_ca.as_deref())?;
+    }
+    if let Some(directory) = &arguments.measurement_policies {
+        Measurements::open(directory)?;
+    }
     Ok(())
 }
 
