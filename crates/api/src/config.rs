@@ -64,6 +64,10 @@ pub struct Process {
     pub user: String,
     /// Signal that asks the application to stop, `SIGTERM` or a number.
     pub stop_signal: String,
+    /// Whether standard output and error go to the enclave's log on the host, in production too. Whoever pins the image
+    /// pins this. Not written when it is off, so that images without it have the bytes that they always had.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub log_to_host: bool,
 }
 
 /// The KMS that the agent talks to. TLS ends in the agent and trusts `ca_pem` alone.

@@ -1,6 +1,6 @@
 //! What the guest says to its host over vsock, and on which ports.
 //!
-//! The guest dials CID 3, as on Nitro. Ports 9000 and 9001 are answered by `enclos-vmm` itself; every other
+//! The guest dials CID 3, as on Nitro. Ports 9000, 9001 and 9003 are answered by `enclos-vmm` itself; every other
 //! port leads to a unix socket `<vsock>_<port>` on the host, where the gateway listens on [`KMS_PORT`] and
 //! [`FACTS_PORT`].
 
@@ -21,6 +21,10 @@ pub const LIFECYCLE_PORT: u32 = 9001;
 
 /// Instance facts: a connection carries one [`FactsRequest`] and one [`FactsReply`].
 pub const FACTS_PORT: u32 = 9002;
+
+/// Output of the application, when its image's configuration says so ([`crate::config::Process::log_to_host`]): raw bytes
+/// from the guest, answered by `enclos-vmm` itself with the end of the stream once all of it is in the enclave's log.
+pub const APP_LOG_PORT: u32 = 9003;
 
 /// Tunnel to the KMS, raw bytes (the port of AWS's vsock-proxy service).
 pub const KMS_PORT: u32 = 8000;

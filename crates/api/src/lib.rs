@@ -22,6 +22,7 @@ pub mod error;
 pub mod frame;
 pub mod gateway;
 pub mod guest;
+pub mod log;
 
 /// Version of every protocol in this crate. Both sides refuse a different one by name.
 pub const PROTOCOL_VERSION: u32 = 1;

@@ -17,6 +17,7 @@ use enclos_attest::PcrValue;
 use serde::Serialize;
 use serde_json::Value;
 
+use crate::configuration;
 use crate::error::EifError;
 use crate::format::Section;
 use crate::inspect::{Report, inspect};
@@ -28,12 +29,6 @@ use crate::reader::{Eif, Mode};
 
 /// Most bytes that one image's ramdisk may unpack to while it is compared.
 const MAX_UNPACKED: u64 = 64 << 30;
-
-/// The measured configuration's path in the application's ramdisk.
-const CONFIG: &[u8] = b"enclos/config.json";
-
-/// Longest configuration that is compared setting by setting (bytes).
-const MAX_CONFIG: u64 = 1 << 20;
 
 /// Why two images could not be compared.
 #[derive(Debug, thiserror::Error)]
@@ -329,8 +324,8 @@ impl Parts {
             return Ok(());
         }
         self.app_digest += &digest;
-        if let Some(config) = config_of(eif, reader, section, entries.get(CONFIG)).map_err(image)? {
-            entries.remove(CONFIG);
+        if let Some(config) = configuration::read(eif, reader, section).map_err(image)? {
+            entries.remove(configuration::CONFIG);
             self.config.extend(flattened(&config));
         }
         self.app.extend(named(&entries));
@@ -387,32 +382,6 @@ fn digest_of<R: Read + Seek>(
 
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-/// The measured configuration, where the ramdisk is a plain archive that starts with it, as ours do.
-fn config_of<R: Read + Seek>(
-    eif: &Eif,
-    reader: &mut R,
-    section: &Section,
-    entry: Option<&Entry>,
-) -> Result<Option<Value>, EifError> {
-    let Some(entry) = entry.filter(|entry| entry.len <= MAX_CONFIG) else {
-        return Ok(None);
-    };
-    let mut head = Vec::new();
-    // Behind `enclos`, its directory: two entries' headers and names come before the body.
-    let limit = entry.len + 1024;
-    eif.section(reader, section)?
-        .take(limit)
-        .read_to_end(&mut head)?;
-    let name = [CONFIG, b"\0"].concat();
-    let Some(at) = head.windows(name.len()).position(|window| window == name) else {
-        return Ok(None);
-    };
-    let start = (at + name.len()).next_multiple_of(4);
-    let len = usize::try_from(entry.len).unwrap_or(usize::MAX);
-    let body = head.get(start..start.saturating_add(len));
-    Ok(body.and_then(|body| serde_json::from_slice(body).ok()))
 }
 
 /// One line for each file: everything of it that is measured.

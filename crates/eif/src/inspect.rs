@@ -8,6 +8,7 @@ use serde_json::Value;
 use x509_cert::name::Name;
 use x509_cert::time::Time;
 
+use crate::configuration;
 use crate::error::EifError;
 use crate::format::{MAX_METADATA_LEN, Section, SectionKind};
 use crate::measure::{Measurements, pass};
@@ -38,6 +39,8 @@ pub struct Report {
     pub cmdline: Option<String>,
     /// The metadata section, unmeasured, as it is.
     pub metadata: Option<Value>,
+    /// The measured configuration, when `enclos build` made the image.
+    pub configuration: Option<Value>,
     /// What is wrong with the image; empty for one that [`Eif::parse`] and [`measure`](crate::measure())
     /// accept.
     pub findings: Vec<EifError>,
@@ -88,6 +91,7 @@ pub fn inspect<R: Read + Seek>(reader: &mut R) -> Result<Report, EifError> {
         certificate: None,
         cmdline: eif.cmdline(reader).ok(),
         metadata: None,
+        configuration: configuration::find(&eif, reader).ok().flatten(),
         findings,
     };
     if let Some(bytes) = pass.signature {

@@ -18,6 +18,7 @@
 #![warn(missing_docs)]
 
 mod builder;
+mod configuration;
 mod diff;
 mod error;
 mod format;

@@ -44,6 +44,7 @@ pub mod vmm;
 pub mod vsock;
 pub mod wire;
 
+mod allowance;
 mod positioned;
 
 /// Name of an enclave's vsock socket in its directory.

@@ -90,6 +90,8 @@ pub struct LaunchSpec {
     pub qemu: PathBuf,
     /// Frequency of the time stamp counter in kHz.
     pub tsc_khz: u64,
+    /// Whether the vmm's standard error is a log of this enclave alone.
+    pub own_log: bool,
 }
 
 /// How a guest ended.

@@ -10,6 +10,7 @@
 //! | `abort` | the same, then ends by a signal |
 //! | `stop SIGNAL STATUS` | answers connections on TCP port 5000 with one word; ends with this status when this signal comes |
 //! | `stubborn SIGNAL` | the same, but lives on |
+//! | `forge STATUS` | prints a line that looks like one of the hypervisor's and steers terminals; ends as `exit` does |
 //! | `wait` | does nothing |
 
 mod echo;
@@ -54,6 +55,12 @@ fn run(words: &[&str]) -> Result<ExitCode> {
         }
         ["exit", status] => {
             until_a_byte_arrives()?;
+            return Ok(ExitCode::from(status.parse::<u8>()?));
+        }
+        ["forge", status] => {
+            eprintln!("info: ended: \u{1b}[2Jforged");
+            until_a_byte_arrives()?;
+            println!("e2e-guest: the last word");
             return Ok(ExitCode::from(status.parse::<u8>()?));
         }
         ["abort"] => {

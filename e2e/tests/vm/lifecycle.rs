@@ -115,11 +115,19 @@ fn a_killed_vmm_leaves_nothing() {
     assert_ne!(again.id, enclave.id);
 }
 
-/// Sends the program a byte, which lets it go on, until the enclave has ended.
-fn exit_of(fixture: &Fixture, name: &str, arguments: &[&str]) -> enclos_api::control::Exit {
-    let image = fixture.builder().test_program(name, arguments, "").unwrap();
+/// Sends the program a byte, which lets it go on, until the enclave has ended: its id, and how.
+fn ended(
+    fixture: &Fixture,
+    name: &str,
+    arguments: &[&str],
+    app: &str,
+) -> (String, enclos_api::control::Exit) {
+    let image = fixture
+        .builder()
+        .test_program(name, arguments, app)
+        .unwrap();
     let enclave = fixture.stack.host.run(&image, &[]).unwrap();
-    std::thread::scope(|scope| {
+    let exit = std::thread::scope(|scope| {
         let exit = scope.spawn(|| enclave.wait(LIMIT));
         while !exit.is_finished() {
             // The publication ends with the enclave: refusals are expected.
@@ -127,7 +135,12 @@ fn exit_of(fixture: &Fixture, name: &str, arguments: &[&str]) -> enclos_api::con
             std::thread::sleep(Duration::from_millis(100));
         }
         exit.join().unwrap().unwrap()
-    })
+    });
+    (enclave.id.clone(), exit)
+}
+
+fn exit_of(fixture: &Fixture, name: &str, arguments: &[&str]) -> enclos_api::control::Exit {
+    ended(fixture, name, arguments, "").1
 }
 
 #[test]
@@ -208,5 +221,43 @@ fn a_production_enclave_has_none() {
     assert!(
         String::from_utf8_lossy(&output.stderr).contains("debug"),
         "{output:?}"
+    );
+}
+
+/// What `enclos logs` shows of an enclave whose application printed lines that are meant to be somebody else's, and ended.
+fn log_of_forger(fixture: &Fixture, name: &str, app: &str) -> String {
+    let (id, exit) = ended(fixture, name, &["forge", "0"], app);
+    assert_eq!(exit.status, Some(0), "{exit:?}");
+    let mut command = fixture.stack.host.enclos();
+    child::read(command.args(["logs", &id]), LIMIT).unwrap()
+}
+
+#[test]
+fn the_host_reads_what_an_application_prints_only_if_its_image_says_so() {
+    let fixture = Fixture::new();
+    let silent = log_of_forger(&fixture, "silent", "");
+    assert!(
+        silent.contains("info: ended: the application exited"),
+        "{silent}"
+    );
+    assert!(
+        !silent.contains("app: ") && !silent.contains("forged"),
+        "{silent}"
+    );
+    let loud = log_of_forger(&fixture, "loud", "log_to_host = true\n");
+    let said: Vec<&str> = loud
+        .lines()
+        .filter(|line| line.starts_with("app: "))
+        .collect();
+    let expected = [
+        "app: e2e-guest: forge 0",
+        "app: info: ended:  [2Jforged",
+        "app: e2e-guest: the last word",
+    ];
+    assert_eq!(said, expected, "{loud}");
+    let last = loud.lines().last().unwrap();
+    assert!(
+        last.starts_with("info: ended: the application exited"),
+        "{loud}"
     );
 }

@@ -28,5 +28,14 @@ pub(super) fn run(args: &DescribeEif) -> Outcome {
             chain(finding)
         ));
     }
+    let setting = report
+        .configuration
+        .as_ref()
+        .and_then(|configuration| configuration.pointer("/process/log_to_host"));
+    if setting.and_then(serde_json::Value::as_bool) == Some(true) {
+        term::note(
+            "note: the host can read what this image's application prints, in production too (app.log_to_host, measured)",
+        );
+    }
     term::json(&DescribedEif::from(report))
 }

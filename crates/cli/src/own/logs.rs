@@ -1,28 +1,30 @@
 //! `enclos logs`: what the hypervisor, or the vmm of one enclave, has to say. Enclaves that have ended have theirs too.
 
 use std::fs::{self, File};
-use std::io::{BufRead as _, BufReader, Read as _};
+use std::io::{BufRead as _, BufReader, Read as _, Seek as _, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
 use clap::Args;
+use enclos_api::log::{CUT, ENDED};
 
 use crate::dirs;
 use crate::failure::{Failure, Outcome};
 use crate::term;
 
+/// Longest of the two lines that a log keeps when it is cut (bytes).
+const MAX_HEAD: u64 = 4096;
+
 /// How often a log that is followed is looked at.
 const PERIOD: Duration = Duration::from_millis(200);
-
-/// How the last line of an enclave's log begins; the hypervisor writes it.
-const LAST_LINE: &str = "info: ended: ";
 
 /// Options of `logs`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "The application's own output is not in it: in production an enclave has no console, and in debug mode \
-                  `enclos console` shows it."
+    after_help = "What the application prints is in it, behind `app: `, if its image was built with `log_to_host = true` in \
+                  [app] of enclos.toml, which is measured. Otherwise the host cannot read it: in production an enclave has no \
+                  console. In debug mode `enclos console` shows it."
 )]
 pub(crate) struct Logs {
     /// Name or id of an enclave, also of one that has ended; without it, the hypervisor
@@ -87,7 +89,7 @@ fn show(log: &mut BufReader<File>, follow: bool) -> Outcome {
             let text = String::from_utf8_lossy(&line);
             let text = term::printable(text.trim_end_matches('\n'));
             term::out(&format!("{text}\n"))?;
-            if follow && text.starts_with(LAST_LINE) {
+            if follow && text.starts_with(ENDED) {
                 return Ok(());
             }
             line.clear();
@@ -96,6 +98,62 @@ fn show(log: &mut BufReader<File>, follow: bool) -> Outcome {
         } else if read == 0 {
             // A line that is half written is waited for.
             thread::sleep(PERIOD);
+            if go_on_after_cut(log)? {
+                line.clear();
+            }
+        }
+    }
+}
+
+/// When the log became shorter, because its older part was removed, goes on where the follower was: whether it did.
+fn go_on_after_cut(log: &mut BufReader<File>) -> Outcome<bool> {
+    let read = log.stream_position()?;
+    if log.get_ref().metadata()?.len() >= read {
+        return Ok(false);
+    }
+    log.rewind()?;
+    let mut head = Vec::new();
+    log.by_ref().take(MAX_HEAD).read_until(b'\n', &mut head)?;
+    let first = head.len();
+    log.by_ref().take(MAX_HEAD).read_until(b'\n', &mut head)?;
+    let begins = std::str::from_utf8(&head[first..])
+        .ok()
+        .and_then(|line| line.strip_prefix(CUT)?.trim_end().parse::<u64>().ok());
+    let kept = begins.map(|begins| read.saturating_sub(begins));
+    let behind = kept.map_or(0, |kept| u64::try_from(head.len()).unwrap_or(0) + kept);
+    log.seek(SeekFrom::Start(behind))?;
+    Ok(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rest(log: &mut BufReader<File>) -> String {
+        let mut text = String::new();
+        log.read_to_string(&mut text).unwrap();
+        text
+    }
+
+    #[test]
+    fn a_follower_goes_on_where_it_was_when_the_log_is_cut() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("log");
+        let first = "info: app (i-1): started\n";
+        let numbers = (100..200).map(|number| format!("app: {number}\n"));
+        let before: String = std::iter::once(first.to_owned()).chain(numbers).collect();
+        let begins = before.find("app: 190").unwrap();
+        let cut = format!("{first}{CUT}{begins}\n{}app: new\n", &before[begins..]);
+        for read_to in ["app: 150", "app: 190", "app: 195"] {
+            let read_to = before.find(read_to).unwrap();
+            fs::write(&path, &before[..read_to]).unwrap();
+            let mut log = BufReader::new(File::open(&path).unwrap());
+            assert_eq!(rest(&mut log), before[..read_to]);
+            assert!(!go_on_after_cut(&mut log).unwrap());
+            fs::write(&path, &cut).unwrap();
+            assert!(go_on_after_cut(&mut log).unwrap());
+            let expected = format!("{}app: new\n", &before[begins.max(read_to)..]);
+            assert_eq!(rest(&mut log), expected);
         }
     }
 }

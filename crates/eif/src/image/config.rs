@@ -7,6 +7,7 @@
 //! workdir = "/srv"
 //! user = "app"
 //! stop_signal = "SIGTERM"
+//! log_to_host = true          # what it prints is in its log on the host, in production too; default: false
 //!
 //! [ingress]                   # default: the image's ExposedPorts
 //! ports = [5000]
@@ -109,6 +110,9 @@ pub struct App {
     pub user: Option<String>,
     /// Signal that asks the application to stop.
     pub stop_signal: Option<String>,
+    /// Whether what it prints goes to the enclave's log on the host.
+    #[serde(default)]
+    pub log_to_host: bool,
 }
 
 #[derive(Deserialize)]

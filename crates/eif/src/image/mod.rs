@@ -516,7 +516,14 @@ fn enclave_config(
             .or_else(|| image.user.clone())
             .unwrap_or_default(),
         stop_signal: signal(app.stop_signal.as_ref().or(image.stop_signal.as_ref()))?,
+        log_to_host: app.log_to_host,
     };
+    if process.log_to_host {
+        warnings.push(
+            "app.log_to_host is set: the host can read what the application prints, in production too"
+                .into(),
+        );
+    }
     let ingress = match &spec.config.ports {
         Some(ports) => ports.clone(),
         None => exposed_ports(image, warnings)?,

@@ -876,6 +876,7 @@ fn the_configuration_is_measured_as_the_image_and_the_user_say() {
             workdir: Some("/tmp".into()),
             user: Some("0".into()),
             stop_signal: Some("9".into()),
+            log_to_host: true,
         },
         ports: Some(vec![]),
         attested_tls: vec![],
@@ -885,6 +886,9 @@ fn the_configuration_is_measured_as_the_image_and_the_user_say() {
     assert_eq!(built.config.process.argv, ["/other"]);
     assert_eq!(built.config.process.env[1..], ["B=2=3", "A=9", "API_KEY=k"]);
     assert_eq!(built.config.process.stop_signal, "9");
+    assert!(built.config.process.log_to_host);
+    let mut told = built.warnings.iter();
+    assert!(told.any(|warning| warning.starts_with("app.log_to_host is set")));
     assert!(built.config.ingress.is_empty());
     assert!(
         built

@@ -6,6 +6,7 @@
 //!   application ──dns───▶ 169.254.170.3:53      dns
 //!   client ──▶ gateway ──vsock <port>──▶ ingress ──▶ 127.0.0.1:<port> application
 //!                                           └ channel: attested TLS ends here, on the ports that the image says
+//!   application ──pipe──▶ app_log ──vsock 9003──▶ the enclave's log on the host, if the image says so
 //! ```
 //!
 //! The agent is one process with one tokio runtime. It says `ready` to init once it listens on everything, so
@@ -21,7 +22,7 @@ use tokio::net::{TcpListener, UdpSocket};
 
 use crate::config::{self, ConfigError};
 use crate::init::env::CA_BUNDLE;
-use crate::init::{AGENT_APP_READY, AGENT_FAILED, AGENT_READY};
+use crate::init::{AGENT_APP_READY, AGENT_FAILED, AGENT_LOGGED, AGENT_READY};
 use crate::kms_names::{self, IMDS_ADDRESS, SERVICE_ADDRESS};
 use crate::log;
 use channel::{Channel, ChannelError};
@@ -35,6 +36,7 @@ use kms::{Endpoint, NoKms};
 use nsm::Nsm;
 use transport::{Dial, VsockListener, VsockParent};
 
+pub mod app_log;
 pub mod channel;
 pub mod dns;
 pub mod facts;
@@ -101,11 +103,26 @@ fn tell(line: &str) {
 
 fn start() -> Result<(), AgentError> {
     let config = config::read(Path::new(ENCLAVE_CONFIG_PATH))?;
+    if config.process.log_to_host {
+        forward_output().map_err(AgentError::Runtime)?;
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
         .map_err(AgentError::Runtime)?;
     runtime.block_on(serve(config))
+}
+
+/// Hands the application's output on, on a thread of its own: it is on standard input here.
+fn forward_output() -> io::Result<()> {
+    let thread = std::thread::Builder::new().name("app-log".into());
+    thread
+        .spawn(|| {
+            let host = app_log::connect();
+            app_log::forward(io::stdin().lock(), host, io::stderr());
+            tell(AGENT_LOGGED);
+        })
+        .map(drop)
 }
 
 async fn serve(config: EnclaveConfig) -> Result<(), AgentError> {

@@ -90,8 +90,8 @@ fn errno_text(error: &io::Error) -> String {
         .to_owned()
 }
 
-/// Starts the application and returns its process id once its command runs.
-pub(super) fn start(config: &EnclaveConfig) -> Result<Pid, NotStarted> {
+/// Starts the application and returns its process id once its command runs. It writes to `output`, or else to the console.
+pub(super) fn start(config: &EnclaveConfig, output: Option<PipeWriter>) -> Result<Pid, NotStarted> {
     let failed = |error: io::Error| NotStarted {
         status: NOT_PREPARED,
         reason: format!("cannot start a process for the application: {error}"),
@@ -100,7 +100,7 @@ pub(super) fn start(config: &EnclaveConfig) -> Result<Pid, NotStarted> {
     match sys::fork().map_err(failed)? {
         sys::Fork::Child => {
             drop(reader);
-            child(config, writer)
+            child(config, output, writer)
         }
         sys::Fork::Parent(pid) => {
             drop(writer);
@@ -122,8 +122,8 @@ fn read_outcome(mut reader: PipeReader) -> Result<(), NotStarted> {
     }
 }
 
-fn child(config: &EnclaveConfig, mut writer: PipeWriter) -> ! {
-    let Err(error) = become_application(config);
+fn child(config: &EnclaveConfig, output: Option<PipeWriter>, mut writer: PipeWriter) -> ! {
+    let Err(error) = become_application(config, output);
     let status = error.status();
     let mut bytes = vec![u8::try_from(status).unwrap_or(u8::MAX)];
     bytes.extend(log::chain(&error).bytes());
@@ -131,7 +131,13 @@ fn child(config: &EnclaveConfig, mut writer: PipeWriter) -> ! {
     sys::exit_now(status)
 }
 
-fn become_application(config: &EnclaveConfig) -> Result<std::convert::Infallible, LaunchError> {
+fn become_application(
+    config: &EnclaveConfig,
+    output: Option<PipeWriter>,
+) -> Result<std::convert::Infallible, LaunchError> {
+    if let Some(output) = output {
+        prepare("redirect the application's output", redirect(&output))?;
+    }
     let process = &config.process;
     prepare("start a session", rustix::process::setsid().map(drop))?;
     prepare(
@@ -147,6 +153,11 @@ fn become_application(config: &EnclaveConfig) -> Result<std::convert::Infallible
     enter_directory(&process.cwd)?;
     take_on(&identity)?;
     Err(execute(&process.argv, &env))
+}
+
+fn redirect(output: &PipeWriter) -> Result<(), Errno> {
+    rustix::stdio::dup2_stdout(output)?;
+    rustix::stdio::dup2_stderr(output)
 }
 
 fn errno(error: io::Error) -> Errno {
@@ -216,8 +227,8 @@ fn take_on(identity: &Identity) -> Result<(), LaunchError> {
     prepare("forbid new privileges", set_no_new_privs(true))
 }
 
-/// `/dev/stdout` is opened anew by programs that log to it: they must be allowed to. `/dev/null` is anyone's
-/// already.
+/// `/dev/stdout` is opened anew by programs that log to it: they must be allowed to, be it the console or a pipe to the agent.
+/// `/dev/null` is anyone's already.
 fn own_console(uid: Uid) {
     let console = rustix::fs::fstat(rustix::stdio::stdout());
     let null = rustix::fs::stat("/dev/null");

@@ -11,7 +11,7 @@
 //! The application's end ends the enclave. The agent's end ends it too: without it nothing of the application
 //! can be reached, and a new agent would have another certificate than the one the application trusts.
 
-use std::io;
+use std::io::{self, PipeWriter};
 use std::net::Ipv4Addr;
 use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
@@ -52,6 +52,10 @@ const ADDRESSES: [Ipv4Addr; 2] = [IMDS_ADDRESS, SERVICE_ADDRESS];
 /// How long the agent may take to listen on everything; it takes well under a second on an idle host.
 const AGENT_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// How long the last of the application's output may take to reach the host: processes that it leaves behind hold its output
+/// open.
+const LOG_TIMEOUT: Duration = Duration::from_secs(1);
+
 /// How long the application may take to stop before it is killed, when nobody says how long.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -59,6 +63,8 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 pub const AGENT_READY: &str = "ready";
 /// Start of the line by which the agent says that the application accepts connections; the port follows.
 pub const AGENT_APP_READY: &str = "app-ready ";
+/// Line by which the agent says that all output of the application is in the host's log.
+pub const AGENT_LOGGED: &str = "logged";
 /// Start of the line by which the agent says why it gives up; the reason follows.
 pub const AGENT_FAILED: &str = "failed ";
 
@@ -264,11 +270,35 @@ fn boot(lifecycle: &mut Lifecycle) -> Result<Ending, InitError> {
     *lifecycle = Lifecycle::open()?;
     events.listen_to_host(lifecycle.words());
     let config = config::read(Path::new(ENCLAVE_CONFIG_PATH))?;
-    let agent = start_agent(&mut events)?;
+    let (output, application) = output_of(&config).map_err(InitError::Agent)?;
+    let agent = start_agent(&mut events, output)?;
     if let Some(ending) = wait_for_agent(&mut events, agent)? {
         return Ok(ending);
     }
-    run_application(&config, &mut events, agent, lifecycle)
+    run_application(&config, application, &mut events, agent, lifecycle)
+}
+
+/// What the agent reads as its standard input, and where the application writes, unless that is the console: the two ends of
+/// a pipe if the application's output goes to the host.
+fn output_of(config: &EnclaveConfig) -> io::Result<(Stdio, Option<PipeWriter>)> {
+    if !config.process.log_to_host {
+        return Ok((Stdio::null(), None));
+    }
+    let (reader, writer) = io::pipe()?;
+    Ok((reader.into(), Some(writer)))
+}
+
+/// Waits until the agent has handed on what the application printed at last.
+fn wait_for_log(events: &mut Events, agent: Pid) -> Result<(), InitError> {
+    let deadline = Some(Instant::now() + LOG_TIMEOUT);
+    loop {
+        match events.next(deadline).map_err(InitError::Events)? {
+            Event::Agent(line) if line == AGENT_LOGGED => return Ok(()),
+            Event::Ended(pid, _) if pid == agent => return Ok(()),
+            Event::Deadline => return Ok(()),
+            _ => {}
+        }
+    }
 }
 
 /// As OCI runtimes have it, every user may listen on ports below 1024.
@@ -279,13 +309,13 @@ fn settings() {
     }
 }
 
-/// Starts the agent; its standard output is the pipe on which it speaks to init.
-fn start_agent(events: &mut Events) -> Result<Pid, InitError> {
+/// Starts the agent; its standard output is the pipe on which it speaks to init, its standard input the application's output.
+fn start_agent(events: &mut Events, output: Stdio) -> Result<Pid, InitError> {
     std::fs::create_dir_all(RUN_DIR).map_err(InitError::Agent)?;
     let (reader, writer) = io::pipe().map_err(InitError::Agent)?;
     let child = Command::new(AGENT_PATH)
         .env_clear()
-        .stdin(Stdio::null())
+        .stdin(output)
         .stdout(writer)
         .spawn()
         .map_err(InitError::Agent)?;
@@ -330,11 +360,13 @@ fn agent_ending(status: WaitStatus, said: Option<String>) -> Ending {
 
 fn run_application(
     config: &EnclaveConfig,
+    output: Option<PipeWriter>,
     events: &mut Events,
     agent: Pid,
     lifecycle: &mut Lifecycle,
 ) -> Result<Ending, InitError> {
-    let app = match launch::start(config) {
+    let mut logging = output.is_some();
+    let app = match launch::start(config, output) {
         Ok(app) => app,
         Err(failed) => {
             let (status, signal) = (Some(failed.status), None);
@@ -351,7 +383,12 @@ fn run_application(
     let mut said = None;
     loop {
         match events.next(kill_at).map_err(InitError::Events)? {
-            Event::Ended(pid, status) if pid == app => return Ok(Ending::of_application(status)),
+            Event::Ended(pid, status) if pid == app => {
+                if logging {
+                    wait_for_log(events, agent)?;
+                }
+                return Ok(Ending::of_application(status));
+            }
             Event::Ended(pid, status) if pid == agent => return Ok(agent_ending(status, said)),
             Event::Ended(..) => {}
             Event::Stop(grace) => {
@@ -362,6 +399,8 @@ fn run_application(
                 send(app, libc::SIGKILL);
                 kill_at = None;
             }
+            // An application may close its output and go on.
+            Event::Agent(line) if line == AGENT_LOGGED => logging = false,
             Event::Agent(line) => match app_ready(&line) {
                 Some(port) => lifecycle.report(&Report::AppReady { port }),
                 None => said = line.strip_prefix(AGENT_FAILED).map(str::to_owned),

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use enclos_api::control::Enclave;
+use enclos_api::log::ENDED;
 
 use crate::daemon::files;
 use crate::log;
@@ -41,6 +42,8 @@ impl Logs {
         }
         self.forget_oldest()?;
         let mut file = File::options()
+            // The vmm reads what it cuts (`vmm::app_log`).
+            .read(true)
             .append(true)
             .create(true)
             .mode(0o640)
@@ -67,7 +70,7 @@ impl Logs {
     pub(crate) fn end(&self, id: &str, reason: &dyn Display) {
         let file = File::options().append(true).open(self.path(id));
         let reason = log::printable(&reason.to_string(), 1024);
-        let ended = file.and_then(|mut file| writeln!(file, "info: ended: {reason}"));
+        let ended = file.and_then(|mut file| writeln!(file, "{ENDED}{reason}"));
         if let Err(error) = ended {
             log::warn(format_args!("{id}: its log cannot be ended: {error}"));
         }

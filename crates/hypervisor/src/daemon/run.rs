@@ -130,6 +130,7 @@ fn start(
         identity,
         group: make_group(hypervisor, reservation)?,
     };
+    let own_log = child.log.is_some();
     let fork = fork_vmm(hypervisor, id, child, Arc::clone(&link));
     let pid = hypervisor.forks.run(fork).map_err(StartError::Fork)?;
     let supervisor = Supervisor {
@@ -140,7 +141,7 @@ fn start(
         link,
         stream,
     };
-    let launch = ToVmm::Launch(Box::new(launch_spec(hypervisor, reservation)));
+    let launch = ToVmm::Launch(Box::new(launch_spec(hypervisor, reservation, own_log)));
     let thread = thread::Builder::new().name("supervisor".into());
     match thread.spawn(move || supervisor.run(launch)) {
         Ok(_) => Ok(()),
@@ -235,7 +236,7 @@ fn fork_vmm(
     }
 }
 
-fn launch_spec(hypervisor: &Hypervisor, reservation: &Reservation) -> LaunchSpec {
+fn launch_spec(hypervisor: &Hypervisor, reservation: &Reservation, own_log: bool) -> LaunchSpec {
     let Reservation { enclave, cpus, .. } = reservation;
     LaunchSpec {
         id: enclave.id.clone(),
@@ -253,6 +254,7 @@ fn launch_spec(hypervisor: &Hypervisor, reservation: &Reservation) -> LaunchSpec
         measurements: enclave.measurements.clone(),
         qemu: hypervisor.engine.program.clone(),
         tsc_khz: hypervisor.tsc_khz,
+        own_log,
     }
 }
 

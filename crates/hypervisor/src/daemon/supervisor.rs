@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use enclos_api::frame::FrameError;
 use rustix::process::{Pid, test_kill_process_group};
 
+use crate::allowance::Allowance;
 use crate::daemon::files;
 use crate::daemon::registry::{Link, say};
 use crate::daemon::serve::Hypervisor;
@@ -47,7 +48,7 @@ impl Supervisor {
     }
 
     fn listen(&self) {
-        let mut allowance = Allowance::new();
+        let mut allowance = Allowance::new(BURST, RESTORED_PER_SECOND);
         let mut certified = false;
         loop {
             match self.hear() {
@@ -65,7 +66,7 @@ impl Supervisor {
                     return;
                 }
             }
-            if !allowance.take() {
+            if !allowance.take(1) {
                 log::warn(format_args!(
                     "{}: its vmm talks too much and is stopped",
                     self.id
@@ -153,38 +154,4 @@ fn wait_group_gone(group: Pid) -> bool {
         thread::sleep(Duration::from_millis(2));
     }
     true
-}
-
-/// A bucket of messages.
-struct Allowance {
-    left: f64,
-    at: Instant,
-}
-
-impl Allowance {
-    fn new() -> Self {
-        Self {
-            left: f64::from(BURST),
-            at: Instant::now(),
-        }
-    }
-
-    fn take(&mut self) -> bool {
-        let restored = self.at.elapsed().as_secs_f64() * RESTORED_PER_SECOND;
-        self.left = (self.left + restored).min(f64::from(BURST)) - 1.0;
-        self.at = Instant::now();
-        self.left >= 0.0
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_talkative_vmm_runs_out_of_allowance() {
-        let mut allowance = Allowance::new();
-        assert!((0..BURST).all(|_| allowance.take()));
-        assert!((0..BURST).any(|_| !allowance.take()));
-    }
 }

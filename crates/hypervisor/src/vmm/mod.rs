@@ -4,7 +4,7 @@
 //!                    ┌────────────────────── enclos-vmm ───────────────────────┐
 //!  hypervisor ─link─▶│ main thread: link.rs messages in, milestones out        │
 //!                    │   │ unpack ▸ devices ▸ engine ▸ wait                    │
-//!                    │ vsock thread ── services 9000, 9001 (8 threads each)    │◀─unix─ gateway, clients
+//!                    │ vsock thread ── services 9000, 9001, 9003 (8 each)      │◀─unix─ gateway, clients
 //!                    │ NSM thread ──── signs with the leaf key                 │
 //!                    │ engine-wait, engine-errors, console, ≤16 followers      │
 //!                    └───────┬─────────────────────────────────────────────────┘
@@ -21,6 +21,7 @@
 pub mod console;
 pub mod payload;
 
+mod app_log;
 pub(crate) mod engine;
 mod sandbox;
 mod services;
@@ -50,6 +51,7 @@ use crate::engine::qemu::Machine;
 use crate::link::{Ended, FRAME_TIMEOUT, FromVmm, LaunchSpec, ToVmm};
 use crate::nsm_device::Module;
 use crate::vhost_user::{FrontendSocket, Handle};
+use crate::vmm::app_log::AppLog;
 use crate::vmm::console::Console;
 use crate::vmm::engine::Engine;
 use crate::vmm::payload::Payload;
@@ -295,7 +297,11 @@ impl Vmm {
             guest_cid: self.spec.cid,
             uds_path: VSOCK_SOCKET.into(),
             frontend: bind("vsock", "vsock")?,
-            services: services::all(&self.sender, &self.init),
+            services: services::all(
+                &self.sender,
+                &self.init,
+                AppLog::on_stderr(self.spec.own_log),
+            ),
         })
         .map_err(|source| StartError::Device {
             device: "vsock",

@@ -1,9 +1,11 @@
-//! The two vsock ports that this process answers itself.
+//! The three vsock ports that this process answers itself.
 //!
 //! * **9000, heartbeat**: init sends 0xB7 and gets it back. The first one is the sign that the guest is up.
 //! * **9001, life cycle**: we say [`Welcome`], init sends [`Report`]s. What it says is told on, sanitised; it
 //!   decides nothing but what the operator reads. The first such connection, which init makes before anything else
 //!   runs in the guest, is also how the guest is asked to stop.
+//! * **9003, the application's output**: written to the enclave's log ([`AppLog`]). The end of our side of the stream says that
+//!   all of it is there.
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
@@ -14,10 +16,13 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use enclos_api::PROTOCOL_VERSION;
 use enclos_api::frame;
-use enclos_api::guest::{HEARTBEAT, HEARTBEAT_PORT, HostWord, LIFECYCLE_PORT, Report, Welcome};
+use enclos_api::guest::{
+    APP_LOG_PORT, HEARTBEAT, HEARTBEAT_PORT, HostWord, LIFECYCLE_PORT, Report, Welcome,
+};
 
 use crate::log::printable;
 use crate::vmm::Event;
+use crate::vmm::app_log::AppLog;
 use crate::vsock::Service;
 
 /// Time for init to send its heartbeat's one byte.
@@ -55,8 +60,12 @@ impl ToInit {
     }
 }
 
-/// Both services, by port.
-pub(crate) fn all(events: &SyncSender<Event>, init: &ToInit) -> Vec<(u32, Service)> {
+/// All services, by port.
+pub(crate) fn all(
+    events: &SyncSender<Event>,
+    init: &ToInit,
+    app_log: AppLog,
+) -> Vec<(u32, Service)> {
     let heartbeat = {
         let events = events.clone();
         Arc::new(move |stream| answer_heartbeat(stream, &events)) as Service
@@ -65,7 +74,12 @@ pub(crate) fn all(events: &SyncSender<Event>, init: &ToInit) -> Vec<(u32, Servic
         let (events, init, count) = (events.clone(), init.clone(), AtomicU32::new(0));
         Arc::new(move |stream| take_reports(stream, &events, &init, &count)) as Service
     };
-    vec![(HEARTBEAT_PORT, heartbeat), (LIFECYCLE_PORT, lifecycle)]
+    let output = Arc::new(move |stream: UnixStream| app_log.take(stream)) as Service;
+    vec![
+        (HEARTBEAT_PORT, heartbeat),
+        (LIFECYCLE_PORT, lifecycle),
+        (APP_LOG_PORT, output),
+    ]
 }
 
 /// Whoever sends anything else gets no answer, and counts for nothing.
@@ -145,7 +159,7 @@ mod tests {
         guest
             .set_read_timeout(Some(Duration::from_secs(10)))
             .unwrap();
-        let (_, service) = all(&sender, &init)
+        let (_, service) = all(&sender, &init, AppLog::on_stderr(false))
             .into_iter()
             .find(|(known, _)| *known == port)
             .unwrap();
@@ -209,6 +223,14 @@ mod tests {
         };
         assert_eq!((reason.chars().count(), *status), (MAX_REASON, Some(3)));
         assert!(reason.starts_with("died x"));
+    }
+
+    #[test]
+    fn output_is_taken_to_its_end_and_that_is_acknowledged() {
+        let (mut guest, _events) = serve(APP_LOG_PORT);
+        guest.write_all(b"one\ntwo").unwrap();
+        guest.shutdown(std::net::Shutdown::Write).unwrap();
+        assert_eq!(guest.read(&mut [0]).unwrap(), 0);
     }
 
     #[test]

@@ -151,6 +151,7 @@ mod tests {
             },
             qemu: "/usr/bin/qemu".into(),
             tsc_khz: 1,
+            own_log: true,
         }
     }
 
