@@ -91,8 +91,14 @@ impl Finding {
 
 pub(super) fn run(args: &Doctor) -> Outcome {
     let packages = Packages::of_this_machine();
-    let mut findings = vec![cores(), memory(), set_aside(), qemu(packages)];
-    findings.extend(engines());
+    let probe = probe();
+    let mut findings = vec![cores(), memory(), set_aside()];
+    let version = probe
+        .iter()
+        .flatten()
+        .find_map(|probe| probe.qemu.version.as_deref());
+    findings.push(version.map_or_else(|| qemu(packages), |line| qemu_version(line, packages)));
+    findings.extend(engines(probe));
     findings.extend([
         programs(),
         guest(),
@@ -306,16 +312,20 @@ fn qemu_version(line: &str, packages: Packages) -> Finding {
     }
 }
 
-/// What `enclos-hypervisor probe` says: one finding per engine, and what holds enclaves. Without the program there is another
-/// finding already.
-fn engines() -> Vec<Finding> {
+/// What `enclos-hypervisor probe` says. Without the program there is another finding already.
+fn probe() -> Option<Outcome<Probe>> {
     let program = dirs::program("enclos-hypervisor");
-    if dirs::in_path(&program).is_none() {
-        return Vec::new();
-    }
-    match kernel::output(Command::new(&program).arg("probe")).and_then(|text| parse_probe(&text)) {
-        Ok(findings) => findings,
-        Err(failure) => {
+    dirs::in_path(&program)?;
+    let output = kernel::output(Command::new(&program).arg("probe"));
+    Some(output.and_then(|text| parse_probe(&text)))
+}
+
+/// One finding per engine, and what holds enclaves.
+fn engines(probe: Option<Outcome<Probe>>) -> Vec<Finding> {
+    match probe {
+        None => Vec::new(),
+        Some(Ok(probe)) => probed(probe),
+        Some(Err(failure)) => {
             let found = failure.render("enclos").trim().replace('\n', ";");
             vec![Finding::bad(
                 "engine",
@@ -346,10 +356,13 @@ struct ProbedKvm {
     verdict: String,
 }
 
-fn parse_probe(text: &str) -> Outcome<Vec<Finding>> {
-    let Probe { qemu, kvm, cgroup } = serde_json::from_str(text).map_err(|error| {
+fn parse_probe(text: &str) -> Outcome<Probe> {
+    serde_json::from_str(text).map_err(|error| {
         Failure::from(error).context("enclos-hypervisor probe printed something else")
-    })?;
+    })
+}
+
+fn probed(Probe { qemu, kvm, cgroup }: Probe) -> Vec<Finding> {
     let engine = match qemu.problem {
         None if qemu.usable => Finding::good("engine qemu", qemu.version.unwrap_or_default()),
         problem => {
@@ -368,7 +381,7 @@ fn parse_probe(text: &str) -> Outcome<Vec<Finding>> {
         Some(cgroup) => limits(&cgroup, true),
         None => limits(&cgroup, false),
     };
-    Ok(vec![engine, kvm, limits])
+    vec![engine, kvm, limits]
 }
 
 fn programs() -> Finding {
@@ -546,8 +559,7 @@ mod tests {
             "kvm":{"works":false,"verdict":"cannot make a machine"},"tsc_khz":1,
             "cgroup":{"controllers":["memory"],"problem":null}}"#;
         let levels = |text: &str| {
-            parse_probe(text)
-                .unwrap()
+            probed(parse_probe(text).unwrap())
                 .iter()
                 .map(|f| f.level)
                 .collect::<Vec<_>>()
