@@ -320,16 +320,24 @@ impl Seek for Nowhere {
     }
 }
 
-/// Gives the finished file its name and the permissions of any new file. An image that is there is replaced by one that is
-/// on the disk; a new one can be built again should the power fail, and waits for no disk.
+/// Gives the finished file its name and the permissions of any new file. The file is on the disk before it has its name, and the
+/// name before anybody is told: an image that was reported is there after a power failure.
 fn publish(file: tempfile::NamedTempFile, path: &Path) -> io::Result<()> {
     use std::os::unix::fs::PermissionsExt;
     file.as_file()
         .set_permissions(fs::Permissions::from_mode(0o644))?;
-    if path.exists() {
-        file.as_file().sync_all()?;
+    file.as_file().sync_all()?;
+    file.persist(path).map_err(|error| error.error)?;
+    // A folder that may be written and not read cannot be flushed, and some file systems flush none.
+    match fs::File::open(folder_of(path)).and_then(|folder| folder.sync_all()) {
+        Err(error) if !cannot_flush(&error) => Err(error),
+        _ => Ok(()),
     }
-    file.persist(path).map(drop).map_err(|error| error.error)
+}
+
+fn cannot_flush(error: &io::Error) -> bool {
+    use io::ErrorKind::{InvalidInput, PermissionDenied, Unsupported};
+    matches!(error.kind(), InvalidInput | PermissionDenied | Unsupported)
 }
 
 fn write_runtime(out: &mut dyn Write, epoch: u32, tree: &Tree, spool: &Spool) -> io::Result<()> {
