@@ -13,3 +13,4 @@ mod images;
 mod lifecycle;
 mod programs;
 mod requests;
+mod snapshots;
