@@ -223,7 +223,7 @@ fn session_context(session: &Session) -> Value {
     if session.principal.kind() == PrincipalKind::Role {
         let issuer = json!({
             "type": "Role",
-            "principalId": session.claims.role_id,
+            "principalId": session.claims.entry_id,
             "arn": session.principal.as_str(),
             "accountId": &**session.principal.account(),
             "userName": session.principal.name(),

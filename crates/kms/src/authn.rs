@@ -113,12 +113,30 @@ impl Service {
             (None, Some(token)) => {
                 let session = self.sessions.find(&self.root, id, token);
                 let session = session.ok_or_else(unknown)?;
+                self.check_issuing_key(&session, channel).await?;
                 Ok(Credentials {
                     arn: session.caller.clone(),
                     secret: Zeroizing::new(session.claims.secret.as_bytes().to_vec()),
                     session: Some(session),
                 })
             }
+            _ => Err(unknown()),
+        }
+    }
+
+    /// A session of a user or root user lasts no longer than the access key that it was asked for with.
+    async fn check_issuing_key(
+        &self,
+        session: &Session,
+        channel: Channel,
+    ) -> Result<(), ApiError> {
+        if session.claims.name.is_some() {
+            return Ok(());
+        }
+        let id = session.claims.issuing_key.as_deref().ok_or_else(unknown)?;
+        let holder = self.principals.find(id, channel == Channel::Dev).await;
+        match holder.map_err(|error| error.told())? {
+            Some(holder) if holder.arn == session.principal => Ok(()),
             _ => Err(unknown()),
         }
     }
@@ -157,7 +175,7 @@ impl Service {
     }
 }
 
-/// A session ends with its time, and with the role that it is of.
+/// A session ends with its time, and with the role or user that it is of.
 fn check_session(
     session: &Session,
     entity: Option<&Entity>,
@@ -169,9 +187,9 @@ fn check_session(
             "The security token included in the request is expired",
         ));
     }
-    let role = entity.map(|entity| entity.unique_id.as_str());
-    match session.claims.role_id.as_deref() {
-        Some(id) if role != Some(id) => Err(unknown()),
+    let entry = entity.map(|entity| entity.unique_id.as_str());
+    match session.claims.entry_id.as_deref() {
+        Some(id) if entry != Some(id) => Err(unknown()),
         _ => Ok(()),
     }
 }
@@ -192,7 +210,8 @@ mod tests {
             access_key_id: "ASIA".to_owned(),
             secret: Zeroizing::new("secret".to_owned()),
             arn: "arn:aws:iam::111122223333:role/app".to_owned(),
-            role_id: Some("AROA1".to_owned()),
+            entry_id: Some("AROA1".to_owned()),
+            issuing_key: None,
             name: Some("one".to_owned()),
             issued: 1_000,
             expires: 1_900,

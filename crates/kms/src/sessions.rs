@@ -2,7 +2,8 @@
 //!
 //! A session token is the session itself, sealed under the root key: access key id, secret, role, expiry, session
 //! policies. Nothing is stored, so sessions outlive a restart and every node of a fleet knows them. A token opens for
-//! its own access key id only. A session of a role ends when the role's entry is removed or made anew.
+//! its own access key id only. A session ends when the entry of its role or user is removed or made anew; one that a user
+//! asked for with an access key ends with that access key too.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -33,9 +34,16 @@ pub struct Claims {
     pub secret: Zeroizing<String>,
     /// ARN of the role that was assumed, or of the user or root user that asked for a session token.
     pub arn: String,
-    /// The role's unique id when it was assumed.
+    /// Unique id of the role's or user's entry when the session began, if there was one.
+    #[serde(
+        rename = "role_id",
+        default,
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub entry_id: Option<String>,
+    /// The access key that a session of a user or root user was asked for with.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub role_id: Option<String>,
+    pub issuing_key: Option<String>,
     /// Name of a role's session.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
@@ -208,7 +216,8 @@ mod tests {
             access_key_id: id.to_owned(),
             secret: Zeroizing::new("secret".to_owned()),
             arn: "arn:aws:iam::111122223333:role/path/app".to_owned(),
-            role_id: None,
+            entry_id: None,
+            issuing_key: None,
             name: Some("one".to_owned()),
             issued: 0,
             expires: 1,

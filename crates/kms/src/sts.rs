@@ -213,7 +213,7 @@ async fn assume_role(call: &mut Call<'_>, input: Input) -> Result<Value, ApiErro
     let duration = duration(call, &wanted, &entity)?;
     check_source_identity(call, &wanted)?;
     let mut claims = claims(call, &wanted.role, duration)?;
-    claims.role_id = Some(entity.unique_id.clone());
+    claims.entry_id = Some(entity.unique_id.clone());
     claims.name = Some(wanted.name.clone());
     claims.policies = wanted.policy.iter().cloned().collect();
     claims.source_identity = wanted
@@ -445,21 +445,25 @@ fn get_session_token(call: &mut Call<'_>, mut input: Input) -> Result<Value, Api
     let duration = input.integer("DurationSeconds", 900, 129_600)?;
     input.finish()?;
     let longest = match call.caller.kind() {
-        PrincipalKind::Root => 3600,
-        PrincipalKind::User if call.draft.session.is_none() => 43_200,
-        _ => {
-            return Err(ApiError::new(
-                ErrorKind::AccessDenied,
-                "Cannot call GetSessionToken with session credentials",
-            ));
-        }
+        _ if call.draft.session.is_some() => None,
+        PrincipalKind::Root => Some(3600),
+        PrincipalKind::User => Some(43_200),
+        _ => None,
+    };
+    let Some(longest) = longest else {
+        return Err(ApiError::new(
+            ErrorKind::AccessDenied,
+            "Cannot call GetSessionToken with session credentials",
+        ));
     };
     let arn = call.caller.clone();
     let duration = match arn.kind() {
         PrincipalKind::Root => duration.unwrap_or(longest).min(longest),
         _ => duration.unwrap_or(longest),
     };
-    let claims = claims(call, &arn, duration)?;
+    let mut claims = claims(call, &arn, duration)?;
+    claims.issuing_key = Some(call.draft.access_key_id.clone());
+    claims.entry_id = call.entity.as_ref().map(|entity| entity.unique_id.clone());
     credentials(call, &claims)
 }
 
@@ -471,7 +475,8 @@ fn claims(call: &Call<'_>, principal: &PrincipalArn, duration: i64) -> Result<Cl
         access_key_id,
         secret,
         arn: principal.to_string(),
-        role_id: None,
+        entry_id: None,
+        issuing_key: None,
         name: None,
         issued,
         expires: issued + duration,

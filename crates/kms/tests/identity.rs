@@ -485,6 +485,50 @@ fn sts_answers_as_aws_does() {
     );
 }
 
+/// The answer to credentials that are no longer any.
+fn is_unknown(client: &Client) -> bool {
+    let reply = client.call("ListKeys", json!({}));
+    reply.status != 200 && reply.error_type() == "UnrecognizedClientException"
+}
+
+#[test]
+fn a_users_session_ends_with_its_access_key_and_with_the_user() {
+    let server = Server::tls();
+    let all = json!([allow("kms:*")]);
+    put(&server, USER, &[("--policy a=", all.clone())]);
+    let (removed, kept) = (server.principal(USER), server.principal(USER));
+    let root = server.principal(&format!("arn:aws:iam::{ACCOUNT}:root"));
+    let session = |client: &Client| {
+        let (status, xml) = client.sts("Action=GetSessionToken");
+        assert_eq!(status, 200, "{xml}");
+        client.with_session(&xml)
+    };
+    let [first, second, roots] = [&removed, &kept, &root].map(session);
+    // No session begins another one, the root user's neither.
+    let (status, xml) = roots.sts("Action=GetSessionToken");
+    assert_eq!(
+        (status, element(&xml, "Code").as_str()),
+        (403, "AccessDenied")
+    );
+    for session in [&first, &second, &roots] {
+        session.call("ListKeys", json!({})).ok();
+    }
+    for client in [&removed, &root] {
+        let output = server.tool(&["principal", "remove", "--access-key-id", &client.id]);
+        assert!(output.status.success());
+    }
+    eventually(|| is_unknown(&first) && is_unknown(&roots));
+    second.call("ListKeys", json!({})).ok();
+    assert!(
+        server
+            .tool(&["identity", "remove", "--arn", USER])
+            .status
+            .success()
+    );
+    put(&server, USER, &[("--policy a=", all)]);
+    eventually(|| is_unknown(&second) && kept.call("ListKeys", json!({})).status == 200);
+}
+
 #[test]
 fn one_client_cannot_take_it_all() {
     let server = Server::with(&["--rate-limit", "5"]);
