@@ -125,11 +125,7 @@ impl Service {
     }
 
     /// A session of a user or root user lasts no longer than the access key that it was asked for with.
-    async fn check_issuing_key(
-        &self,
-        session: &Session,
-        channel: Channel,
-    ) -> Result<(), ApiError> {
+    async fn check_issuing_key(&self, session: &Session, channel: Channel) -> Result<(), ApiError> {
         if session.claims.name.is_some() {
             return Ok(());
         }

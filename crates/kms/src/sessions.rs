@@ -35,11 +35,7 @@ pub struct Claims {
     /// ARN of the role that was assumed, or of the user or root user that asked for a session token.
     pub arn: String,
     /// Unique id of the role's or user's entry when the session began, if there was one.
-    #[serde(
-        rename = "role_id",
-        default,
-        skip_serializing_if = "Option::is_none"
-    )]
+    #[serde(rename = "role_id", default, skip_serializing_if = "Option::is_none")]
     pub entry_id: Option<String>,
     /// The access key that a session of a user or root user was asked for with.
     #[serde(default, skip_serializing_if = "Option::is_none")]

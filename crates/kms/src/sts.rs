@@ -3,7 +3,7 @@
 //! STS speaks AWS's query protocol: a form (or a presigned query) in, XML out. Who calls, what its policies
 //! say and how it is audited are as for every other call; a role's trust policy stands where a key's policy stands.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
 use serde_json::{Map, Value, json};
@@ -33,6 +33,13 @@ const POLICY_MAX: usize = 2048;
 
 /// AWS's limit on a session that a session makes, in seconds.
 const CHAINED_MAX: i64 = 3600;
+
+/// AWS's limits on session tags: how many, and characters of a key and of a value.
+const TAGS_MAX: usize = 50;
+const TAG_KEY_MAX: usize = 128;
+const TAG_VALUE_MAX: usize = 256;
+const TAG_KEY_PATTERN: &str = "[\\p{L}\\p{Z}\\p{N}_.:/=+\\-@]+";
+const TAG_VALUE_PATTERN: &str = "[\\p{L}\\p{Z}\\p{N}_.:/=+\\-@]*";
 
 /// Parameters that an event repeats.
 const SHOWN: &[&str] = &[
@@ -202,7 +209,7 @@ async fn assume_role(call: &mut Call<'_>, input: Input) -> Result<Value, ApiErro
     let Some(trust) = &entity.trust else {
         return Err(denied(call));
     };
-    let tags = session_tags(call, &wanted);
+    let tags = session_tags(call, &wanted)?;
     authorize(call, &wanted, trust, "sts:AssumeRole", &tags)?;
     if !wanted.tags.is_empty() {
         authorize(call, &wanted, trust, "sts:TagSession", &tags)?;
@@ -271,20 +278,11 @@ fn wanted(mut input: Input) -> Result<Wanted, ApiError> {
         "[\\w+=,.@-]*",
         "+=,.@-",
     )?;
-    let mut tags = Vec::new();
-    for (index, mut tag) in input
-        .structures("Tags")?
-        .unwrap_or_default()
-        .into_iter()
-        .enumerate()
-    {
-        let key = tag.required_string("Key", 1, 128)?;
-        let value = tag.required_string("Value", 0, 256)?;
-        input.adopt(&format!("Tags.{}.member", index + 1), tag);
-        tags.push((key, value));
-    }
+    let tags = tags(&mut input)?;
     let transitive = input.strings("TransitiveTagKeys")?.unwrap_or_default();
+    input.check_each("TransitiveTagKeys", &transitive, TAG_KEY_MAX);
     input.finish()?;
+    check_tags(&tags, &transitive)?;
     if input.is_given("PolicyArns") || input.is_given("SerialNumber") {
         return Err(ApiError::validation(
             "PolicyArns and SerialNumber are not supported by this version of Enclos KMS: there are no managed policies and no MFA devices. Pass Policy instead.",
@@ -307,6 +305,54 @@ fn wanted(mut input: Input) -> Result<Wanted, ApiError> {
         tags,
         transitive,
     })
+}
+
+/// Reads the session tags: their form only.
+fn tags(input: &mut Input) -> Result<Vec<(String, String)>, ApiError> {
+    let list = input.structures("Tags")?.unwrap_or_default();
+    let mut tags = Vec::with_capacity(list.len());
+    for (index, mut tag) in list.into_iter().enumerate() {
+        let key = tag.patterned_string("Key", (1, TAG_KEY_MAX), TAG_KEY_PATTERN, is_tag_text)?;
+        let key = tag.require("Key", key);
+        let limits = (0, TAG_VALUE_MAX);
+        let value = tag.patterned_string("Value", limits, TAG_VALUE_PATTERN, is_tag_text)?;
+        let value = tag.require("Value", value);
+        input.adopt(&format!("Tags.{}.member", index + 1), tag);
+        tags.push((key, value));
+    }
+    Ok(tags)
+}
+
+/// `TAG_VALUE_PATTERN`.
+fn is_tag_text(text: &str) -> bool {
+    let space = |c: char| c.is_whitespace() && !c.is_control();
+    let allowed = |c: char| c.is_alphanumeric() || space(c) || "_.:/=+-@".contains(c);
+    text.chars().all(allowed)
+}
+
+/// Condition keys have no case, so the names of tags must not differ in it alone.
+fn check_tags(tags: &[(String, String)], transitive: &[String]) -> Result<(), ApiError> {
+    let refuse = |text: &str| Err(ApiError::new(ErrorKind::Tag, text));
+    if tags.len() > TAGS_MAX || transitive.len() > TAGS_MAX {
+        return refuse("A session has at most 50 tags.");
+    }
+    let names: BTreeSet<_> = tags
+        .iter()
+        .map(|(name, _)| name.to_ascii_lowercase())
+        .collect();
+    if names.len() < tags.len() {
+        return refuse("Duplicate tag keys found. Please note that Tag keys are case insensitive.");
+    }
+    if names.iter().any(|name| name.starts_with("aws:")) {
+        return refuse("Tags beginning with aws: are reserved.");
+    }
+    if !transitive
+        .iter()
+        .all(|name| names.contains(&name.to_ascii_lowercase()))
+    {
+        return refuse("The specified transitive tag key must be included in the requested tags.");
+    }
+    Ok(())
 }
 
 fn word(
@@ -396,17 +442,36 @@ fn inherited(call: &Call<'_>) -> BTreeMap<String, String> {
         return BTreeMap::new();
     };
     let claims = &session.claims;
-    let transitive = |name: &String| claims.transitive.contains(name);
+    let transitive = |name: &str| {
+        let mut names = claims.transitive.iter();
+        names.any(|transitive| transitive.eq_ignore_ascii_case(name))
+    };
     let tags = claims.tags.iter().filter(|(name, _)| transitive(name));
     tags.map(|(name, value)| (name.clone(), value.clone()))
         .collect()
 }
 
-/// The new session's tags; those that are inherited cannot be replaced.
-fn session_tags(call: &Call<'_>, wanted: &Wanted) -> BTreeMap<String, String> {
-    let mut tags: BTreeMap<_, _> = wanted.tags.iter().cloned().collect();
-    tags.extend(inherited(call));
-    tags
+/// The new session's tags; those that are inherited cannot be set.
+fn session_tags(call: &Call<'_>, wanted: &Wanted) -> Result<BTreeMap<String, String>, ApiError> {
+    let mut tags = inherited(call);
+    let is_inherited = |(name, _): &(String, String)| {
+        let mut names = tags.keys();
+        names.any(|inherited| inherited.eq_ignore_ascii_case(name))
+    };
+    if wanted.tags.iter().any(is_inherited) {
+        return Err(ApiError::new(
+            ErrorKind::Tag,
+            "One of the specified transitive tag keys can't be set because it conflicts with a transitive tag key from the calling session.",
+        ));
+    }
+    tags.extend(wanted.tags.iter().cloned());
+    if tags.len() > TAGS_MAX {
+        return Err(ApiError::new(
+            ErrorKind::Tag,
+            "A session has at most 50 tags, those included that it inherits.",
+        ));
+    }
+    Ok(tags)
 }
 
 fn source_identity(call: &Call<'_>) -> Option<String> {
@@ -586,6 +651,7 @@ fn status(kind: ErrorKind) -> (u16, &'static str) {
         ErrorKind::MalformedPolicyDocument => (400, "MalformedPolicyDocument"),
         ErrorKind::MissingAuthenticationToken => (403, "MissingAuthenticationToken"),
         ErrorKind::PackedPolicyTooLarge => (400, "PackedPolicyTooLarge"),
+        ErrorKind::Tag => (400, "InvalidParameterValue"),
         ErrorKind::Throttling => (400, "Throttling"),
         ErrorKind::UnknownOperation => (400, "InvalidAction"),
         ErrorKind::UnrecognizedClient => (403, "InvalidClientTokenId"),
@@ -602,6 +668,35 @@ mod tests {
         let mut xml = String::new();
         escape(&mut xml, "<a href=\"&\">\n\u{0}é");
         assert_eq!(xml, "&lt;a href=&quot;&amp;&quot;&gt;&#10;\u{fffd}é");
+    }
+
+    #[test]
+    fn session_tags_have_awss_characters_and_number() {
+        for (text, valid) in [
+            ("Ünit 7_.:/=+-@", true),
+            ("", true),
+            ("a\u{3000}b", true),
+            ("*", false),
+            ("${x}", false),
+            ("a\tb", false),
+        ] {
+            assert_eq!(is_tag_text(text), valid, "{text}");
+        }
+        let tags = |count: usize| -> Vec<_> {
+            let tag = |number: usize| (format!("Tag{number}"), String::new());
+            (0..count).map(tag).collect()
+        };
+        let refused = |tags: &[(String, String)], transitive: &[&str]| {
+            let transitive: Vec<_> = transitive.iter().map(|name| (*name).to_owned()).collect();
+            check_tags(tags, &transitive).is_err()
+        };
+        assert!(!refused(&tags(50), &["tag7"]));
+        assert!(refused(&tags(51), &[]));
+        assert!(refused(&tags(1), &["other"]));
+        let pair = |a: &str, b: &str| [a, b].map(|name| (name.to_owned(), String::new()));
+        assert!(refused(&pair("team", "Team"), &[]));
+        assert!(refused(&pair("team", "AWS:x"), &[]));
+        assert!(!refused(&pair("team", "unit"), &[]));
     }
 
     #[test]

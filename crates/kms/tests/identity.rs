@@ -389,6 +389,66 @@ fn session_tags_and_names_reach_conditions() {
     assert_eq!(describe(&assumed(&user, ""), &key), 400);
 }
 
+const FIRST: &str = "arn:aws:iam::000000000000:role/first";
+const SECOND: &str = "arn:aws:iam::000000000000:role/second";
+
+/// A session of the role `first`, which may do everything, with one transitive tag and a source identity.
+fn first_of_a_chain(server: &Server) -> Client {
+    let trust = json!([{ "Effect": "Allow", "Principal": { "AWS": USER },
+        "Action": ["sts:AssumeRole", "sts:TagSession", "sts:SetSourceIdentity"] }]);
+    let options = [("--trust", trust), ("--policy a=", json!([allow("*")]))];
+    put(server, FIRST, &options);
+    let form = format!(
+        "Action=AssumeRole&RoleArn={FIRST}&RoleSessionName=one&SourceIdentity=alice\
+         &Tags.member.1.Key=Team&Tags.member.1.Value=blue&TransitiveTagKeys.member.1=team"
+    );
+    let user = server.principal(USER);
+    let (status, xml) = user.sts(&form);
+    assert_eq!(status, 200, "{xml}");
+    user.with_session(&xml)
+}
+
+/// Lets the role `first` take some actions on the role `second`.
+fn put_second(server: &Server, actions: &[&str]) {
+    let trust = json!([{ "Effect": "Allow", "Principal": { "AWS": FIRST }, "Action": actions }]);
+    let blue = json!([{ "Effect": "Allow", "Action": "kms:ListKeys", "Resource": "*",
+        "Condition": { "StringEquals": { "aws:PrincipalTag/Team": "blue" } } }]);
+    put(server, SECOND, &[("--trust", trust), ("--policy a=", blue)]);
+}
+
+fn assume_second(client: &Client, more: &str) -> (u16, String) {
+    client.sts(&format!(
+        "Action=AssumeRole&RoleArn={SECOND}&RoleSessionName=two{more}"
+    ))
+}
+
+#[test]
+fn a_transitive_tag_stays_whatever_case_it_is_asked_for_in() {
+    let server = Server::tls();
+    let first = first_of_a_chain(&server);
+    let actions = ["sts:AssumeRole", "sts:TagSession", "sts:SetSourceIdentity"];
+    put_second(&server, &actions);
+    let (status, xml) = assume_second(&first, "");
+    assert_eq!(status, 200, "{xml}");
+    first.with_session(&xml).call("ListKeys", json!({})).ok();
+    for name in ["Team", "team", "TEAM"] {
+        let tag = format!("&Tags.member.1.Key={name}&Tags.member.1.Value=red");
+        let (status, xml) = assume_second(&first, &tag);
+        assert_eq!(
+            (status, element(&xml, "Code").as_str()),
+            (400, "InvalidParameterValue"),
+            "{xml}"
+        );
+    }
+    let twice = "&Tags.member.1.Key=unit&Tags.member.1.Value=a&Tags.member.2.Key=Unit&Tags.member.2.Value=b";
+    assert!(element(&assume_second(&first, twice).1, "Message").starts_with("Duplicate tag keys"),);
+    let star = "&Tags.member.1.Key=unit&Tags.member.1.Value=%2A";
+    assert_eq!(
+        element(&assume_second(&first, star).1, "Code"),
+        "ValidationError"
+    );
+}
+
 #[test]
 fn sts_answers_as_aws_does() {
     let server = Server::tls();
@@ -592,6 +652,10 @@ fn tools_refuse_what_the_server_could_not_use() {
     assert_eq!(list[0]["Arn"], USER);
     assert_eq!(list[0]["Policies"]["a"]["Statement"][0]["Action"], "kms:*");
     assert_eq!(list[0]["Tags"], json!({ "team": "red" }));
+    put(&server, USER, &[("--tag", json!("Team=blue"))]);
+    let output = server.tool(&["identity", "show", "--arn", USER]);
+    let shown: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(shown["Tags"], json!({ "Team": "blue" }));
     let table = String::from_utf8(server.tool(&["identity", "list"]).stdout).unwrap();
     assert!(
         table.starts_with("PRINCIPAL ") && table.contains("alice"),

@@ -1,6 +1,5 @@
 //! `enclos-kms identity`: users and roles, their policies, who may assume a role.
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde_json::{Value, json};
@@ -189,8 +188,13 @@ fn change(profile: &mut Profile, arguments: &Put) -> Result<(), IdentityCommandE
         profile.trust = Some(read(path.clone(), Policy::parse_trust)?);
     }
     profile.max_session = arguments.max_session.or(profile.max_session);
-    let tags: BTreeMap<_, _> = arguments.tag.iter().cloned().collect();
-    profile.tags.extend(tags);
+    for (name, value) in &arguments.tag {
+        // Condition keys have no case: one name has one value.
+        profile
+            .tags
+            .retain(|old, _| !old.eq_ignore_ascii_case(name));
+        profile.tags.insert(name.clone(), value.clone());
+    }
     Ok(())
 }
 
