@@ -319,7 +319,7 @@ impl Condition {
                 .expand(context)
                 .is_some_and(|text| eq_ignore_case(&text, presented)),
             Test::Like => value.matches(presented, context),
-            Test::Arn => arn_matches(value, presented, context),
+            Test::Arn => value.matches_arn(presented, context),
             Test::Bool => value.expand(context).is_some_and(|text| {
                 parse_bool(&text).is_some_and(|b| Some(b) == parse_bool(presented))
             }),
@@ -379,21 +379,6 @@ fn compare<T: PartialOrd>(order: Order, presented: Option<T>, expected: Option<T
         Order::Greater => a > b,
         Order::GreaterOrEqual => a >= b,
     }
-}
-
-/// Each of the six parts is compared on its own, so that `*` never crosses a colon before the resource.
-fn arn_matches(value: &Pattern, presented: &str, context: &Context) -> bool {
-    let Some(expanded) = value.expand(context) else {
-        return false;
-    };
-    let pattern: Vec<&str> = expanded.splitn(6, ':').collect();
-    let parts: Vec<&str> = presented.splitn(6, ':').collect();
-    pattern.len() == 6
-        && parts.len() == 6
-        && pattern
-            .iter()
-            .zip(&parts)
-            .all(|(pattern, part)| Pattern::parse(pattern, false).matches(part, context))
 }
 
 fn parse_network(text: &str) -> Option<(IpAddr, u8)> {

@@ -2,6 +2,9 @@
 
 use super::context::Context;
 
+/// Parts of an ARN; the last, the resource, may hold colons.
+const ARN_PARTS: usize = 6;
+
 /// One element of a pattern.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Token {
@@ -80,6 +83,38 @@ impl Pattern {
             .is_some_and(|tokens| glob(&tokens, &text, |a, b| a == b))
     }
 
+    /// Whether an ARN matches: each of the six parts by itself, so that `*` never crosses a colon before the resource.
+    /// The pattern's own colons part it; those in a variable's value are text, and no part but the last
+    /// holds one. A variable that is the whole pattern has an ARN for its value.
+    pub(super) fn matches_arn(&self, arn: &str, context: &Context) -> bool {
+        if matches!(self.tokens[..], [Token::Variable(..)]) {
+            return self.matches(arn, context);
+        }
+        let parts = self.resolve_parts(context).unwrap_or_default();
+        let Some((first, resource @ [_, ..])) = parts.split_at_checked(ARN_PARTS - 1) else {
+            return false;
+        };
+        let resource = resource.join(&Token::Char(':'));
+        let texts: Vec<&str> = arn.splitn(ARN_PARTS, ':').collect();
+        texts.len() == ARN_PARTS
+            && first
+                .iter()
+                .chain([&resource])
+                .zip(texts)
+                .all(|(part, text)| {
+                    let text: Vec<char> = text.chars().collect();
+                    glob(part, &text, |a, b| a == b)
+                })
+    }
+
+    /// What stands between the policy's own colons, variables replaced; `None` if a variable has no value.
+    fn resolve_parts(&self, context: &Context) -> Option<Vec<Vec<Token>>> {
+        self.tokens
+            .split(|token| *token == Token::Char(':'))
+            .map(|tokens| resolve(tokens, context))
+            .collect()
+    }
+
     /// Whether `text` matches without regard to ASCII case; variables match nothing.
     #[must_use]
     pub fn matches_ignoring_case(&self, text: &str) -> bool {
@@ -88,18 +123,23 @@ impl Pattern {
     }
 
     fn resolve(&self, context: &Context) -> Option<Vec<Token>> {
-        let mut tokens = Vec::with_capacity(self.tokens.len());
-        for token in &self.tokens {
-            match token {
-                Token::Variable(key, default) => {
-                    let value = context.single(key).or(default.as_deref())?;
-                    tokens.extend(value.chars().map(Token::Char));
-                }
-                other => tokens.push(other.clone()),
-            }
-        }
-        Some(tokens)
+        resolve(&self.tokens, context)
     }
+}
+
+/// Tokens with variables replaced by their values, which are text.
+fn resolve(tokens: &[Token], context: &Context) -> Option<Vec<Token>> {
+    let mut resolved = Vec::with_capacity(tokens.len());
+    for token in tokens {
+        match token {
+            Token::Variable(key, default) => {
+                let value = context.single(key).or(default.as_deref())?;
+                resolved.extend(value.chars().map(Token::Char));
+            }
+            other => resolved.push(other.clone()),
+        }
+    }
+    Some(resolved)
 }
 
 /// Reads `${…}` at the start of `text`.
@@ -203,6 +243,59 @@ mod tests {
         }
         let old = Pattern::parse("${aws:username}", false);
         assert!(old.matches("${aws:username}", &Context::default()));
+    }
+
+    #[test]
+    fn arns_match_part_by_part_and_values_are_text() {
+        let mut context = Context::default();
+        context.set("aws:star", "*");
+        context.set("aws:arn", "arn:aws:iam::1:role/*");
+        context.set("aws:app", "app");
+        context.set("aws:colons", "aws:iam::1:role/app");
+        context.set("aws:resource", "role:app");
+        for (pattern, arn, expected) in [
+            ("arn:aws:iam::1:role/app", "arn:aws:iam::1:role/app", true),
+            ("arn:*:iam::*:role/*", "arn:aws:iam::1:role/app", true),
+            ("arn:*:role/app", "arn:aws:iam::1:role/app", false),
+            ("arn:*:*:*:*:*", "arn:aws:iam::1:role:a:b", true),
+            ("arn:aws:iam::1:role:?", "arn:aws:iam::1:role:a", true),
+            ("*", "arn:aws:iam::1:role/app", false),
+            ("arn:aws:iam::1:role/*", "arn", false),
+            (
+                "arn:aws:iam::1:role/${aws:app}",
+                "arn:aws:iam::1:role/app",
+                true,
+            ),
+            (
+                "arn:aws:iam::1:role/${aws:star}",
+                "arn:aws:iam::1:role/app",
+                false,
+            ),
+            (
+                "arn:aws:iam::1:role/${aws:star}",
+                "arn:aws:iam::1:role/*",
+                true,
+            ),
+            ("${aws:arn}", "arn:aws:iam::1:role/*", true),
+            ("${aws:arn}", "arn:aws:iam::1:role/app", false),
+            ("arn:aws:iam::1", "arn:aws:iam::1:", false),
+            ("arn:${aws:colons}", "arn:aws:iam::1:role/app", false),
+            (
+                "arn:aws:iam::${aws:colons}:role/app",
+                "arn:aws:iam::aws:iam::1:role/app",
+                false,
+            ),
+            (
+                "arn:aws:iam::1:${aws:resource}",
+                "arn:aws:iam::1:role:app",
+                true,
+            ),
+            ("arn:aws:iam::1:${aws:absent}", "arn:aws:iam::1:role", false),
+        ] {
+            let pattern = Pattern::parse(pattern, true);
+            let matches = pattern.matches_arn(arn, &context);
+            assert_eq!(matches, expected, "{} {arn}", pattern.raw());
+        }
     }
 
     #[test]
