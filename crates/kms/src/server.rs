@@ -281,7 +281,8 @@ async fn answer(
         query: parts.uri.query().unwrap_or_default().to_owned(),
         headers: parts.headers,
         body,
-        source: peer.ip(),
+        // On a socket for both families IPv4 clients appear as ::ffff:a.b.c.d, which is in no network of IPv4.
+        source: peer.ip().to_canonical(),
         channel,
     };
     render(service.answer(request).await)

@@ -739,6 +739,29 @@ fn bodies_that_are_none() {
 }
 
 #[test]
+fn addresses_are_the_clients_own_on_a_socket_of_both_families() {
+    let directory = tempfile::tempdir().unwrap();
+    let arguments = ["--listen", "[::]:0", "--dev-listen", "127.0.0.1:0"];
+    let server = Server::start(directory.path(), &arguments);
+    let mut client = server.principal("arn:aws:iam::000000000000:root");
+    client.address = ([127, 0, 0, 1], server.https.unwrap().port()).into();
+    let key = client.create_key();
+    let statements = json!([
+        { "Effect": "Allow", "Principal": { "AWS": "000000000000" }, "Action": "kms:*", "Resource": "*" },
+        { "Effect": "Deny", "Principal": "*", "Action": "kms:Encrypt", "Resource": "*",
+          "Condition": { "IpAddress": { "aws:SourceIp": "127.0.0.0/8" } } },
+    ]);
+    client.put_policy(&key, &statements).ok();
+    let reply = client.call("Encrypt", json!({ "KeyId": key, "Plaintext": "AAAA" }));
+    assert_eq!(reply.error_type(), "AccessDeniedException");
+    let denied = server
+        .audit(1)
+        .into_iter()
+        .find(|event| event["eventName"] == "Encrypt");
+    assert_eq!(denied.unwrap()["sourceIPAddress"], "127.0.0.1");
+}
+
+#[test]
 fn secrets_stay_out_of_log_and_audit() {
     let server = Server::tls();
     let client = server.client();
