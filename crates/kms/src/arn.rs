@@ -267,6 +267,16 @@ impl PrincipalArn {
         self.kind
     }
 
+    /// Whether this is another user or role of the same name: AWS has one of a name in an account, whatever its path
+    /// and case, and the ARN of a role's session leaves the path out.
+    #[must_use]
+    pub fn is_namesake(&self, other: &Self) -> bool {
+        matches!(self.kind, PrincipalKind::User | PrincipalKind::Role)
+            && (self.kind, &self.account) == (other.kind, &other.account)
+            && self.name().eq_ignore_ascii_case(other.name())
+            && self.arn != other.arn
+    }
+
     /// The last part of the name, without the path; the account id for the root.
     #[must_use]
     pub fn name(&self) -> &str {
@@ -364,6 +374,17 @@ mod tests {
             (role.kind(), role.name(), &**role.account()),
             (PrincipalKind::Role, "enclave", "111122223333")
         );
+        for (text, namesake) in [
+            ("arn:aws:iam::111122223333:role/enclave", true),
+            ("arn:aws:iam::111122223333:role/App/Enclave", true),
+            ("arn:aws:iam::111122223333:role/app/enclave", false),
+            ("arn:aws:iam::111122223333:role/app/enclaves", false),
+            ("arn:aws:iam::111122223333:user/enclave", false),
+            ("arn:aws:iam::444455556666:role/enclave", false),
+        ] {
+            let other = PrincipalArn::parse(text).unwrap();
+            assert_eq!(role.is_namesake(&other), namesake, "{text}");
+        }
         let root = PrincipalArn::parse("arn:aws:iam::111122223333:root").unwrap();
         assert_eq!(root, PrincipalArn::root("111122223333"));
         for bad in [

@@ -76,6 +76,16 @@ pub enum IdentityError {
         #[source]
         source: serde_json::Error,
     },
+    /// Two of one name, which had the same sessions.
+    #[error(
+        "{arn} and {other} have one name, which AWS allows once in an account; remove one with `enclos-kms identity remove`"
+    )]
+    Namesakes {
+        /// Whose.
+        arn: String,
+        /// Its namesake.
+        other: String,
+    },
     /// A policy that this program does not understand.
     #[error("the policy {name:?} of {arn} cannot be read")]
     Policy {
@@ -166,6 +176,14 @@ pub fn derived_id(arn: &PrincipalArn) -> String {
     letters(prefix, hash.as_ref().iter().take(17))
 }
 
+/// The first of some ARNs that is another user or role of the same name.
+pub(crate) fn namesake<'a>(
+    arn: &PrincipalArn,
+    mut others: impl Iterator<Item = &'a str>,
+) -> Option<&'a str> {
+    others.find(|other| PrincipalArn::parse(other).is_ok_and(|other| arn.is_namesake(&other)))
+}
+
 /// A prefix and a letter for each byte.
 pub(crate) fn letters<'a>(prefix: &str, bytes: impl Iterator<Item = &'a u8>) -> String {
     let letters = bytes.filter_map(|byte| ALPHABET.get(usize::from(byte % 32)));
@@ -212,14 +230,16 @@ impl Identities {
         if arn.kind() == PrincipalKind::Root {
             return Ok(None);
         }
-        let arn = arn.as_str();
-        if let Some(entry) = self.remembered.get(arn)
+        if let Some(entry) = self.remembered.get(arn.as_str())
             && entry.since.elapsed() < TRUST_FOR
         {
             return Ok(entry.entity.clone());
         }
         let since = Instant::now();
-        let row = self.store.identity(arn).await?;
+        let row = self.store.identity(arn.as_str()).await?;
+        if row.is_some() {
+            self.check_name(arn).await?;
+        }
         let entity = row.as_ref().map(Entity::new).transpose()?.map(Arc::new);
         if self.remembered.len() >= REMEMBER {
             self.remembered.clear();
@@ -228,7 +248,19 @@ impl Identities {
             entity: entity.clone(),
             since,
         };
-        self.remembered.insert(arn.to_owned(), entry);
+        self.remembered.insert(arn.to_string(), entry);
         Ok(entity)
+    }
+
+    /// Refuses who shares a name: one of the two could be taken for the other.
+    async fn check_name(&self, arn: &PrincipalArn) -> Result<(), IdentityError> {
+        let others = self.store.identities_ending(arn.name()).await?;
+        match namesake(arn, others.iter().map(String::as_str)) {
+            Some(other) => Err(IdentityError::Namesakes {
+                arn: arn.to_string(),
+                other: other.to_owned(),
+            }),
+            None => Ok(()),
+        }
     }
 }

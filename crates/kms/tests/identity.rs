@@ -609,6 +609,48 @@ fn one_client_cannot_take_it_all() {
 }
 
 #[test]
+fn a_name_is_had_by_one_role_alone() {
+    let server = Server::tls();
+    put(
+        &server,
+        ROLE,
+        &[
+            ("--trust", trusting(USER)),
+            ("--policy a=", json!([allow("kms:ListKeys")])),
+        ],
+    );
+    let user = server.principal(USER);
+    let session = assumed(&user, "");
+    session.call("ListKeys", json!({})).ok();
+    let other = "arn:aws:iam::000000000000:role/sandbox/App";
+    for arguments in [
+        ["identity", "put", "--arn", other],
+        ["principal", "add", "--arn", other],
+        [
+            "identity",
+            "put",
+            "--arn",
+            "arn:aws:iam::000000000000:user/Alice",
+        ],
+    ] {
+        let output = server.tool(&arguments);
+        assert_eq!(output.status.code(), Some(1), "{arguments:?}");
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(text.contains("have one name"), "{text}");
+    }
+    put(&server, "arn:aws:iam::000000000000:user/app", &[]);
+    put(&server, ROLE, &[]);
+    // What was written before names were looked at: neither of the two is believed.
+    server.sql(&format!(
+        "INSERT INTO identities (arn, unique_id, created_ms, profile) VALUES ('{other}', 'AROAOTHER', 0, '{{}}')"
+    ));
+    eventually(|| session.call("ListKeys", json!({})).status == 500);
+    let removed = server.tool(&["identity", "remove", "--arn", other]);
+    assert!(removed.status.success());
+    eventually(|| session.call("ListKeys", json!({})).status == 200);
+}
+
+#[test]
 fn tools_refuse_what_the_server_could_not_use() {
     let server = Server::dev();
     let bad = server.data.join("bad.json");

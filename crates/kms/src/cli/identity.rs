@@ -11,9 +11,9 @@ use super::table::Table;
 use super::{Data, Failure, print};
 use crate::arn::{PrincipalArn, PrincipalKind};
 use crate::crypto::random_array;
-use crate::identities::{Entity, Profile, letters};
+use crate::identities::{Entity, IdentityError, Profile, letters, namesake};
 use crate::policy::{Policy, PolicyError};
-use crate::store::{self, IdentityRow};
+use crate::store::{self, Connection, IdentityRow};
 
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Command {
@@ -135,6 +135,7 @@ async fn put(arguments: Put) -> Result<(), Failure> {
     let mut connection = store::connect(&arguments.data.location()?).await?;
     let root = arguments.data.root()?;
     connection.begin().await?;
+    check_name(&mut connection, &arguments.arn).await?;
     let arn = arguments.arn.to_string();
     let old = store::identities(&mut connection).await?;
     let old = old.into_iter().find(|row| row.arn == arn);
@@ -160,6 +161,25 @@ async fn put(arguments: Put) -> Result<(), Failure> {
     record(&mut connection, &root, "PutIdentity", account, parameters).await?;
     connection.commit().await?;
     Ok(())
+}
+
+/// Refuses a user or role of a name that its account already has in another path or case, as AWS does.
+pub(super) async fn check_name(
+    connection: &mut Connection,
+    arn: &PrincipalArn,
+) -> Result<(), Failure> {
+    let entries = store::identities(connection).await?;
+    let keys = store::principals(connection).await?;
+    let entries = entries.iter().map(|row| row.arn.as_str());
+    let keys = keys.iter().map(|row| row.arn.as_str());
+    match namesake(arn, entries.chain(keys)) {
+        Some(other) => Err(IdentityError::Namesakes {
+            arn: arn.to_string(),
+            other: other.to_owned(),
+        }
+        .into()),
+        None => Ok(()),
+    }
 }
 
 fn change(profile: &mut Profile, arguments: &Put) -> Result<(), IdentityCommandError> {

@@ -6,6 +6,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use zeroize::Zeroizing;
 
+use super::identity::check_name;
 use super::record::{account, record};
 use super::{Data, Failure, print};
 use crate::arn::PrincipalArn;
@@ -72,6 +73,7 @@ async fn add(data: &Data, arn: &PrincipalArn) -> Result<(), Failure> {
         created_ms: crate::audit::unix_ms(OffsetDateTime::now_utc()),
     };
     connection.begin().await?;
+    check_name(&mut connection, arn).await?;
     store::insert_principal(&mut connection, &row).await?;
     let parameters = json!({ "arn": row.arn, "accessKeyId": access_key_id });
     record(

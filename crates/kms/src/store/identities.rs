@@ -28,6 +28,18 @@ impl Store {
         let row = self.readers.row(&sql, &[arn.into()]).await?;
         row.as_ref().map(identity_row).transpose()
     }
+
+    /// ARNs that end as a user's or role's name does, in any case: its own, its namesakes' and perhaps some more.
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub async fn identities_ending(&self, name: &str) -> Result<Vec<String>, StoreError> {
+        let sql = "SELECT arn FROM identities WHERE lower(arn) LIKE $1";
+        // Names hold no %, and whatever _ stands for is looked at by the caller.
+        let pattern = format!("%/{}", name.to_ascii_lowercase());
+        let rows = self.readers.rows(sql, &[pattern.as_str().into()]).await?;
+        rows.iter().map(|row| Ok(row.get(0)?)).collect()
+    }
 }
 
 fn identity_row(row: &Record) -> Result<IdentityRow, StoreError> {
