@@ -453,6 +453,8 @@ pub(crate) struct Facts<'a> {
     pub(crate) encryption_context: Option<&'a std::collections::BTreeMap<String, String>>,
     /// The verified document, if the call carried one.
     pub(crate) attested: Option<&'a Attested>,
+    /// `aws:RequestedRegion`, where it is not the one of the signature.
+    pub(crate) region: Option<&'a str>,
     /// Further condition keys; one that occurs several times has several values.
     pub(crate) more: &'a [(&'a str, String)],
     /// Tags that the request sets, or names alone if it removes them.
@@ -740,6 +742,9 @@ impl Call<'_> {
             if let Some(value) = value {
                 context.add(&format!("aws:RequestTag/{name}"), value);
             }
+        }
+        if let Some(region) = facts.region {
+            context.set("aws:RequestedRegion", region);
         }
         for (name, value) in facts.more {
             context.add(name, value);

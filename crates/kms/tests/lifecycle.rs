@@ -980,6 +980,55 @@ fn replicas_open_each_others_ciphertexts() {
 }
 
 #[test]
+fn a_replica_becomes_the_primary_if_its_own_policy_admits_it() {
+    let server = Server::dev();
+    let ireland = server.client();
+    let virginia = in_region(&ireland, "us-east-1");
+    let key = create(&ireland, json!({ "MultiRegion": true }));
+    let account = json!({ "Effect": "Allow", "Principal": { "AWS": "000000000000" }, "Action": "kms:*", "Resource": "*" });
+    let refused = json!([account, { "Effect": "Deny", "Principal": "*", "Action": "kms:UpdatePrimaryRegion", "Resource": "*" }]);
+    let input = json!({ "KeyId": key, "ReplicaRegion": "us-east-1" });
+    ireland.call("ReplicateKey", input).ok();
+    virginia.put_policy(&key, &refused).ok();
+    let update = || {
+        let input = json!({ "KeyId": key, "PrimaryRegion": "us-east-1" });
+        ireland.call("UpdatePrimaryRegion", input)
+    };
+    assert_eq!(update().error_type(), "AccessDeniedException");
+    virginia.put_policy(&key, &json!([account])).ok();
+    update().ok();
+}
+
+#[test]
+fn a_replica_is_a_new_key_in_its_own_region() {
+    const USER: &str = "arn:aws:iam::000000000000:user/alice";
+    let server = Server::dev();
+    let policy = json!({ "Version": "2012-10-17", "Statement": [
+        { "Effect": "Allow", "Action": "kms:*", "Resource": "*" },
+        { "Effect": "Deny", "Action": "kms:CreateKey", "Resource": "*",
+          "Condition": { "StringEquals": { "aws:RequestedRegion": "us-east-1" } } },
+        { "Effect": "Deny", "Action": "kms:CreateKey", "Resource": "*",
+          "Condition": { "StringEquals": { "aws:RequestedRegion": "us-west-1", "kms:KeySpec": "SYMMETRIC_DEFAULT",
+            "kms:KeyUsage": "ENCRYPT_DECRYPT", "kms:KeyOrigin": "AWS_KMS", "kms:MultiRegion": "true" } } },
+    ] });
+    let path = server.data.join("policy.json");
+    std::fs::write(&path, policy.to_string()).unwrap();
+    let named = format!("a={}", path.display());
+    let output = server.tool(&["identity", "put", "--arn", USER, "--policy", &named]);
+    assert!(output.status.success());
+    let user = server.principal(USER);
+    let key = create(&user, json!({ "MultiRegion": true }));
+    let replicate = |region: &str| {
+        let input = json!({ "KeyId": key, "ReplicaRegion": region });
+        user.call("ReplicateKey", input)
+    };
+    for region in ["us-east-1", "us-west-1"] {
+        assert_eq!(replicate(region).error_type(), "AccessDeniedException");
+    }
+    replicate("us-west-2").ok();
+}
+
+#[test]
 fn multi_region_keys_of_other_kinds() {
     let server = Server::dev();
     let (ireland, virginia) = (server.client(), in_region(&server.client(), "us-east-1"));

@@ -45,7 +45,11 @@ pub(crate) async fn create(call: &mut Call<'_>, mut input: Input) -> Result<Valu
         ("kms:KeyOrigin", kind.origin.to_string()),
         ("kms:MultiRegion", kind.multi_region.to_string()),
     ];
-    authorize_create(call, &tags, &more)?;
+    let facts = Facts {
+        more: &more,
+        ..Facts::default()
+    };
+    authorize_create(call, &tags, facts)?;
     let tags = tags::merge(&Tags::new(), &tags)?;
     let policy = new_policy(call, policy, bypass)?;
     let (key, mut changes) = new_key(call, kind, description, policy).await?;
@@ -63,16 +67,15 @@ pub(crate) async fn create(call: &mut Call<'_>, mut input: Input) -> Result<Valu
 pub(crate) fn authorize_create(
     call: &mut Call<'_>,
     tags: &[(String, String)],
-    more: &[(&str, String)],
+    facts: Facts<'_>,
 ) -> Result<(), ApiError> {
     let request_tags: Vec<_> = tags
         .iter()
         .map(|(name, value)| (name.clone(), Some(value.clone())))
         .collect();
     let facts = Facts {
-        more,
         request_tags: &request_tags,
-        ..Facts::default()
+        ..facts
     };
     call.authorize_on("kms:CreateKey", "*", &facts)?;
     if tags.is_empty() {

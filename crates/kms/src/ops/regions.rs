@@ -10,7 +10,7 @@ use crate::arn::Place;
 use crate::error::{ApiError, ErrorKind};
 use crate::input::Input;
 use crate::keyring::{Key, Material};
-use crate::service::Call;
+use crate::service::{Call, Facts};
 use crate::spec::Origin;
 use crate::store::{Change, KeyRow};
 use crate::tags::{self, Tags};
@@ -29,7 +29,7 @@ pub(crate) async fn replicate(call: &mut Call<'_>, mut input: Input) -> Result<V
     input.finish()?;
     let _management = call.manage().await?;
     let key = manage(call, &key_id, &[("kms:ReplicaRegion", region.clone())])?;
-    authorize_create(call, &tags, &[])?;
+    authorize_replica(call, &key, &region, &tags, bypass)?;
     let tags = tags::merge(&Tags::new(), &tags)?;
     check_primary(&key)?;
     key.usable(call.now_ms())
@@ -71,6 +71,29 @@ pub(crate) async fn replicate(call: &mut Call<'_>, mut input: Input) -> Result<V
     insert_replica(call, row, versions, tags).await
 }
 
+/// Asks the caller's own policies about a new key in the replica's region.
+fn authorize_replica(
+    call: &mut Call<'_>,
+    key: &Key,
+    region: &str,
+    tags: &[(String, String)],
+    bypass: bool,
+) -> Result<(), ApiError> {
+    let more = [
+        ("kms:BypassPolicyLockoutSafetyCheck", bypass.to_string()),
+        ("kms:KeySpec", key.row.spec.to_string()),
+        ("kms:KeyUsage", key.row.usage.to_string()),
+        ("kms:KeyOrigin", key.row.origin.to_string()),
+        ("kms:MultiRegion", true.to_string()),
+    ];
+    let facts = Facts {
+        region: Some(region),
+        more: &more,
+        ..Facts::default()
+    };
+    authorize_create(call, tags, facts)
+}
+
 async fn insert_replica(
     call: &mut Call<'_>,
     row: KeyRow,
@@ -109,7 +132,8 @@ pub(crate) async fn update_primary(
     let region = region_parameter(&mut input, "PrimaryRegion")?;
     input.finish()?;
     let _management = call.manage().await?;
-    let key = manage(call, &key_id, &[("kms:PrimaryRegion", region.clone())])?;
+    let more = [("kms:PrimaryRegion", region.clone())];
+    let key = manage(call, &key_id, &more)?;
     check_primary(&key)?;
     key.usable(call.now_ms())?;
     let replica = call.service.keys.in_region(key.id(), &region);
@@ -119,6 +143,13 @@ pub(crate) async fn update_primary(
             let place = Place::new(Arc::clone(&key.place.account), region.as_str());
             ApiError::not_found(format!("Key '{}' does not exist", place.key_arn(key.id())))
         })?;
+    // The new primary's policy has its say too.
+    call.draft.resources.push(replica.arn.to_string());
+    let facts = Facts {
+        more: &more,
+        ..Facts::default()
+    };
+    call.authorize(&replica, "kms:UpdatePrimaryRegion", &facts)?;
     replica.usable(call.now_ms())?;
     let mut changes = Vec::new();
     for member in call.service.keys.family(key.id()) {
