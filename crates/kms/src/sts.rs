@@ -211,10 +211,13 @@ async fn assume_role(call: &mut Call<'_>, input: Input) -> Result<Value, ApiErro
     };
     let tags = session_tags(call, &wanted)?;
     authorize(call, &wanted, trust, "sts:AssumeRole", &tags)?;
-    if !wanted.tags.is_empty() {
+    // What the calling session hands on needs the permissions too.
+    if !tags.is_empty() {
         authorize(call, &wanted, trust, "sts:TagSession", &tags)?;
     }
-    if wanted.source_identity.is_some() {
+    let source = wanted.source_identity.clone();
+    let source = source.or_else(|| source_identity(call));
+    if source.is_some() {
         authorize(call, &wanted, trust, "sts:SetSourceIdentity", &tags)?;
     }
     let duration = duration(call, &wanted, &entity)?;
@@ -223,10 +226,7 @@ async fn assume_role(call: &mut Call<'_>, input: Input) -> Result<Value, ApiErro
     claims.entry_id = Some(entity.unique_id.clone());
     claims.name = Some(wanted.name.clone());
     claims.policies = wanted.policy.iter().cloned().collect();
-    claims.source_identity = wanted
-        .source_identity
-        .clone()
-        .or_else(|| source_identity(call));
+    claims.source_identity = source;
     claims.transitive = wanted.transitive.clone();
     claims.transitive.extend(inherited(call).into_keys());
     claims.tags = tags;

@@ -450,6 +450,32 @@ fn a_transitive_tag_stays_whatever_case_it_is_asked_for_in() {
 }
 
 #[test]
+fn a_chain_needs_the_permissions_for_what_it_hands_on() {
+    let server = Server::tls();
+    let first = first_of_a_chain(&server);
+    for (actions, missing) in [
+        (&["sts:AssumeRole"][..], Some("sts:TagSession")),
+        (
+            &["sts:AssumeRole", "sts:TagSession"][..],
+            Some("sts:SetSourceIdentity"),
+        ),
+        (
+            &["sts:AssumeRole", "sts:TagSession", "sts:SetSourceIdentity"][..],
+            None,
+        ),
+    ] {
+        put_second(&server, actions);
+        eventually(|| match (assume_second(&first, ""), missing) {
+            ((status, _), None) => status == 200,
+            ((status, xml), Some(action)) => {
+                assert_ne!(status, 200, "{xml}");
+                element(&xml, "Message").contains(action)
+            }
+        });
+    }
+}
+
+#[test]
 fn sts_answers_as_aws_does() {
     let server = Server::tls();
     put(&server, ROLE, &[("--trust", trusting(USER))]);
