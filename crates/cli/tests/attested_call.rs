@@ -70,6 +70,11 @@ fn the_web_is_not_fallen_back_to_and_the_other_way_round() {
     assert_eq!(done.status, 1, "Web PKI knows no such certificate");
     assert!(server.heard().is_empty());
     let done = call(&server, &["--attested-tls", "--tls-nonce"]);
+    assert!(done.stderr.starts_with("verified "), "{}", done.stderr);
+    let done = call(
+        &Server::start(Fault::NoNonces),
+        &["--attested-tls", "--tls-nonce"],
+    );
     assert!(
         done.stderr.contains("does not answer nonces"),
         "{}",
