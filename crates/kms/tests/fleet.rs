@@ -318,3 +318,79 @@ fn a_database_that_went_back_is_not_followed() {
     let log = fleet.nodes[0].log();
     assert!(log.contains("acknowledged changes are lost"), "{log}");
 }
+
+/// How many keys' materials are sealed under each version of the root key.
+fn materials_under(postgres: &Postgres, name: &str, version: u32) -> usize {
+    let sql = format!(
+        "SELECT count(*) FROM materials WHERE substr(sealed, 1, 4) = decode('{version:08x}', 'hex')"
+    );
+    postgres.psql(name, &sql).parse().unwrap()
+}
+
+fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(40);
+    while !is_so() {
+        assert!(Instant::now() < deadline, "never: {what}");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+#[test]
+fn a_node_that_misses_a_rotation_cannot_undo_it() {
+    let Some(postgres) = Postgres::start() else {
+        return;
+    };
+    let mut fleet = Fleet::new(&postgres, "missed", 2);
+    let key = fleet.client(0).create_key();
+    let blob = fleet.client(0).encrypt(&key, b"kept", json!({}));
+    let files: Vec<_> = fleet
+        .directories
+        .iter()
+        .map(|node| node.path().join("root.key"))
+        .collect();
+    let root = |fleet: &Fleet, arguments: &[&str]| {
+        let output = fleet.nodes[0].tool(&[&["root"][..], arguments].concat());
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{said}");
+    };
+    root(&fleet, &["rotate", "--prepare"]);
+    std::fs::copy(&files[0], &files[1]).unwrap();
+    root(&fleet, &["rotate"]);
+    wait_until("sealed anew", || {
+        materials_under(&postgres, "missed", 2) == 1
+    });
+    // The other node looks at everything as soon as it has started, and leaves it.
+    fleet.restart(1);
+    wait_until("told", || {
+        fleet.nodes[1].log().contains("seals under a newer version")
+    });
+    std::thread::sleep(Duration::from_secs(1));
+    assert_eq!(materials_under(&postgres, "missed", 1), 0);
+    let refused = fleet.nodes[1].tool(&["root", "retire", "--version", "2"]);
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert!(said.contains("has made version 2 current"), "{said}");
+
+    root(&fleet, &["retire", "--version", "1"]);
+    let missed = fleet.client(1);
+    let refused = missed.call("CreateKey", json!({}));
+    assert_eq!(refused.error_type(), "KMSInternalException");
+    let log = fleet.nodes[1].log();
+    assert!(
+        log.contains("is retired") && log.contains("copy root.key"),
+        "{log}"
+    );
+    assert_eq!(plaintext(&missed.decrypt(&blob, json!({})).ok()), b"kept");
+    std::fs::copy(&files[0], &files[1]).unwrap();
+    wait_until("taken up", || {
+        missed.call("CreateKey", json!({})).status == 200
+    });
+    assert_eq!(materials_under(&postgres, "missed", 1), 0);
+    for node in 0..2 {
+        fleet.restart(node);
+    }
+    assert_eq!(
+        plaintext(&fleet.client(1).decrypt(&blob, json!({})).ok()),
+        b"kept"
+    );
+    fleet.check_trail();
+}

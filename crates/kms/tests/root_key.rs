@@ -68,7 +68,8 @@ fn sealed_otherwise(data: &Path, version: u32) -> usize {
             None => Location::from(data),
         };
         let mut connection = enclos_kms::store::connect(&location).await.unwrap();
-        let rows = enclos_kms::store::sealed_otherwise(&mut connection, version, 100_000);
+        let versions = [version];
+        let rows = enclos_kms::store::sealed_otherwise(&mut connection, &versions, 100_000);
         rows.await.unwrap().len()
     })
 }

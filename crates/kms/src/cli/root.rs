@@ -12,7 +12,7 @@ use super::{Data, Failure, IN_USE, print};
 use crate::crypto::passphrase;
 use crate::crypto::root_file::{Lock, RootFile};
 use crate::crypto::seal::RootKey;
-use crate::store::Location;
+use crate::store::{Connection, Location};
 use crate::{reseal, store};
 
 /// Account of events that concern the installation.
@@ -80,6 +80,10 @@ enum RootError {
     InUse(u32),
     #[error("there is no old version {0}; see `enclos-kms root show`")]
     NoVersion(u32),
+    #[error(
+        "another node of this database has made version {0} current; copy its root.key here first"
+    )]
+    Behind(u32),
 }
 
 /// Does it.
@@ -143,7 +147,11 @@ async fn rotate(data: &Data, prepare: bool) -> Result<(), Failure> {
     let path = path(data);
     let mut file = RootFile::read(&path, None, true)?;
     let now = OffsetDateTime::now_utc().unix_timestamp();
+    let mut connection = existing(data).await?;
     let newest = file.versions.last().map_or(0, |version| version.number);
+    if let Some(connection) = &mut connection {
+        not_behind(connection, newest).await?;
+    }
     let version = match newest > file.current && !prepare {
         true => newest,
         false => file.add(now)?,
@@ -154,25 +162,52 @@ async fn rotate(data: &Data, prepare: bool) -> Result<(), Failure> {
     file.write(&path)?;
     let what = if prepare { "prepared" } else { "current" };
     let parameters = json!({ "version": version, "state": what });
-    audited(data, file, "RotateRootKey", parameters).await?;
+    if let Some(mut connection) = connection {
+        let current = file.current;
+        let root = RootKey::opened(&path, file)?;
+        connection.begin().await?;
+        store::put_current_root(&mut connection, current).await?;
+        record(
+            &mut connection,
+            &root,
+            "RotateRootKey",
+            NO_ACCOUNT,
+            parameters,
+        )
+        .await?;
+        connection.commit().await?;
+    }
     Ok(print(&format!("version {version} {what}"))?)
 }
 
+/// First the database forgets the version, then the file: whatever happens in between, nothing is sealed under it any more.
 async fn retire(data: &Data, version: u32) -> Result<(), Failure> {
     let _lock = lock(&data.data)?;
     let path = path(data);
     let mut file = RootFile::read(&path, None, true)?;
     let mut connection = store::connect(&data.location()?).await?;
-    let left = store::sealed_otherwise(&mut connection, file.current, 1).await?;
+    connection.begin().await?;
+    not_behind(&mut connection, file.current).await?;
+    let left = store::sealed_otherwise(&mut connection, &[file.current], 1).await?;
     if !left.is_empty() {
         return Err(RootError::InUse(version).into());
     }
     if !file.retire(version) {
         return Err(RootError::NoVersion(version).into());
     }
-    file.write(&path)?;
+    store::put_retired_root(&mut connection, version).await?;
+    let root = RootKey::opened(&path, file.clone())?;
     let parameters = json!({ "version": version });
-    audited(data, file, "RetireRootKey", parameters).await?;
+    record(
+        &mut connection,
+        &root,
+        "RetireRootKey",
+        NO_ACCOUNT,
+        parameters,
+    )
+    .await?;
+    connection.commit().await?;
+    file.write(&path)?;
     Ok(print(&format!("version {version} retired"))?)
 }
 
@@ -203,29 +238,38 @@ async fn protect(data: &Data, by: &By) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Records a change of the root key under the new root key, which was just written, if there is a trail already.
-async fn audited(
-    data: &Data,
-    file: RootFile,
-    operation: &str,
-    parameters: serde_json::Value,
-) -> Result<(), Failure> {
+/// Refuses a file that does not know, or does not use, what other nodes use.
+async fn not_behind(connection: &mut Connection, version: u32) -> Result<(), Failure> {
+    match store::newest_root(connection).await? {
+        Some(newest) if newest > version => Err(RootError::Behind(newest).into()),
+        _ => Ok(()),
+    }
+}
+
+/// The database, if there is one already.
+async fn existing(data: &Data) -> Result<Option<Connection>, Failure> {
     let location = data.location()?;
     if let Location::Sqlite(directory) = &location
         && !store::database_path(directory).exists()
     {
-        return Ok(());
+        return Ok(None);
     }
-    let root = RootKey::opened(&path(data), file)?;
-    let mut connection = store::connect(&location).await?;
-    connection.begin().await?;
-    record(&mut connection, &root, operation, NO_ACCOUNT, parameters).await?;
-    Ok(connection.commit().await?)
+    Ok(Some(store::connect(&location).await?))
 }
 
-/// Seals what is under other versions of the root key than the current one anew.
+/// Seals what is under older versions of the root key than the current one anew, and says when this node itself is behind.
 pub(super) async fn seal_anew(location: &Location, root: &RootKey) -> Result<(), Failure> {
     let mut connection = store::connect(location).await?;
+    let version = root.version();
+    store::refuse_retired_root(&mut connection, version).await?;
+    let newest = store::newest_root(&mut connection).await?;
+    if let Some(newest) = newest.filter(|newest| *newest > version) {
+        tracing::warn!(
+            version,
+            newest,
+            "another node of this database seals under a newer version of the root key: copy its root.key to this node"
+        );
+    }
     let done = reseal::all(&mut connection, root).await?;
     if done > 0 {
         let version = root.version();

@@ -133,6 +133,7 @@ fn label(version: u32) -> Vec<u8> {
 }
 
 /// One version of the root key.
+#[derive(Clone)]
 pub struct Version {
     /// Counts from 1.
     pub number: u32,
@@ -171,7 +172,7 @@ impl Version {
 }
 
 /// The file, opened.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct RootFile {
     pub(super) lock: Lock,
     /// What new values are sealed under.

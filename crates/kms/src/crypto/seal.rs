@@ -343,6 +343,15 @@ impl RootKey {
         self.ring().version(version)?.backups.clone()
     }
 
+    /// The version that new values are sealed under and, of those that are known, all that are newer: prepared ones, or current
+    /// ones of nodes that are ahead of this one.
+    #[must_use]
+    pub fn current_and_newer(&self) -> Vec<u32> {
+        let ring = self.ring();
+        let numbers = ring.versions.iter().map(|version| version.number);
+        numbers.filter(|number| *number >= ring.current).collect()
+    }
+
     /// What only a holder of the root key can say about `data`.
     #[must_use]
     pub fn tag(&self, data: &[u8]) -> hmac::Tag {
@@ -388,6 +397,14 @@ impl RootKey {
             what: String::from_utf8_lossy(label).into_owned(),
         })
     }
+}
+
+/// The version that a value names as the one it is sealed under. Values from before there were versions name none, and what
+/// stands there instead is random.
+#[must_use]
+pub fn named_version(sealed: &[u8]) -> Option<u32> {
+    let (number, _) = sealed.split_first_chunk::<PREFIX>()?;
+    Some(u32::from_be_bytes(*number))
 }
 
 fn stamp(path: &Path) -> std::io::Result<Stamp> {

@@ -2,6 +2,7 @@
 //! id of one of its grants (a key can have thousands, which then are not all read again).
 
 use super::database::Value;
+use super::root_versions::refuse_sealed;
 use super::rows::{ALIAS, AliasRow, KEY, KeyRow, MATERIAL, MaterialRow};
 use super::{Change, Connection, GrantRow, StoreError, Tags};
 
@@ -129,6 +130,7 @@ async fn put_material(
     connection: &mut Connection,
     material: &MaterialRow,
 ) -> Result<(), StoreError> {
+    refuse_sealed(connection, &material.sealed).await?;
     let sql = format!(
         "INSERT INTO materials ({MATERIAL}) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
          ON CONFLICT (key_id, version) DO UPDATE SET material_id = excluded.material_id, sealed = excluded.sealed,

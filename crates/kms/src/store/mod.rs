@@ -29,6 +29,7 @@ mod identities;
 mod postgres;
 mod principals;
 mod resealed;
+mod root_versions;
 mod rows;
 mod schema;
 mod stored;
@@ -59,6 +60,7 @@ pub use identities::{IdentityRow, delete_identity, identities, put_identity};
 pub use postgres::{AddressError, Servers};
 pub use principals::{delete_principal, insert_principal, principals};
 pub use resealed::{SealedRow, Secret, reseal, sealed_otherwise};
+pub use root_versions::{newest_root, put_current_root, put_retired_root, refuse_retired_root};
 pub use rows::{AliasRow, GrantRow, KeyRow, MaterialRow, PrincipalRow, key_id};
 pub use stored::{News, StoredKey};
 pub(crate) use stored::{Wanted, Watch};
@@ -156,6 +158,11 @@ pub enum StoreError {
         "the database was made with another root key than this node has; copy root.key from a node that works"
     )]
     OtherRoot,
+    /// Another node has retired what this one still seals under.
+    #[error(
+        "version {0} of the root key, which this node seals under, is retired and nothing may be stored under it again; copy root.key from a node that has a newer current version"
+    )]
+    RetiredRoot(u32),
     /// The file is not there.
     #[error(
         "there is no KMS database at {0}; start `enclos-kms serve --data` with that directory once"

@@ -1,5 +1,6 @@
 //! Access keys in the store.
 
+use super::root_versions::refuse_sealed;
 use super::rows::{PRINCIPAL, PrincipalRow, principal_row};
 use super::{Connection, Store, StoreError};
 
@@ -15,14 +16,15 @@ impl Store {
     }
 }
 
-/// Adds an access key; used by the tool, beside a running server or without one.
+/// Adds an access key; used by the tool, beside a running server or without one. `connection` is in a transaction.
 ///
 /// # Errors
-/// If the database fails.
+/// If its secret is sealed under a retired version of the root key, or the database fails.
 pub async fn insert_principal(
     connection: &mut Connection,
     row: &PrincipalRow,
 ) -> Result<(), StoreError> {
+    refuse_sealed(connection, &row.sealed_secret).await?;
     let sql = format!("INSERT INTO principals ({PRINCIPAL}) VALUES ($1, $2, $3, $4)");
     let values = [
         (&row.access_key_id).into(),

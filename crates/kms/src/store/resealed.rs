@@ -1,8 +1,10 @@
 //! Sealed values and the version of the root key that they are sealed under.
 //!
 //! A value is replaced only if it is still the one that was read: a rotation of the root key never undoes what anybody
-//! else has stored meanwhile.
+//! else has stored meanwhile. Nothing is stored under a version that is retired.
 
+use super::database::Value;
+use super::root_versions::refuse_sealed;
 use super::{Connection, StoreError};
 
 /// Whose secret it is.
@@ -37,24 +39,34 @@ pub struct SealedRow {
 
 const MATERIALS: &str = "SELECT materials.key_id, materials.version, keys.account, materials.sealed
     FROM materials JOIN keys ON keys.id = materials.key_id
-    WHERE length(materials.sealed) > 0 AND substr(materials.sealed, 1, 4) <> $1 LIMIT $2";
+    WHERE length(materials.sealed) > 0 AND substr(materials.sealed, 1, 4) NOT IN";
 
 const ACCESS_KEYS: &str = "SELECT access_key_id, arn, sealed_secret
-    FROM principals WHERE substr(sealed_secret, 1, 4) <> $1 LIMIT $2";
+    FROM principals WHERE substr(sealed_secret, 1, 4) NOT IN";
 
-/// At most so many values that are not sealed under this version of the root key.
+/// At most so many values of each kind that are not sealed under any of these versions of the root key.
 ///
 /// # Errors
 /// If the database fails.
 pub async fn sealed_otherwise(
     connection: &mut Connection,
-    version: u32,
+    versions: &[u32],
     limit: i64,
 ) -> Result<Vec<SealedRow>, StoreError> {
-    let prefix = version.to_be_bytes();
-    let values = [prefix.as_slice().into(), limit.into()];
+    let prefixes: Vec<_> = versions
+        .iter()
+        .map(|version| version.to_be_bytes())
+        .collect();
+    let values: Vec<Value<'_>> = prefixes
+        .iter()
+        .map(|prefix| prefix.as_slice().into())
+        .collect();
+    let rest = format!("{} LIMIT {limit}", connection.tuples(1, values.len()));
     let mut found = Vec::new();
-    for row in connection.rows(MATERIALS, &values).await? {
+    for row in connection
+        .rows(&format!("{MATERIALS} {rest}"), &values)
+        .await?
+    {
         found.push(SealedRow {
             secret: Secret::Material {
                 key_id: row.get(0)?,
@@ -64,7 +76,10 @@ pub async fn sealed_otherwise(
             sealed: row.get(3)?,
         });
     }
-    for row in connection.rows(ACCESS_KEYS, &values).await? {
+    for row in connection
+        .rows(&format!("{ACCESS_KEYS} {rest}"), &values)
+        .await?
+    {
         found.push(SealedRow {
             secret: Secret::AccessKey {
                 access_key_id: row.get(0)?,
@@ -84,11 +99,23 @@ pub(super) async fn prefixes(connection: &mut Connection) -> Result<Vec<Vec<u8>>
     rows.iter().map(|row| Ok(row.get(0)?)).collect()
 }
 
-/// Replaces a sealed value; whether it was still the one that was read.
+/// Replaces a sealed value, in a transaction of its own; whether it was still the one that was read.
 ///
 /// # Errors
-/// If the database fails.
+/// If it is sealed under a retired version, or the database fails. Then the connection is to be given up.
 pub async fn reseal(
+    connection: &mut Connection,
+    read: &SealedRow,
+    sealed: &[u8],
+) -> Result<bool, StoreError> {
+    connection.begin().await?;
+    refuse_sealed(connection, sealed).await?;
+    let replaced = replace(connection, read, sealed).await?;
+    connection.commit().await?;
+    Ok(replaced)
+}
+
+async fn replace(
     connection: &mut Connection,
     read: &SealedRow,
     sealed: &[u8],

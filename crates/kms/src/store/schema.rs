@@ -67,10 +67,20 @@ const SQLITE: &[(&str, &str)] = &[
         "ALTER TABLE audit ADD COLUMN hash BLOB;
          ALTER TABLE audit ADD COLUMN seal BLOB;",
     ),
+    (
+        ROOT_VERSIONS,
+        "CREATE TABLE root_versions (
+            version INTEGER NOT NULL PRIMARY KEY,
+            retired INTEGER NOT NULL
+         ) STRICT;",
+    ),
 ];
 
 /// The step after which the rows of the audit trail are chained.
 const CHAIN: &str = "audit chain";
+
+/// The step after which the database knows which versions of the root key are retired.
+const ROOT_VERSIONS: &str = "versions of the root key";
 
 const FIRST: &str = "CREATE TABLE keys (
         id TEXT NOT NULL PRIMARY KEY,
@@ -116,7 +126,16 @@ const FIRST: &str = "CREATE TABLE keys (
      ) STRICT;";
 
 /// PostgreSQL's steps. No extension, no trigger, no procedure: other databases speak this wire too.
-const POSTGRES: &[(&str, &str)] = &[("keys, grants, identities, audit, changes", SHARED)];
+const POSTGRES: &[(&str, &str)] = &[
+    ("keys, grants, identities, audit, changes", SHARED),
+    (
+        ROOT_VERSIONS,
+        "CREATE TABLE root_versions (
+            version BIGINT NOT NULL PRIMARY KEY,
+            retired BOOLEAN NOT NULL
+         );",
+    ),
+];
 
 /// The tables as SQLite has them, and what nodes need to share them: `state`, whose one row every writing transaction
 /// locks, and `changes`, which tells each node what the others have changed.

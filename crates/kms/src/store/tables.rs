@@ -137,6 +137,11 @@ pub(super) const TABLES: &[Table] = &[
             ("seal", Bytes),
         ],
     },
+    Table {
+        name: "root_versions",
+        key: 1,
+        columns: &[("version", Integer), ("retired", Flag)],
+    },
 ];
 
 /// A value of a row.

@@ -43,6 +43,7 @@ enum Refusal {
     Missing,
     Raced,
     Unfit,
+    RetiredRoot(u32),
 }
 
 impl From<Refusal> for StoreError {
@@ -52,6 +53,7 @@ impl From<Refusal> for StoreError {
             Refusal::Missing => Self::Missing,
             Refusal::Raced => Self::Raced,
             Refusal::Unfit => Self::Unfit,
+            Refusal::RetiredRoot(version) => Self::RetiredRoot(version),
         }
     }
 }
@@ -316,6 +318,7 @@ impl Writing {
             }
             Err(StoreError::Conflict) => Refusal::Conflict,
             Err(StoreError::Missing) => Refusal::Missing,
+            Err(StoreError::RetiredRoot(version)) => Refusal::RetiredRoot(version),
             Err(error) if error.is_about_a_value() => Refusal::Unfit,
             Err(error) => return Err(error),
         };
