@@ -3,7 +3,8 @@
 //! Nothing but this module changes the keys, aliases, grants and tags that requests read. After a transaction has touched a
 //! key, all there is about it is read again, in one snapshot, and replaces what memory held.
 //!
-//! With SQLite this process is the only one that changes keys, and it knows what it touched. With PostgreSQL other nodes
+//! With SQLite this process is the only one that changes keys, and it knows what it touched; what became durable after its caller
+//! was told that it had failed is read before the next request is looked at. With PostgreSQL other nodes
 //! change them too. Therefore a request first waits for an answer to "what is the newest change?" that was *asked
 //! after the request had arrived*; if there are newer changes than memory has, they are read. So what any node acknowledged
 //! before a request arrives, that request sees. One question serves all requests that wait: those that come while it is
@@ -20,7 +21,7 @@ use crate::crypto::seal::RootKey;
 use crate::error::{ApiError, Chain, ErrorKind};
 use crate::grants::{Grant, Grants};
 use crate::keyring::{Key, Keyring, LoadError};
-use crate::store::{News, Store, StoreError, StoredKey, Wanted, Watch};
+use crate::store::{Late, News, Store, StoreError, StoredKey, Wanted, Watch};
 use crate::tags::TagStore;
 
 /// How memory follows.
@@ -33,6 +34,7 @@ pub(crate) struct Follower {
     arrived: AtomicU64,
     /// How old an answer may be that serves a request; none at all by default.
     staleness: Duration,
+    late: Arc<Late>,
     state: Mutex<State>,
 }
 
@@ -56,6 +58,7 @@ impl Follower {
             seq: AtomicI64::new(seq),
             arrived: AtomicU64::new(0),
             staleness: Duration::ZERO,
+            late: store.late(),
             state: Mutex::new(State {
                 watch: store.watch(),
                 served: 0,
@@ -111,6 +114,7 @@ impl Memory<'_> {
         staleness: Duration,
     ) -> Result<(), ApiError> {
         if !follower.shared {
+            self.follow_late(follower).await;
             return Ok(());
         }
         let ticket = follower.arrived.fetch_add(1, Ordering::AcqRel) + 1;
@@ -158,6 +162,23 @@ impl Memory<'_> {
         }
         let mut state = follower.state.lock().await;
         state.owed.extend(touched);
+        self.read_owed(&mut state).await;
+    }
+
+    /// Reads what became durable and nobody was told. Who comes while it is being read waits for it.
+    async fn follow_late(&self, follower: &Follower) {
+        if !follower.late.is_any() {
+            return;
+        }
+        let mut state = follower.state.lock().await;
+        state.owed.extend(follower.late.take());
+        if !state.owed.is_empty() {
+            self.read_owed(&mut state).await;
+        }
+        follower.late.settle();
+    }
+
+    async fn read_owed(&self, state: &mut State) {
         let wanted = Wanted::Touched(state.owed.clone());
         match state.watch.look(&wanted).await {
             Ok(news) => {
@@ -246,5 +267,58 @@ impl ApiError {
             );
         }
         Self::internal(error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::{Change, KeyRow};
+
+    #[tokio::test]
+    async fn what_nobody_was_told_is_read_before_the_next_request() {
+        let directory = tempfile::tempdir().unwrap();
+        let (store, _writer) = Store::open(directory.path()).await.unwrap();
+        let root = RootKey::open(&directory.path().join("root.key"), true).unwrap();
+        let (keys, grants, tags) = (Keyring::default(), Grants::default(), TagStore::default());
+        let memory = Memory {
+            keys: &keys,
+            grants: &grants,
+            tags: &tags,
+            root: &root,
+        };
+        let follower = Follower::new(&store, 0);
+        // Durable, as if its caller had given up before.
+        let key = KeyRow {
+            id: "k".to_owned(),
+            account: "111122223333".to_owned(),
+            region: "eu-west-1".to_owned(),
+            created_ms: 0,
+            description: String::new(),
+            enabled: true,
+            deletion_ms: None,
+            policy: crate::policy::default_policy("111122223333"),
+            spec: crate::spec::KeySpec::SymmetricDefault,
+            usage: crate::spec::KeyUsage::EncryptDecrypt,
+            origin: crate::spec::Origin::External,
+            primary_region: None,
+            rotation_days: None,
+            next_rotation_ms: None,
+            pending_days: None,
+        };
+        let audit = crate::store::AuditRow {
+            time_ms: 0,
+            operation: "CreateKey".to_owned(),
+            error_code: None,
+            event: "{}".to_owned(),
+            used: None,
+        };
+        let touched = store.change(Change::InsertKey(key), audit, None).await;
+        memory.catch_up(&follower).await.unwrap();
+        assert!(keys.get("k").is_none());
+        store.late().add(touched.unwrap());
+        memory.catch_up(&follower).await.unwrap();
+        assert!(keys.get("k").is_some());
+        assert!(!store.late().is_any());
     }
 }

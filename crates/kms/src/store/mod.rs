@@ -26,6 +26,7 @@ mod audit;
 pub mod backup;
 mod database;
 mod identities;
+mod late;
 mod postgres;
 mod principals;
 mod resealed;
@@ -57,6 +58,7 @@ pub use audit::{
 };
 pub use database::{Connection, Location, database_path};
 pub use identities::{IdentityRow, delete_identity, identities, put_identity};
+pub(crate) use late::Late;
 pub use postgres::{AddressError, Servers};
 pub use principals::{delete_principal, insert_principal, principals};
 pub use resealed::{SealedRow, Secret, reseal, sealed_otherwise};
@@ -294,6 +296,7 @@ pub struct Store {
     healthy: Arc<AtomicBool>,
     /// What seals the audit trail.
     sealer: Sealer,
+    late: Arc<Late>,
 }
 
 /// The root key, once the service has it.
@@ -334,12 +337,13 @@ impl Store {
             waited_for: Arc::default(),
             healthy: Arc::new(AtomicBool::new(true)),
             sealer: Sealer::default(),
+            late: Arc::default(),
         };
         let writing = writer::Writing::new(
             store.location.clone(),
             connection,
             Arc::clone(&store.healthy),
-            Arc::clone(&store.sealer),
+            (Arc::clone(&store.sealer), Arc::clone(&store.late)),
             crate::crypto::uuid().map_err(|_| StoreError::Stopped)?,
         );
         let waited_for = Arc::clone(&store.waited_for);
@@ -361,7 +365,13 @@ impl Store {
             readers: Arc::new(Readers::new(location.clone())),
             healthy: Arc::new(AtomicBool::new(true)),
             sealer: Sealer::default(),
+            late: Arc::default(),
         })
+    }
+
+    /// What became durable and nobody was told.
+    pub(crate) fn late(&self) -> Arc<Late> {
+        Arc::clone(&self.late)
     }
 
     /// Whether nodes share this database.

@@ -14,7 +14,8 @@ use tokio::time::Instant;
 use super::audit::{self, Head};
 use super::database::{Access, Connection, Location};
 use super::{
-    AuditRow, BATCH, Change, GATHER, Message, PATIENCE, PAUSE, QUEUE, Sealer, StoreError, apply,
+    AuditRow, BATCH, Change, GATHER, Late, Message, PATIENCE, PAUSE, QUEUE, Sealer, StoreError,
+    apply,
 };
 use crate::error::Chain;
 
@@ -74,6 +75,8 @@ pub(super) struct Writing {
     connection: Option<Connection>,
     healthy: Arc<AtomicBool>,
     sealer: Sealer,
+    /// Where memory finds what it was not told.
+    late: Arc<Late>,
     /// Names this process among those that share the database.
     node: String,
     /// Audit rows of calls that were answered before their transaction failed.
@@ -86,7 +89,7 @@ impl Writing {
         location: Location,
         connection: Connection,
         healthy: Arc<AtomicBool>,
-        sealer: Sealer,
+        (sealer, late): (Sealer, Arc<Late>),
         node: String,
     ) -> Self {
         Self {
@@ -94,6 +97,7 @@ impl Writing {
             connection: Some(connection),
             healthy,
             sealer,
+            late,
             node,
             owed: Vec::new(),
             doubt: None,
@@ -229,6 +233,11 @@ impl Writing {
                     return Ok(earlier.outcomes);
                 }
                 self.owed.drain(..earlier.owed.min(self.owed.len()));
+                if !connection.is_shared() {
+                    // With other nodes memory asks for news itself.
+                    self.late
+                        .add(earlier.outcomes.into_iter().flatten().flatten());
+                }
             }
         }
         let (head, outcomes) = self.fill(&mut connection, batch).await?;
@@ -408,5 +417,74 @@ impl Message {
             Self::Record(_, None) => return,
         };
         let _gone = waiting.send(outcome);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::Store;
+
+    /// A writer whose callers were told that a transaction failed, and that transaction, which the disk still holds up.
+    async fn stalled(directory: &std::path::Path) -> (Writing, Connection) {
+        let (store, writer) = Store::open(directory).await.unwrap();
+        drop(store);
+        writer.await.unwrap();
+        let location = Location::from(directory);
+        let mut stalled = location.connect(Access::Write).await.unwrap();
+        stalled.begin().await.unwrap();
+        let mut head = audit::head(&mut stalled).await.unwrap();
+        let row = AuditRow {
+            time_ms: 1,
+            operation: "RevokeGrant".to_owned(),
+            error_code: None,
+            event: "{}".to_owned(),
+            used: None,
+        };
+        audit::insert(&mut stalled, &mut head, &[&row])
+            .await
+            .unwrap();
+        let connection = location.connect(Access::Write).await.unwrap();
+        let healthy = Arc::new(AtomicBool::new(false));
+        let mut writing = Writing::new(
+            location,
+            connection,
+            healthy,
+            (Sealer::default(), Arc::default()),
+            "node".to_owned(),
+        );
+        writing.doubt = Some(Doubt {
+            head,
+            outcomes: vec![Ok(vec!["key#grant".to_owned()]), Err(Refusal::Missing)],
+            owed: 0,
+            awaited: true,
+        });
+        (writing, stalled)
+    }
+
+    #[tokio::test]
+    async fn what_a_commit_that_came_late_touched_is_left_to_memory() {
+        let directory = tempfile::tempdir().unwrap();
+        let (mut writing, mut stalled) = stalled(directory.path()).await;
+        stalled.commit().await.unwrap();
+        writing.write_batch(Vec::new()).await;
+        assert!(writing.healthy.load(Ordering::Relaxed) && writing.doubt.is_none());
+        let late = Arc::clone(&writing.late);
+        assert!(late.is_any());
+        let touched: Vec<_> = late.take().into_iter().collect();
+        assert_eq!(touched, ["key#grant"]);
+        assert!(late.is_any(), "until it was read");
+        late.settle();
+        assert!(!late.is_any());
+    }
+
+    #[tokio::test]
+    async fn a_commit_that_never_came_leaves_nothing_to_memory() {
+        let directory = tempfile::tempdir().unwrap();
+        let (mut writing, mut stalled) = stalled(directory.path()).await;
+        stalled.rollback().await.unwrap();
+        writing.write_batch(Vec::new()).await;
+        assert!(writing.healthy.load(Ordering::Relaxed) && writing.doubt.is_none());
+        assert!(!writing.late.is_any());
     }
 }
