@@ -105,6 +105,15 @@ pub enum IssueError {
     Json(#[from] serde_json::Error),
 }
 
+/// What the access key ids of sessions begin with, and no others.
+const TEMPORARY: &str = "ASIA";
+
+/// Whether an access key id is a session's, if it is anybody's.
+#[must_use]
+pub fn is_temporary(access_key_id: &str) -> bool {
+    access_key_id.starts_with(TEMPORARY)
+}
+
 /// A new access key id of a session and its secret.
 ///
 /// # Errors
@@ -113,7 +122,7 @@ pub fn new_keys() -> Result<(String, Zeroizing<String>), RandomError> {
     let id: [u8; 16] = random_array()?;
     let secret = Zeroizing::new(random_array::<30>()?);
     Ok((
-        letters("ASIA", id.iter()),
+        letters(TEMPORARY, id.iter()),
         Zeroizing::new(STANDARD.encode(*secret)),
     ))
 }

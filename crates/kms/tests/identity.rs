@@ -730,3 +730,24 @@ fn tools_refuse_what_the_server_could_not_use() {
         "{table}"
     );
 }
+
+#[test]
+fn a_session_is_known_without_the_database() {
+    let server = Server::tls();
+    let policy = json!([allow("kms:ListKeys")]);
+    put(
+        &server,
+        ROLE,
+        &[("--trust", trusting(USER)), ("--policy kms=", policy)],
+    );
+    let session = assumed(&server.principal(USER), "");
+    server.sql("ALTER TABLE principals RENAME TO away");
+    let nobody = Client {
+        id: "AKIAAAAAAAAAAAAAAAAA".to_owned(),
+        token: None,
+        ..session.clone()
+    };
+    let refused = nobody.call("ListKeys", json!({}));
+    assert_eq!(refused.error_type(), "KMSInternalException");
+    session.call("ListKeys", json!({})).ok();
+}

@@ -20,7 +20,7 @@ use super::postgres::Servers;
 /// How long SQLite waits for another process's lock, `enclos-kms principal add` for example.
 const BUSY: Duration = Duration::from_secs(10);
 
-/// How long one read may take before its connection is given up.
+/// How long one read may take, its wait for a connection included, before its connection is given up.
 const READ_TIME: Duration = Duration::from_secs(5);
 
 /// Connections for reading.
@@ -387,11 +387,11 @@ impl Readers {
         let Some(slot) = self.idle.get(next) else {
             return Err(StoreError::Stopped);
         };
-        let mut slot = match self.idle.iter().find_map(|slot| slot.try_lock().ok()) {
-            Some(slot) => slot,
-            None => slot.lock().await,
-        };
         let read = async {
+            let mut slot = match self.idle.iter().find_map(|slot| slot.try_lock().ok()) {
+                Some(slot) => slot,
+                None => slot.lock().await,
+            };
             // Taken out, so that a read that is given up half-way does not leave its rest to the next.
             if let Some(mut connection) = slot.take()
                 && let Ok(rows) = connection.rows(sql, values).await
@@ -415,5 +415,29 @@ impl Readers {
         values: &[Value<'_>],
     ) -> Result<Option<Record>, StoreError> {
         Ok(self.rows(sql, values).await?.into_iter().next())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn reads_do_not_queue_behind_reads_that_hang() {
+        let directory = tempfile::tempdir().unwrap();
+        let readers = std::sync::Arc::new(Readers::new(directory.path().into()));
+        let mut hanging = Vec::new();
+        for slot in &readers.idle {
+            hanging.push(slot.lock().await);
+        }
+        let mut reads = tokio::task::JoinSet::new();
+        for _ in 0..8 {
+            let readers = std::sync::Arc::clone(&readers);
+            reads.spawn(async move { readers.rows("SELECT 1", &[]).await.map(drop) });
+        }
+        // In turns it would be for ever.
+        let all = tokio::time::timeout(READ_TIME * 4, reads.join_all()).await;
+        let mut all = all.unwrap().into_iter();
+        assert!(all.all(|read| matches!(read, Err(StoreError::Slow))));
     }
 }
