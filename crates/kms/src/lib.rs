@@ -50,6 +50,7 @@ pub mod metrics;
 pub mod operations;
 pub mod ops;
 pub mod policy;
+mod presence;
 pub mod principals;
 pub mod recipient;
 mod reseal;

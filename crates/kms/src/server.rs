@@ -5,7 +5,7 @@
 //! | body | [`BODY_MAX`] | the largest valid request is a 256 KiB document in base64 with a context |
 //! | headers | [`HEADER_TIME`] to arrive, [`HEADER_BYTES`] long | slow or endless headers hold a connection |
 //! | body time | [`BODY_TIME`] | slow bodies do too |
-//! | connections | [`CONNECTIONS`] at once; further ones wait in the kernel's queue | memory and descriptors |
+//! | connections | [`CONNECTIONS`] at once, and requests whose clients hung up count; further ones wait in the kernel's queue | memory and descriptors |
 //! | drain | [`DRAIN`] | a shutdown ends |
 
 use std::convert::Infallible;
@@ -24,11 +24,12 @@ use hyper::{Method, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, watch};
-use tokio::task::JoinSet;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::task::{JoinError, JoinSet};
 use tokio_rustls::TlsAcceptor;
 
 use crate::error::{ApiError, ErrorKind};
+use crate::presence;
 use crate::service::{Answer, Channel, JSON, Request, Service};
 
 /// Longest body, in bytes.
@@ -132,7 +133,9 @@ impl Listener {
         let permits = Arc::new(Semaphore::new(CONNECTIONS));
         let mut connections = JoinSet::new();
         loop {
-            let permit = Arc::clone(&permits).acquire_owned().await;
+            let Ok(permit) = Arc::clone(&permits).acquire_owned().await else {
+                break;
+            };
             let accepted = tokio::select! {
                 accepted = self.socket.accept() => accepted,
                 () = stopping(&mut stop) => break,
@@ -148,15 +151,16 @@ impl Listener {
                 }
             };
             let (service, tls, stop) = (Arc::clone(&service), self.tls.clone(), stop.clone());
-            connections.spawn(async move {
-                serve_stream(stream, peer, tls, service, stop).await;
-                drop(permit);
-            });
+            let permit = Arc::new(permit);
+            connections.spawn(serve_stream(stream, peer, tls, (service, permit), stop));
         }
         drop(self.socket);
         drain(connections).await;
     }
 }
+
+/// What a connection uses, and the permit that it is counted by until the last of its requests is done.
+type Served = (Arc<Service>, Arc<OwnedSemaphorePermit>);
 
 /// Waits for connections, and ends those that take longer than [`DRAIN`]. What they have begun to change is finished: that
 /// is a task of its own.
@@ -179,7 +183,7 @@ async fn serve_stream(
     stream: TcpStream,
     peer: SocketAddr,
     tls: Option<TlsAcceptor>,
-    service: Arc<Service>,
+    served: Served,
     stop: watch::Receiver<bool>,
 ) {
     // Small answers must not wait for more.
@@ -187,10 +191,10 @@ async fn serve_stream(
         tracing::debug!(%error, %peer, "TCP_NODELAY failed");
     }
     let Some(acceptor) = tls else {
-        return serve_http(stream, peer, Channel::Dev, service, stop).await;
+        return serve_http(stream, peer, Channel::Dev, served, stop).await;
     };
     match tokio::time::timeout(HANDSHAKE_TIME, acceptor.accept(stream)).await {
-        Ok(Ok(stream)) => serve_http(stream, peer, Channel::Tls, service, stop).await,
+        Ok(Ok(stream)) => serve_http(stream, peer, Channel::Tls, served, stop).await,
         Ok(Err(error)) => tracing::debug!(%error, %peer, "TLS handshake failed"),
         Err(_) => tracing::debug!(%peer, "TLS handshake took too long"),
     }
@@ -200,12 +204,12 @@ async fn serve_http(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     peer: SocketAddr,
     channel: Channel,
-    service: Arc<Service>,
+    served: Served,
     mut stop: watch::Receiver<bool>,
 ) {
     let respond = service_fn(move |request| {
-        let service = Arc::clone(&service);
-        async move { Ok::<_, Infallible>(respond(request, peer, channel, service).await) }
+        let served = served.clone();
+        async move { Ok::<_, Infallible>(respond(request, peer, channel, served).await) }
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -234,11 +238,11 @@ async fn respond(
     request: hyper::Request<Incoming>,
     peer: SocketAddr,
     channel: Channel,
-    service: Arc<Service>,
+    served: Served,
 ) -> Response<Full<Bytes>> {
     let (parts, body) = request.into_parts();
     if parts.method == Method::GET && parts.uri.path() == "/health" {
-        return health(&service);
+        return health(&served.0);
     }
     // GET is for presigned requests to STS, which stand in the query as a whole.
     let known = parts.method == Method::POST
@@ -249,23 +253,41 @@ async fn respond(
             StatusCode::NOT_FOUND,
         );
     }
-    // In a task of its own: a client that hangs up must not stop a change half-way between disk and memory. The body is read there
-    // too: taking it wakes the connection's task, and a task that is woken while it runs costs a switch to another thread.
-    let answer = async move { answer(parts, body, peer, channel, &service).await };
-    tokio::spawn(answer).await.unwrap_or_else(|error| {
-        tracing::error!(%error, "a request's task ended early");
-        failure(
-            &ApiError::bare(ErrorKind::KmsInternal),
-            StatusCode::INTERNAL_SERVER_ERROR,
-        )
-    })
+    in_a_task(parts, body, (peer, channel), served)
+        .await
+        .unwrap_or_else(|error| {
+            tracing::error!(%error, "a request's task ended early");
+            failure(
+                &ApiError::bare(ErrorKind::KmsInternal),
+                StatusCode::INTERNAL_SERVER_ERROR,
+            )
+        })
+}
+
+/// Answers in a task of its own: a client that hangs up must not stop a change half-way between disk and memory. The task
+/// knows when that happens, because this future is dropped then, and keeps the connection's permit. The body is read there too:
+/// taking it wakes the connection's task, and a task that is woken while it runs costs a switch to another thread.
+async fn in_a_task(
+    parts: Parts,
+    body: Incoming,
+    from: (SocketAddr, Channel),
+    (service, permit): Served,
+) -> Result<Response<Full<Bytes>>, JoinError> {
+    let (client, seen) = watch::channel(());
+    let task = tokio::spawn(async move {
+        let answer = presence::with_client(seen, answer(parts, body, from, &service)).await;
+        drop(permit);
+        answer
+    });
+    let answer = task.await;
+    drop(client);
+    answer
 }
 
 async fn answer(
     parts: Parts,
     body: Incoming,
-    peer: SocketAddr,
-    channel: Channel,
+    (peer, channel): (SocketAddr, Channel),
     service: &Service,
 ) -> Response<Full<Bytes>> {
     let body = match read_body(body).await {

@@ -32,6 +32,7 @@ use crate::memory::{Follower, Memory};
 use crate::metrics::{self, Metrics};
 use crate::ops;
 use crate::policy::{Context, MEASUREMENT_POLICY, Question};
+use crate::presence;
 use crate::principals::Principals;
 use crate::recipient::{self, Attested, Trust};
 use crate::sessions::Sessions;
@@ -470,7 +471,7 @@ impl<'a> Call<'a> {
     /// changed until now is known.
     pub(crate) async fn manage(&mut self) -> Result<tokio::sync::MutexGuard<'a, ()>, ApiError> {
         let service = self.service;
-        let guard = service.management.lock().await;
+        let guard = presence::unless_gone(service.management.lock()).await?;
         service.memory().catch_up_fully(&service.follower).await?;
         self.base = Some(service.follower.seq());
         Ok(guard)

@@ -4,6 +4,8 @@
 
 mod common;
 
+use std::io::Write as _;
+use std::net::TcpStream;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -178,7 +180,7 @@ fn nothing_is_answered_that_cannot_be_stored() {
 
 #[test]
 fn slow_headers_end_a_connection() {
-    use std::io::{Read as _, Write as _};
+    use std::io::Read as _;
     let server = Server::dev();
     let mut stream = std::net::TcpStream::connect(server.http.unwrap()).unwrap();
     stream
@@ -285,4 +287,44 @@ fn the_authority_stays_and_its_key_is_private() {
             & 0o777;
         assert_eq!(found, mode, "{file} has mode {found:o}");
     }
+}
+
+#[test]
+fn what_has_not_begun_is_not_done_for_clients_that_hung_up() {
+    const GONE: usize = 40;
+    let server = Server::dev();
+    let client = server.client();
+    let key = client.create_key();
+    let operation = "GenerateDataKeyPairWithoutPlaintext";
+    let body = json!({ "KeyId": key, "KeyPairSpec": "RSA_4096" }).to_string();
+    let target = format!("TrentService.{operation}");
+    let mut streams = Vec::new();
+    for _ in 0..GONE {
+        let headers = client.signed(&target, body.as_bytes());
+        let mut stream = TcpStream::connect(client.address).unwrap();
+        let request = common::request("POST", "/", &headers, body.as_bytes());
+        stream.write_all(&request).unwrap();
+        streams.push(stream);
+    }
+    // Until they stand in line.
+    std::thread::sleep(Duration::from_millis(500));
+    drop(streams);
+    let pair = json!({ "KeyId": key, "KeyPairSpec": "RSA_2048" });
+    client.call(operation, pair).ok();
+    let events = server.audit(2);
+    let ours = events
+        .iter()
+        .filter(|event| event["eventName"] == operation);
+    let (refused, made): (Vec<_>, Vec<_>) =
+        ours.partition(|event| event["errorCode"] != Value::Null);
+    assert!(
+        refused
+            .iter()
+            .all(|event| event["errorCode"] == "ThrottlingException")
+    );
+    assert!(
+        made.len() < GONE / 2,
+        "{} of {GONE} were made for nobody",
+        made.len()
+    );
 }

@@ -1,15 +1,17 @@
 //! Making key material, and what of it is shared by all that make or change it.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use aws_lc_rs::digest;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::crypto::blob::MaterialId;
 use crate::crypto::material::KeyMaterial;
 use crate::crypto::random_array;
-use crate::error::ApiError;
+use crate::error::{ApiError, ErrorKind};
 use crate::keyring::{Key, Material};
+use crate::presence;
 use crate::service::Service;
 use crate::spec::{KeySpec, KeyUsage};
 use crate::store::Change;
@@ -17,19 +19,42 @@ use crate::store::Change;
 /// RSA keys that are made at once. More would take time from everybody who makes none.
 const AT_ONCE: usize = 2;
 
+/// How long a call waits for its turn: less than SDKs wait for an answer.
+const PATIENCE: Duration = Duration::from_secs(30);
+
 static MAKING: Semaphore = Semaphore::const_new(AT_ONCE);
 
 /// Runs what takes up to seconds where no request waits for it, behind what runs there already.
 pub(crate) async fn apart<T: Send + 'static>(
     make: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, ApiError> {
-    let _permit = MAKING
-        .acquire()
-        .await
-        .map_err(|error| ApiError::internal(&error))?;
-    tokio::task::spawn_blocking(make)
-        .await
-        .map_err(|error| ApiError::internal(&error))
+    let turn = turn(&MAKING, PATIENCE).await?;
+    make_in(turn, make).await
+}
+
+/// Waits for a turn, for so long at most and no longer than its client is there.
+async fn turn(making: &Semaphore, patience: Duration) -> Result<SemaphorePermit<'_>, ApiError> {
+    let waiting = tokio::time::timeout(patience, making.acquire());
+    match presence::unless_gone(waiting).await? {
+        Ok(turn) => turn.map_err(|error| ApiError::internal(&error)),
+        Err(_) => Err(ApiError::new(
+            ErrorKind::Throttling,
+            "More RSA keys are asked for than can be made. Reduce the frequency of your calls.",
+        )),
+    }
+}
+
+/// The turn is over when it is made, whether anybody still waits for it or not.
+async fn make_in<T: Send + 'static>(
+    turn: SemaphorePermit<'static>,
+    make: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, ApiError> {
+    let making = tokio::task::spawn_blocking(move || {
+        let made = make();
+        drop(turn);
+        made
+    });
+    making.await.map_err(|error| ApiError::internal(&error))
 }
 
 /// Makes key material; RSA keys apart.
@@ -83,4 +108,44 @@ pub(crate) fn next_version(key: &Key) -> i64 {
 /// The change that gives a key one material more, or replaces one.
 pub(crate) fn put(service: &Service, key: &Key, material: Material) -> Result<Change, ApiError> {
     Ok(Change::PutMaterial(material.row(&key.row, &service.root)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::watch;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_turn_is_waited_for_while_there_is_patience_and_a_client() {
+        static NONE: Semaphore = Semaphore::const_new(0);
+        let impatient = turn(&NONE, Duration::ZERO).await.map(drop);
+        assert_eq!(impatient.unwrap_err().kind(), ErrorKind::Throttling);
+        let (client, seen) = watch::channel(());
+        let patient = turn(&NONE, Duration::from_secs(3600));
+        let waiting = tokio::spawn(presence::with_client(seen, patient));
+        tokio::task::yield_now().await;
+        assert!(!waiting.is_finished());
+        drop(client);
+        let refused = waiting.await.unwrap().map(drop).unwrap_err();
+        assert!(refused.to_string().contains("hung up"), "{refused}");
+    }
+
+    #[tokio::test]
+    async fn who_no_longer_waits_does_not_give_the_turn_away() {
+        static ONE: Semaphore = Semaphore::const_new(1);
+        let (begin, begun) = tokio::sync::oneshot::channel();
+        let (finish, finished) = std::sync::mpsc::channel::<()>();
+        let taken = turn(&ONE, PATIENCE).await.unwrap();
+        let making = tokio::spawn(make_in(taken, move || {
+            begin.send(()).unwrap();
+            finished.recv()
+        }));
+        begun.await.unwrap();
+        making.abort();
+        assert!(making.await.unwrap_err().is_cancelled());
+        assert_eq!(ONE.available_permits(), 0);
+        finish.send(()).unwrap();
+        drop(turn(&ONE, PATIENCE).await.unwrap());
+    }
 }
