@@ -193,7 +193,7 @@ fn a_database_that_is_gone_is_told_and_found_again() {
     let refused = encrypt();
     let said = (refused.status, refused.error_type());
     assert_eq!(said, (500, "DependencyTimeoutException"));
-    assert_eq!(health(), 503);
+    wait_until("a health that tells", || health() == 503);
     postgres.run();
     let deadline = Instant::now() + Duration::from_secs(20);
     while health() != 200 {
