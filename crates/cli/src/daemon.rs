@@ -33,19 +33,22 @@ const STOP: Duration = Duration::from_secs(120);
 
 /// Sends a request to the hypervisor and waits for its answer.
 pub(crate) fn hypervisor(request: &control::Request) -> Outcome<control::Success> {
+    let (mut stream, socket) = ask(request)?;
+    read_success(&mut stream, &socket)
+}
+
+/// Sends a request to the hypervisor: the connection that it answers on, and the socket's path for what goes wrong.
+fn ask(request: &control::Request) -> Outcome<(UnixStream, PathBuf)> {
     let socket = hypervisor_socket()?;
     let mut stream = connect(&socket, "enclos-hypervisor")?;
     stream.set_read_timeout(patience(request))?;
     frame::write(&mut stream, request).map_err(|error| lost(&socket, error))?;
-    read_success(&mut stream, &socket)
+    Ok((stream, socket))
 }
 
 /// The enclaves that the caller may see.
 pub(crate) fn enclaves() -> Outcome<Vec<control::Enclave>> {
-    let socket = hypervisor_socket()?;
-    let mut stream = connect(&socket, "enclos-hypervisor")?;
-    stream.set_read_timeout(Some(PROMPT))?;
-    frame::write(&mut stream, &control::Request::Describe).map_err(|error| lost(&socket, error))?;
+    let (mut stream, socket) = ask(&control::Request::Describe)?;
     let mut all = Vec::new();
     loop {
         match read_success(&mut stream, &socket)? {
@@ -73,11 +76,7 @@ pub(crate) fn run(
 
 /// Attaches to a console; what follows on the stream are its bytes.
 pub(crate) fn console(enclave: control::Selector) -> Outcome<UnixStream> {
-    let socket = hypervisor_socket()?;
-    let mut stream = connect(&socket, "enclos-hypervisor")?;
-    stream.set_read_timeout(Some(PROMPT))?;
-    let request = control::Request::Console { enclave };
-    frame::write(&mut stream, &request).map_err(|error| lost(&socket, error))?;
+    let (mut stream, socket) = ask(&control::Request::Console { enclave })?;
     match read_success(&mut stream, &socket)? {
         control::Success::Streaming => Ok(stream),
         other => Err(unexpected(&other)),
