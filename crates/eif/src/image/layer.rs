@@ -78,15 +78,19 @@ pub(crate) fn apply<R: Read>(
 /// What is behind the end of an archive is read too, so that digests cover all of it.
 fn drain<R: Read>(name: &str, mut rest: io::Take<R>) -> Result<(), ImageError> {
     io::copy(&mut rest, &mut io::sink()).map_err(ImageError::layer(name))?;
-    if rest.limit() == 0 {
-        let limit = MAX_UNPACKED;
-        return Err(ImageError::TooLarge {
-            name: name.to_owned(),
-            len: limit,
-            limit,
-        });
+    within(name, &rest)
+}
+
+/// Refuses an archive of which [`MAX_UNPACKED`] bytes, or more, were there to be read.
+pub(crate) fn within<R>(name: &str, read: &io::Take<R>) -> Result<(), ImageError> {
+    if read.limit() > 0 {
+        return Ok(());
     }
-    Ok(())
+    Err(ImageError::TooLarge {
+        name: name.to_owned(),
+        len: MAX_UNPACKED,
+        limit: MAX_UNPACKED,
+    })
 }
 
 /// Puts an archive's entries into a tree.

@@ -23,7 +23,7 @@ use crate::ramdisk::{MAGIC_LEN, Packing};
 
 use super::allowance::Allowance;
 use super::error::ImageError;
-use super::layer::{MAX_UNPACKED, apply, unpacked};
+use super::layer::{MAX_UNPACKED, apply, unpacked, within};
 use super::stream::{Hashing, Skim};
 use super::tree::{Spool, Tree};
 
@@ -608,12 +608,6 @@ pub(crate) fn open_archive(path: &Path, folder: &Path) -> Result<File, ImageErro
     let file = BufReader::with_capacity(128 << 10, file);
     let mut archive = unpacked(file).map_err(&failed)?.take(MAX_UNPACKED);
     io::copy(&mut archive, &mut unpacked_file).map_err(&failed)?;
-    if archive.limit() == 0 {
-        return Err(ImageError::TooLarge {
-            name: path.display().to_string(),
-            len: MAX_UNPACKED,
-            limit: MAX_UNPACKED,
-        });
-    }
+    within(&path.display().to_string(), &archive)?;
     Ok(unpacked_file)
 }
