@@ -133,30 +133,39 @@ fn requests_denials_and_documents_are_counted() {
     );
 }
 
+/// A request of two bytes that the server has begun to wait for.
+fn awaited_body(server: &Watched) -> TcpStream {
+    let mut stream = TcpStream::connect(server.client.address).unwrap();
+    let head = "POST / HTTP/1.1\r\nhost: x\r\nexpect: 100-continue\r\ncontent-length: 2\r\n\r\n";
+    stream.write_all(head.as_bytes()).unwrap();
+    let mut go_on = [0; 25];
+    stream.read_exact(&mut go_on).unwrap();
+    assert_eq!(&go_on, b"HTTP/1.1 100 Continue\r\n\r\n");
+    stream
+}
+
 #[test]
 fn a_drain_can_be_watched_and_ends_cleanly() {
     let directory = tempfile::tempdir().unwrap();
     let mut server = Watched::start(directory.path(), &[]);
     // A request whose body is still on its way keeps the drain open.
-    let mut slow = TcpStream::connect(server.client.address).unwrap();
-    let head = "POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n\r\n{";
-    slow.write_all(head.as_bytes()).unwrap();
+    let mut slow = awaited_body(&server);
+    slow.write_all(b"{").unwrap();
     let key = server.client.create_key();
     server.terminate();
-    let deadline = Instant::now() + Duration::from_secs(5);
+    let deadline = Instant::now() + Duration::from_secs(60);
     while server.get("/readyz") != (503, "stopping\n".to_owned()) {
         assert!(Instant::now() < deadline, "the server stays ready");
         std::thread::sleep(Duration::from_millis(10));
     }
     assert_eq!(server.get("/livez").0, 200);
-    assert!(
-        TcpStream::connect(server.client.address).is_err(),
-        "it still accepts"
-    );
+    while TcpStream::connect(server.client.address).is_ok() {
+        assert!(Instant::now() < deadline, "it still accepts");
+    }
     // The request under way is answered.
     slow.write_all(b"}").unwrap();
     let mut answer = String::new();
-    slow.set_read_timeout(Some(Duration::from_secs(10)))
+    slow.set_read_timeout(Some(Duration::from_secs(60)))
         .unwrap();
     slow.read_to_string(&mut answer).unwrap();
     assert!(answer.starts_with("HTTP/1.1 400"), "{answer}");
@@ -175,18 +184,11 @@ fn a_drain_can_be_watched_and_ends_cleanly() {
 fn a_drain_that_somebody_holds_up_ends_all_the_same() {
     let directory = tempfile::tempdir().unwrap();
     let mut server = Watched::start(directory.path(), &[]);
-    let mut stuck = TcpStream::connect(server.client.address).unwrap();
-    let head = "POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n\r\n";
-    stuck.write_all(head.as_bytes()).unwrap();
-    std::thread::sleep(Duration::from_millis(200));
+    let _stuck = awaited_body(&server);
     let started = Instant::now();
     server.terminate();
     assert_eq!(server.child.wait().unwrap().code(), Some(0));
-    let took = started.elapsed();
-    assert!(
-        took > Duration::from_secs(8) && took < Duration::from_secs(20),
-        "{took:?}"
-    );
+    assert!(started.elapsed() > Duration::from_secs(8), "not held up");
 }
 
 #[test]

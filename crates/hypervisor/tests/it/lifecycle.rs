@@ -3,7 +3,6 @@
 use std::io::Read;
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
-use std::time::{Duration, Instant};
 
 use enclos_api::control::{Event, Reply, Request, RunRequest, Selector, State, Success};
 use enclos_hypervisor::wire;
@@ -332,7 +331,6 @@ fn a_debug_enclaves_console_is_there_and_a_production_ones_is_not() {
 #[test]
 fn an_image_whose_ramdisk_does_not_fit_is_refused_with_the_remedy() {
     let daemon = Daemon::start(SILENT, NEVER);
-    let start = Instant::now();
     let failure = daemon
         .run(request(), &file(&crate::harness::image_with_bomb()))
         .unwrap_err();
@@ -341,6 +339,5 @@ fn an_image_whose_ramdisk_does_not_fit_is_refused_with_the_remedy() {
         failure.message.contains("give the enclave more memory"),
         "{failure}"
     );
-    assert!(start.elapsed() < Duration::from_secs(30));
     daemon.assert_clean();
 }
