@@ -275,7 +275,9 @@ async fn in_a_task(
 ) -> Result<Response<Full<Bytes>>, JoinError> {
     let (client, seen) = watch::channel(());
     let task = tokio::spawn(async move {
-        let answer = presence::with_client(seen, answer(parts, body, from, &service)).await;
+        // On the heap, because a task is moved several times before it begins.
+        let answer = Box::pin(answer(parts, body, from, &service));
+        let answer = presence::with_client(seen, answer).await;
         drop(permit);
         answer
     });

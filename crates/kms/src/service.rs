@@ -258,7 +258,7 @@ impl Service {
         let is_sts = sts::is_for(&request);
         let mut warnings = Vec::new();
         let result = if is_sts {
-            sts::serve(self, &request, &request_id, now).await
+            Box::pin(sts::serve(self, &request, &request_id, now)).await
         } else {
             self.serve(&request, &request_id, now, &mut warnings).await
         };

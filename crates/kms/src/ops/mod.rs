@@ -42,7 +42,8 @@ macro_rules! operations {
         /// Every operation of AWS KMS and what it does here.
         pub const OPERATIONS: &[(&str, Effect)] = &[$(($name, Effect::$effect)),*];
 
-        /// Runs an operation.
+        /// Runs an operation. What waits does so on the heap: otherwise each of the many calls that never wait would carry room
+        /// for the largest that does.
         pub(crate) async fn dispatch(
             operation: &str,
             call: &mut Call<'_>,
@@ -60,60 +61,60 @@ macro_rules! operations {
 }
 
 operations! {
-    "CancelKeyDeletion" Writes |call, input| keys::cancel_deletion(call, input).await;
+    "CancelKeyDeletion" Writes |call, input| Box::pin(keys::cancel_deletion(call, input)).await;
     "ConnectCustomKeyStore" Refused;
-    "CreateAlias" Writes |call, input| aliases::create(call, input).await;
+    "CreateAlias" Writes |call, input| Box::pin(aliases::create(call, input)).await;
     "CreateCustomKeyStore" Refused;
-    "CreateGrant" Writes |call, input| grants::create(call, input).await;
-    "CreateKey" Writes |call, input| keys::create(call, input).await;
+    "CreateGrant" Writes |call, input| Box::pin(grants::create(call, input)).await;
+    "CreateKey" Writes |call, input| Box::pin(keys::create(call, input)).await;
     "Decapsulate" Reads |call, input| agreement::decapsulate(call, input);
     "Decrypt" Reads |call, input| crypto::decrypt(call, input);
-    "DeleteAlias" Writes |call, input| aliases::delete(call, input).await;
+    "DeleteAlias" Writes |call, input| Box::pin(aliases::delete(call, input)).await;
     "DeleteCustomKeyStore" Refused;
-    "DeleteImportedKeyMaterial" Writes |call, input| import::delete(call, input).await;
+    "DeleteImportedKeyMaterial" Writes |call, input| Box::pin(import::delete(call, input)).await;
     "DeriveSharedSecret" Reads |call, input| agreement::derive(call, input);
     "DescribeCustomKeyStores" Refused;
     "DescribeKey" Reads |call, input| keys::describe(call, input);
-    "DisableKey" Writes |call, input| keys::set_enabled(call, input, false).await;
-    "DisableKeyRotation" Writes |call, input| rotation::disable(call, input).await;
+    "DisableKey" Writes |call, input| Box::pin(keys::set_enabled(call, input, false)).await;
+    "DisableKeyRotation" Writes |call, input| Box::pin(rotation::disable(call, input)).await;
     "DisconnectCustomKeyStore" Refused;
-    "EnableKey" Writes |call, input| keys::set_enabled(call, input, true).await;
-    "EnableKeyRotation" Writes |call, input| rotation::enable(call, input).await;
+    "EnableKey" Writes |call, input| Box::pin(keys::set_enabled(call, input, true)).await;
+    "EnableKeyRotation" Writes |call, input| Box::pin(rotation::enable(call, input)).await;
     "Encapsulate" Reads |call, input| agreement::encapsulate(call, input);
     "Encrypt" Reads |call, input| crypto::encrypt(call, input);
     "GenerateDataKey" Reads |call, input| data_keys::generate(call, input, true);
-    "GenerateDataKeyPair" Reads |call, input| data_keys::generate_pair(call, input, true).await;
-    "GenerateDataKeyPairWithoutPlaintext" Reads |call, input| data_keys::generate_pair(call, input, false).await;
+    "GenerateDataKeyPair" Reads |call, input| Box::pin(data_keys::generate_pair(call, input, true)).await;
+    "GenerateDataKeyPairWithoutPlaintext" Reads |call, input| Box::pin(data_keys::generate_pair(call, input, false)).await;
     "GenerateDataKeyWithoutPlaintext" Reads |call, input| data_keys::generate(call, input, false);
     "GenerateMac" Reads |call, input| mac::generate(call, input);
     "GenerateRandom" Reads |call, input| data_keys::random(call, input);
-    "GetKeyLastUsage" Reads |call, input| usage::last(call, input).await;
+    "GetKeyLastUsage" Reads |call, input| Box::pin(usage::last(call, input)).await;
     "GetKeyPolicy" Reads |call, input| policies::get(call, input);
     "GetKeyRotationStatus" Reads |call, input| rotation::status(call, input);
-    "GetParametersForImport" Reads |call, input| import::parameters(call, input).await;
+    "GetParametersForImport" Reads |call, input| Box::pin(import::parameters(call, input)).await;
     "GetPublicKey" Reads |call, input| sign::public_key(call, input);
-    "ImportKeyMaterial" Writes |call, input| import::import(call, input).await;
-    "ListAliases" Reads |call, input| aliases::list(call, input).await;
+    "ImportKeyMaterial" Writes |call, input| Box::pin(import::import(call, input)).await;
+    "ListAliases" Reads |call, input| Box::pin(aliases::list(call, input)).await;
     "ListGrants" Reads |call, input| grants::list(call, input);
     "ListKeyPolicies" Reads |call, input| policies::list(call, input);
     "ListKeyRotations" Reads |call, input| rotation::list(call, input);
-    "ListKeys" Reads |call, input| keys::list(call, input).await;
+    "ListKeys" Reads |call, input| Box::pin(keys::list(call, input)).await;
     "ListResourceTags" Reads |call, input| tags::list(call, input);
     "ListRetirableGrants" Reads |call, input| grants::list_retirable(call, input);
-    "PutKeyPolicy" Writes |call, input| policies::put(call, input).await;
+    "PutKeyPolicy" Writes |call, input| Box::pin(policies::put(call, input)).await;
     "ReEncrypt" Reads |call, input| crypto::re_encrypt(call, input);
-    "ReplicateKey" Writes |call, input| regions::replicate(call, input).await;
-    "RetireGrant" Writes |call, input| grants::retire(call, input).await;
-    "RevokeGrant" Writes |call, input| grants::revoke(call, input).await;
-    "RotateKeyOnDemand" Writes |call, input| rotation::rotate_on_demand(call, input).await;
-    "ScheduleKeyDeletion" Writes |call, input| keys::schedule_deletion(call, input).await;
+    "ReplicateKey" Writes |call, input| Box::pin(regions::replicate(call, input)).await;
+    "RetireGrant" Writes |call, input| Box::pin(grants::retire(call, input)).await;
+    "RevokeGrant" Writes |call, input| Box::pin(grants::revoke(call, input)).await;
+    "RotateKeyOnDemand" Writes |call, input| Box::pin(rotation::rotate_on_demand(call, input)).await;
+    "ScheduleKeyDeletion" Writes |call, input| Box::pin(keys::schedule_deletion(call, input)).await;
     "Sign" Reads |call, input| sign::sign(call, input);
-    "TagResource" Writes |call, input| tags::tag(call, input).await;
-    "UntagResource" Writes |call, input| tags::untag(call, input).await;
-    "UpdateAlias" Writes |call, input| aliases::update(call, input).await;
+    "TagResource" Writes |call, input| Box::pin(tags::tag(call, input)).await;
+    "UntagResource" Writes |call, input| Box::pin(tags::untag(call, input)).await;
+    "UpdateAlias" Writes |call, input| Box::pin(aliases::update(call, input)).await;
     "UpdateCustomKeyStore" Refused;
-    "UpdateKeyDescription" Writes |call, input| keys::update_description(call, input).await;
-    "UpdatePrimaryRegion" Writes |call, input| regions::update_primary(call, input).await;
+    "UpdateKeyDescription" Writes |call, input| Box::pin(keys::update_description(call, input)).await;
+    "UpdatePrimaryRegion" Writes |call, input| Box::pin(regions::update_primary(call, input)).await;
     "Verify" Reads |call, input| sign::verify(call, input);
     "VerifyMac" Reads |call, input| mac::verify(call, input);
 }
