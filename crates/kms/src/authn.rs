@@ -4,12 +4,12 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use time::OffsetDateTime;
-use zeroize::Zeroizing;
 
 use crate::arn::PrincipalArn;
 use crate::authz::Identity;
 use crate::error::{ApiError, ErrorKind};
 use crate::identities::{self, Entity};
+use crate::secret_key::SecretKey;
 use crate::service::{Channel, Request, Service};
 use crate::sessions::{self, Session};
 use crate::sigv4::{self, Authorization};
@@ -54,7 +54,7 @@ fn unknown() -> ApiError {
 /// What a signature is checked with, and whose it is.
 struct Credentials {
     arn: PrincipalArn,
-    secret: Zeroizing<Vec<u8>>,
+    secret: Arc<SecretKey>,
     session: Option<Arc<Session>>,
 }
 
@@ -112,7 +112,7 @@ impl Service {
             Some(principal) if token.is_none() || self.principals.is_dev(&principal) => {
                 Ok(Credentials {
                     arn: principal.arn.clone(),
-                    secret: principal.secret.clone(),
+                    secret: Arc::clone(&principal.secret),
                     session: None,
                 })
             }
@@ -144,7 +144,7 @@ impl Service {
         self.check_issuing_key(&session, channel).await?;
         Ok(Credentials {
             arn: session.caller.clone(),
-            secret: Zeroizing::new(session.claims.secret.as_bytes().to_vec()),
+            secret: Arc::clone(&session.secret),
             session: Some(session),
         })
     }
@@ -216,7 +216,7 @@ mod tests {
         let root = RootKey::open(&directory.path().join("root.key"), true).unwrap();
         let claims = Claims {
             access_key_id: "ASIA".to_owned(),
-            secret: Zeroizing::new("secret".to_owned()),
+            secret: zeroize::Zeroizing::new("secret".to_owned()),
             arn: "arn:aws:iam::111122223333:role/app".to_owned(),
             entry_id: Some("AROA1".to_owned()),
             issuing_key: None,

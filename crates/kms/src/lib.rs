@@ -54,6 +54,7 @@ mod presence;
 pub mod principals;
 pub mod recipient;
 mod reseal;
+pub mod secret_key;
 pub mod server;
 pub mod service;
 pub mod sessions;

@@ -18,6 +18,7 @@ use zeroize::Zeroizing;
 use crate::arn::{PrincipalArn, PrincipalArnError};
 use crate::crypto::seal::{self, RootKey, UnsealError};
 use crate::error::ApiError;
+use crate::secret_key::SecretKey;
 use crate::store::{PrincipalRow, Store, StoreError};
 
 /// How long a lookup is believed.
@@ -40,7 +41,7 @@ pub struct Principal {
     /// Who.
     pub arn: PrincipalArn,
     /// Secret access key.
-    pub secret: Zeroizing<Vec<u8>>,
+    pub secret: Arc<SecretKey>,
 }
 
 impl std::fmt::Debug for Principal {
@@ -104,7 +105,7 @@ impl Principals {
     pub fn new(store: Store, root: Arc<RootKey>) -> Self {
         let dev = Principal {
             arn: PrincipalArn::root(DEV_ACCOUNT),
-            secret: DEV_CREDENTIALS.1.as_bytes().to_vec().into(),
+            secret: secret(DEV_CREDENTIALS.1.as_bytes().to_vec().into()),
         };
         Self {
             store,
@@ -174,12 +175,15 @@ fn is_dev(access_key_id: &str) -> bool {
         .is_ok()
 }
 
+fn secret(bytes: Zeroizing<Vec<u8>>) -> Arc<SecretKey> {
+    Arc::new(SecretKey::new(bytes))
+}
+
 fn open(row: &PrincipalRow, root: &RootKey) -> Result<Principal, PrincipalError> {
     let label = seal::access_key_label(&row.access_key_id, &row.arn);
-    let secret = root.unseal(&label, &row.sealed_secret)?;
     Ok(Principal {
+        secret: secret(root.unseal(&label, &row.sealed_secret)?),
         arn: PrincipalArn::parse(&row.arn)?,
-        secret,
     })
 }
 

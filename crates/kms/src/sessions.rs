@@ -21,6 +21,7 @@ use crate::crypto::seal::{RootKey, SealError};
 use crate::crypto::{RandomError, random_array};
 use crate::identities::letters;
 use crate::policy::Policy;
+use crate::secret_key::SecretKey;
 
 /// Most remembered sessions; beyond it the memory is emptied, never grown.
 const REMEMBER: usize = 10_000;
@@ -80,6 +81,8 @@ pub struct Session {
     pub principal: PrincipalArn,
     /// Session policies, parsed.
     pub policies: Vec<Named>,
+    /// What its holder signs with.
+    pub secret: Arc<SecretKey>,
     token: String,
 }
 
@@ -165,8 +168,10 @@ fn session(claims: Claims, token: &str) -> Result<Session, SessionError> {
             })
         })
         .collect();
+    let secret = Zeroizing::new(claims.secret.as_bytes().to_vec());
     Ok(Session {
         policies: policies?,
+        secret: Arc::new(SecretKey::new(secret)),
         caller,
         principal,
         claims,

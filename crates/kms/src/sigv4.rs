@@ -13,7 +13,7 @@
 
 use std::borrow::Cow;
 
-use aws_lc_rs::{constant_time, digest, hmac};
+use aws_lc_rs::{constant_time, digest};
 use hyper::HeaderMap;
 use time::format_description::BorrowedFormatItem;
 use time::macros::format_description;
@@ -21,6 +21,7 @@ use time::{Duration, OffsetDateTime, PrimitiveDateTime};
 
 use crate::arn;
 use crate::error::{ApiError, ErrorKind};
+use crate::secret_key::SecretKey;
 
 const ALGORITHM: &str = "AWS4-HMAC-SHA256";
 const TERMINATION: &str = "aws4_request";
@@ -200,25 +201,24 @@ impl<'a> Authorization<'a> {
     ///
     /// # Errors
     /// `InvalidSignatureException` with AWS's text.
-    pub fn verify(&self, secret: &[u8], request: &Request<'_>) -> Result<(), ApiError> {
-        let expected = hex::encode(self.expected_signature(secret, request)?);
+    pub fn verify(&self, secret: &SecretKey, request: &Request<'_>) -> Result<(), ApiError> {
+        let scope = format!(
+            "{}/{}/{}/{TERMINATION}",
+            self.scope_date, self.region, self.service
+        );
+        let text = self.string_to_sign(&scope, request)?;
+        let key = secret.signing_key(&scope);
+        let expected = hex::encode(key.sign(&text));
         constant_time::verify_slices_are_equal(expected.as_bytes(), self.signature.as_bytes())
-            .map_err(|_| mismatch())
+            .map_err(|_| mismatch())?;
+        secret.remember(key);
+        Ok(())
     }
 
-    fn expected_signature(
-        &self,
-        secret: &[u8],
-        request: &Request<'_>,
-    ) -> Result<hmac::Tag, ApiError> {
+    fn string_to_sign(&self, scope: &str, request: &Request<'_>) -> Result<String, ApiError> {
         let canonical = self.canonical_request(request)?;
         let hash = hex::encode(digest::digest(&digest::SHA256, canonical.as_bytes()));
-        let string_to_sign = format!(
-            "{ALGORITHM}\n{}\n{}/{}/{}/{TERMINATION}\n{hash}",
-            self.timestamp, self.scope_date, self.region, self.service
-        );
-        let key = signing_key(secret, &self.scope_date, &self.region, self.service);
-        Ok(hmac::sign(&key, string_to_sign.as_bytes()))
+        Ok(format!("{ALGORITHM}\n{}\n{scope}\n{hash}", self.timestamp))
     }
 
     fn canonical_request(&self, request: &Request<'_>) -> Result<String, ApiError> {
@@ -416,17 +416,6 @@ fn split_credential(credential: &str) -> Result<[&str; 5], ApiError> {
             "Credential must have exactly 5 slash-delimited elements, e.g. keyid/date/region/service/term, got '{credential}'"
         ))
     })
-}
-
-fn signing_key(secret: &[u8], date: &str, region: &str, service: &str) -> hmac::Key {
-    let mut start = zeroize::Zeroizing::new(b"AWS4".to_vec());
-    start.extend_from_slice(secret);
-    let mut key = hmac::Key::new(hmac::HMAC_SHA256, &start);
-    for part in [date, region, service, TERMINATION] {
-        let tag = hmac::sign(&key, part.as_bytes());
-        key = hmac::Key::new(hmac::HMAC_SHA256, tag.as_ref());
-    }
-    key
 }
 
 /// Values of one header: each trimmed, inner runs of blanks folded, several joined by commas.
