@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use serde::Serialize;
 use serde_json::{Map, Value, json};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
@@ -106,15 +107,19 @@ pub(crate) struct Draft {
 
 impl Draft {
     /// The finished row.
-    pub(crate) fn row(&self, error: Option<&ApiError>) -> AuditRow {
-        let error_code = error.map(|error| cloudtrail_code(error.kind()).to_owned());
-        AuditRow {
+    ///
+    /// # Errors
+    /// If the event cannot be written as JSON, which its type does not allow for.
+    pub(crate) fn row(&self, error: Option<&ApiError>) -> Result<AuditRow, ApiError> {
+        let error_code = error.map(|error| cloudtrail_code(error.kind()));
+        let event = Event::new(self, error_code, error.and_then(ApiError::message));
+        Ok(AuditRow {
             time_ms: unix_ms(self.time),
             operation: self.operation.clone(),
-            event: self.event(error, error_code.as_deref()).to_string(),
+            event: serde_json::to_string(&event).map_err(|error| ApiError::internal(&error))?,
             used: self.used(error),
-            error_code,
-        }
+            error_code: error_code.map(str::to_owned),
+        })
     }
 
     /// Notes which measurement policies accepted the document.
@@ -136,78 +141,157 @@ impl Draft {
         })
     }
 
-    fn event(&self, error: Option<&ApiError>, error_code: Option<&str>) -> Value {
-        let mut event = json!({
-            "eventVersion": "1.11",
-            "userIdentity": self.identity(),
-            "eventTime": self.time.replace_nanosecond(0).unwrap_or(self.time).format(&Rfc3339).unwrap_or_default(),
-            "eventSource": if sts::OPERATIONS.contains(&self.operation.as_str()) { "sts.amazonaws.com" } else { "kms.amazonaws.com" },
-            "eventName": self.operation,
-            "awsRegion": self.region,
-            "sourceIPAddress": self.source,
-            "userAgent": self.user_agent,
-            "requestParameters": self.parameters,
-            "responseElements": self.response,
-            "requestID": self.request_id,
-            "eventID": self.event_id,
-            "readOnly": self.is_read_only(),
-            "resources": self.resources.iter().map(|arn| resource(arn)).collect::<Vec<_>>(),
-            "eventType": "AwsApiCall",
-            "managementEvent": true,
-            "recipientAccountId": &**self.caller.account(),
-            "eventCategory": "Management",
-        });
-        let Some(members) = event.as_object_mut() else {
-            return event;
-        };
-        if let Some(code) = error_code {
-            members.insert("errorCode".to_owned(), code.into());
-        }
-        if let Some(message) = error.and_then(ApiError::message) {
-            members.insert("errorMessage".to_owned(), message.into());
-        }
-        if let Some(additional) = self.additional() {
-            members.insert("additionalEventData".to_owned(), additional);
-        }
-        event
-    }
-
     /// As in CloudTrail; what asks for credentials changes nothing.
     fn is_read_only(&self) -> bool {
         let looks =
             ops::effect(&self.operation).is_some_and(|effect| effect != ops::Effect::Writes);
         looks || sts::OPERATIONS.contains(&self.operation.as_str())
     }
+}
 
-    fn identity(&self) -> Value {
-        let kind = match self.caller.kind() {
-            PrincipalKind::Root => "Root",
-            PrincipalKind::User => "IAMUser",
-            PrincipalKind::Role => "Role",
-            PrincipalKind::Session => "AssumedRole",
-        };
-        let mut identity = json!({
-            "type": kind,
-            "principalId": self.principal_id,
-            "arn": self.caller.as_str(),
-            "accountId": &**self.caller.account(),
-            "accessKeyId": self.access_key_id,
-        });
-        if let (Some(session), Some(members)) = (&self.session, identity.as_object_mut()) {
-            members.insert("sessionContext".to_owned(), session_context(session));
+/// An event as it is written, in CloudTrail's order.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Event<'a> {
+    event_version: &'static str,
+    user_identity: Identity<'a>,
+    event_time: String,
+    event_source: &'static str,
+    event_name: &'a str,
+    aws_region: &'a str,
+    #[serde(rename = "sourceIPAddress")]
+    source_ip_address: &'a str,
+    user_agent: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error_code: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error_message: Option<&'a str>,
+    request_parameters: &'a Value,
+    response_elements: &'a Value,
+    #[serde(skip_serializing_if = "Additional::is_empty")]
+    additional_event_data: Additional<'a>,
+    #[serde(rename = "requestID")]
+    request_id: &'a str,
+    #[serde(rename = "eventID")]
+    event_id: &'a str,
+    read_only: bool,
+    resources: Vec<Resource<'a>>,
+    event_type: &'static str,
+    management_event: bool,
+    recipient_account_id: &'a str,
+    event_category: &'static str,
+}
+
+impl<'a> Event<'a> {
+    fn new(draft: &'a Draft, error_code: Option<&'static str>, message: Option<&'a str>) -> Self {
+        let second = draft.time.replace_nanosecond(0).unwrap_or(draft.time);
+        let of_sts = sts::OPERATIONS.contains(&draft.operation.as_str());
+        Self {
+            event_version: "1.11",
+            user_identity: Identity::new(draft),
+            event_time: second.format(&Rfc3339).unwrap_or_default(),
+            event_source: if of_sts {
+                "sts.amazonaws.com"
+            } else {
+                "kms.amazonaws.com"
+            },
+            event_name: &draft.operation,
+            aws_region: &draft.region,
+            source_ip_address: &draft.source,
+            user_agent: &draft.user_agent,
+            error_code,
+            error_message: message,
+            request_parameters: &draft.parameters,
+            // What a call that failed would have answered did not come to be.
+            response_elements: error_code.map_or(&draft.response, |_| &Value::Null),
+            additional_event_data: Additional {
+                recipient: draft.recipient.as_ref(),
+                denial: draft.denial.as_ref(),
+            },
+            request_id: &draft.request_id,
+            event_id: &draft.event_id,
+            read_only: draft.is_read_only(),
+            resources: draft
+                .resources
+                .iter()
+                .map(|arn| Resource::new(arn))
+                .collect(),
+            event_type: "AwsApiCall",
+            management_event: true,
+            recipient_account_id: draft.caller.account(),
+            event_category: "Management",
         }
-        identity
     }
+}
 
-    fn additional(&self) -> Option<Value> {
-        let mut members = Map::new();
-        if let Some(recipient) = &self.recipient {
-            members.insert("recipient".to_owned(), recipient.clone());
+/// Who called.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Identity<'a> {
+    r#type: &'static str,
+    principal_id: &'a str,
+    arn: &'a str,
+    account_id: &'a str,
+    access_key_id: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    session_context: Option<Value>,
+}
+
+impl<'a> Identity<'a> {
+    fn new(draft: &'a Draft) -> Self {
+        Self {
+            r#type: match draft.caller.kind() {
+                PrincipalKind::Root => "Root",
+                PrincipalKind::User => "IAMUser",
+                PrincipalKind::Role => "Role",
+                PrincipalKind::Session => "AssumedRole",
+            },
+            principal_id: &draft.principal_id,
+            arn: draft.caller.as_str(),
+            account_id: draft.caller.account(),
+            access_key_id: &draft.access_key_id,
+            session_context: draft.session.as_deref().map(session_context),
         }
-        if let Some(denial) = &self.denial {
-            members.insert("denial".to_owned(), denial.clone());
+    }
+}
+
+/// What CloudTrail's own members have no room for.
+#[derive(Serialize)]
+struct Additional<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    recipient: Option<&'a Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    denial: Option<&'a Value>,
+}
+
+impl Additional<'_> {
+    fn is_empty(&self) -> bool {
+        self.recipient.is_none() && self.denial.is_none()
+    }
+}
+
+/// A key or an alias.
+#[derive(Serialize)]
+struct Resource<'a> {
+    #[serde(rename = "accountId")]
+    account_id: Option<&'a str>,
+    r#type: &'static str,
+    #[serde(rename = "ARN")]
+    arn: &'a str,
+}
+
+impl<'a> Resource<'a> {
+    fn new(arn: &'a str) -> Self {
+        let is_alias = arn.contains(":alias/");
+        Self {
+            account_id: arn.split(':').nth(4),
+            r#type: if is_alias {
+                "AWS::KMS::Alias"
+            } else {
+                "AWS::KMS::Key"
+            },
+            arn,
         }
-        (!members.is_empty()).then_some(Value::Object(members))
     }
 }
 
@@ -234,15 +318,6 @@ fn session_context(session: &Session) -> Value {
         members.insert("sourceIdentity".to_owned(), source.as_str().into());
     }
     context
-}
-
-fn resource(arn: &str) -> Value {
-    let kind = if arn.contains(":alias/") {
-        "AWS::KMS::Alias"
-    } else {
-        "AWS::KMS::Key"
-    };
-    json!({ "accountId": arn.split(':').nth(4), "type": kind, "ARN": arn })
 }
 
 /// CloudTrail has names of its own for some errors.
@@ -437,4 +512,47 @@ fn condition_line(failed: &FailedCondition) -> String {
 /// Milliseconds since 1970.
 pub(crate) fn unix_ms(time: OffsetDateTime) -> i64 {
     i64::try_from(time.unix_timestamp_nanos() / 1_000_000).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn draft() -> Draft {
+        Draft {
+            time: OffsetDateTime::UNIX_EPOCH,
+            event_id: "event".to_owned(),
+            request_id: "request".to_owned(),
+            operation: "CreateKey".to_owned(),
+            region: "us-east-1".to_owned(),
+            caller: PrincipalArn::root("000000000000"),
+            access_key_id: "AKIA".to_owned(),
+            session: None,
+            principal_id: "000000000000".to_owned(),
+            source: "127.0.0.1".to_owned(),
+            user_agent: String::new(),
+            parameters: json!({ "description": "d" }),
+            response: json!({ "keyMetadata": {} }),
+            resources: vec!["arn:aws:kms:us-east-1:000000000000:key/k".to_owned()],
+            used: Vec::new(),
+            recipient: None,
+            denial: None,
+        }
+    }
+
+    #[test]
+    fn a_failed_call_has_an_error_and_no_response() {
+        let event = |error: Option<&ApiError>| -> Value {
+            serde_json::from_str(&draft().row(error).unwrap().event).unwrap()
+        };
+        let made = event(None);
+        assert_eq!(made["responseElements"], json!({ "keyMetadata": {} }));
+        assert!(made.get("errorCode").is_none() && made.get("additionalEventData").is_none());
+        let failed = event(Some(&ApiError::new(ErrorKind::AccessDenied, "no")));
+        assert_eq!(failed["responseElements"], Value::Null);
+        assert_eq!(failed["errorCode"], "AccessDenied");
+        assert_eq!(failed["errorMessage"], "no");
+    }
 }

@@ -675,7 +675,7 @@ impl Call<'_> {
 
     /// Makes changes durable together with this call's audit row.
     pub(crate) async fn change(&mut self, changes: impl Into<Vec<Change>>) -> Result<(), ApiError> {
-        let row = self.draft.row(None);
+        let row = self.draft.row(None)?;
         match self.service.change(changes, row, self.base).await {
             Ok(()) => {
                 self.audited = true;
@@ -695,7 +695,7 @@ impl Call<'_> {
         if self.audited {
             return result;
         }
-        let row = self.draft.row(result.as_ref().err());
+        let row = self.draft.row(result.as_ref().err())?;
         let durable = self.draft.denial.is_some() || self.draft.recipient.is_some();
         match self.service.store.record(row, durable).await {
             Ok(()) => result,

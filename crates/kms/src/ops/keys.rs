@@ -378,7 +378,14 @@ pub(crate) async fn update(
 }
 
 /// The audit row of what happens to a key because its time has come. Nobody calls; the account itself stands for it.
-pub(crate) fn due_event(operation: &str, key: &Key, now: OffsetDateTime) -> AuditRow {
+///
+/// # Errors
+/// As [`Draft::row`].
+pub(crate) fn due_event(
+    operation: &str,
+    key: &Key,
+    now: OffsetDateTime,
+) -> Result<AuditRow, ApiError> {
     let draft = Draft {
         time: now,
         event_id: uuid().unwrap_or_default(),

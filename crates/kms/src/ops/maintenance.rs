@@ -32,7 +32,7 @@ pub(crate) async fn delete_due(
             row.deletion_ms = Some(unix_ms(now + time::Duration::days(days)));
             changes.push(Change::UpdateKey(row));
         }
-        if store(service, changes, due_event("DeleteKey", &key, now), base).await? {
+        if store(service, changes, due_event("DeleteKey", &key, now)?, base).await? {
             tracing::info!(key = %key.arn, "key deleted, its waiting period is over");
         }
     }
@@ -51,7 +51,7 @@ pub(crate) async fn expire_due(
         let expired = import::expired(&key, now_ms).cloned();
         let changes = expired.map(|material| import::forgotten(service, &key, material));
         let changes = changes.collect::<Result<Vec<_>, _>>()?;
-        let event = due_event("DeleteExpiredKeyMaterial", &key, now);
+        let event = due_event("DeleteExpiredKeyMaterial", &key, now)?;
         if store(service, changes, event, base).await? {
             tracing::info!(key = %key.arn, "imported key material has expired and was deleted");
         }
@@ -71,7 +71,7 @@ pub(crate) async fn rotate_due(
         let mut row = key.row.clone();
         row.next_rotation_ms = rotation::next_ms(&key, now_ms);
         changes.push(Change::UpdateKey(row));
-        if store(service, changes, due_event("RotateKey", &key, now), base).await? {
+        if store(service, changes, due_event("RotateKey", &key, now)?, base).await? {
             tracing::info!(key = %key.arn, "key rotated, its period is over");
         }
     }
