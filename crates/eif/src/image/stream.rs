@@ -125,6 +125,9 @@ pub(crate) struct Piece<'f> {
 impl Read for Piece<'_> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         let want = usize::try_from(self.len).map_or(buf.len(), |len| len.min(buf.len()));
+        if want == 0 {
+            return Ok(0);
+        }
         let read = self.file.read_at(&mut buf[..want], self.offset)?;
         let count = u64::try_from(read).unwrap_or(u64::MAX);
         self.offset += count;
