@@ -10,6 +10,7 @@
 mod bindings;
 mod build;
 mod clients;
+mod debian;
 mod direction;
 mod fuzz;
 mod host;

@@ -4,12 +4,12 @@
 //! source and LLVM's linker are downloaded, checked by apt, and unpacked into the cache. The standard library is built with the
 //! module (`-Zbuild-std`), because Debian has none for WebAssembly of this version; `RUSTC_BOOTSTRAP` allows that.
 
-use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
+use crate::debian;
 use crate::host;
 use crate::report::Report;
 use crate::shell::Shell;
@@ -22,9 +22,6 @@ const PACKAGES: [&str; 4] = [
     "libstd-rust-web-dev",
     "rust-web-src",
 ];
-
-/// What a compiler on Debian has anyway, and what the web compiler does not need for this target.
-const NOT_NEEDED: [&str; 4] = ["gcc", "clang", "libc-dev", "binutils"];
 
 /// Debian's name of the browser that the page is tested in.
 const BROWSER: &str = "chromium";
@@ -40,7 +37,7 @@ const SCRIPTS: [(&str, &str); 3] = [
 
 /// Whether this machine's apt has the compiler.
 pub(crate) fn is_possible() -> bool {
-    PACKAGES.iter().all(|package| host::apt_knows(package))
+    debian::has(&PACKAGES)
 }
 
 /// Builds module and page, and walks the shared vectors.
@@ -70,86 +67,15 @@ fn browser(workspace: &Workspace, report: &mut Report, page: &Path) -> Result<()
         .run()
 }
 
-/// The unpacked packages; downloaded again when apt's index has another version.
+/// Where Debian's compiler is unpacked.
 fn toolchain(workspace: &Workspace) -> Result<PathBuf> {
-    if !is_possible() {
-        host::update_index()?;
-    }
-    if !is_possible() {
-        bail!(
-            "apt has no {}: Debian 12 with its security repository does",
-            PACKAGES.join(", ")
-        );
-    }
-    let mut wanted = BTreeSet::new();
-    PACKAGES
-        .iter()
-        .try_for_each(|package| closure(package, &mut wanted))?;
+    let mut wanted = debian::closure(&PACKAGES)?;
     let llvm = wanted
         .iter()
         .find_map(|package| package.strip_prefix("libllvm"));
     let linker = llvm.map(|version| format!("lld-{version}"));
     wanted.insert(linker.context("rustc-web depends on no libllvm")?);
-    let versions = wanted.iter().map(|package| candidate(package));
-    let versions = versions.collect::<Result<Vec<_>>>()?.concat();
-    let home = workspace.cache.join("rustc-web");
-    let stamp = home.join("packages");
-    if fs::read_to_string(&stamp).is_ok_and(|found| found == versions) {
-        return Ok(home);
-    }
-    drop(fs::remove_dir_all(&home));
-    let downloads = home.join("debs");
-    fs::create_dir_all(&downloads)
-        .with_context(|| format!("cannot make {}", downloads.display()))?;
-    let apt = Shell::new("env").arg("-C").arg(&downloads).arg("apt-get");
-    let apt = apt.args(["--quiet", "-o", "APT::Sandbox::User=", "download"]);
-    apt.args(&wanted).read()?;
-    for entry in fs::read_dir(&downloads)? {
-        Shell::new("dpkg-deb")
-            .arg("-x")
-            .arg(entry?.path())
-            .arg(&home)
-            .read()?;
-    }
-    fs::remove_dir_all(&downloads)?;
-    fs::write(&stamp, versions).with_context(|| format!("cannot write {}", stamp.display()))?;
-    Ok(home)
-}
-
-/// A package and those that it depends on and that are not installed.
-fn closure(package: &str, wanted: &mut BTreeSet<String>) -> Result<()> {
-    if !wanted.insert(package.to_owned()) {
-        return Ok(());
-    }
-    let depends = Shell::new("apt-cache").args(["depends", package]).read()?;
-    for needed in depends.lines().filter_map(dependency) {
-        if !NOT_NEEDED.contains(&needed) && !is_installed(needed) {
-            closure(needed, wanted)?;
-        }
-    }
-    Ok(())
-}
-
-/// `  Depends: name`; not alternatives (`|Depends`) nor virtual packages (`<name>`).
-fn dependency(line: &str) -> Option<&str> {
-    let (kind, name) = line.trim().split_once(": ")?;
-    let needed = matches!(kind, "Depends" | "PreDepends");
-    (needed && !name.starts_with('<')).then_some(name)
-}
-
-fn is_installed(package: &str) -> bool {
-    let query = ["-W", "-f", "${db:Status-Status}\n", package];
-    let status = Shell::new("dpkg-query").args(query).read();
-    status.is_ok_and(|status| status.lines().any(|line| line == "installed"))
-}
-
-/// Name and version that apt would take.
-fn candidate(package: &str) -> Result<String> {
-    let policy = Shell::new("apt-cache").args(["policy", package]).read()?;
-    let mut lines = policy.lines();
-    let version = lines.find_map(|line| line.trim().strip_prefix("Candidate: "));
-    let version = version.with_context(|| format!("apt has no version of {package}"))?;
-    Ok(format!("{package} {version}\n"))
+    debian::unpack(&wanted, workspace.cache.join("rustc-web"))
 }
 
 fn build(workspace: &Workspace, toolchain: &Path) -> Result<PathBuf> {
@@ -216,20 +142,6 @@ fn filled(text: &str, mark: &str, what: &str) -> Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn dependencies_are_told_from_alternatives_and_virtual_packages() {
-        assert_eq!(dependency("  Depends: libllvm22"), Some("libllvm22"));
-        assert_eq!(dependency("  PreDepends: x"), Some("x"));
-        for line in [
-            "rustc-web",
-            " |Depends: gcc",
-            "  Depends: <c-compiler>",
-            "  Recommends: x",
-        ] {
-            assert_eq!(dependency(line), None, "{line}");
-        }
-    }
 
     #[test]
     fn a_page_without_its_mark_is_an_error() {
