@@ -20,7 +20,7 @@ const HOST_PROGRAMS: [&str; 5] = [
     "enclos-kms",
 ];
 
-const GUEST_PROGRAMS: [&str; 2] = ["enclos-init", "enclos-agent"];
+pub(crate) const GUEST_PROGRAMS: [&str; 2] = ["enclos-init", "enclos-agent"];
 
 /// Builds, and copies to `<prefix>/bin`. Guest programs go to `guest/` beside the others, where `enclos build` looks.
 pub(crate) fn run(

@@ -1,5 +1,5 @@
 //! The project's own commands: `cargo xtask demo`, `test`, `moto`, `clients`, `bindings`, `wasm`, `differential`, `fuzz`, `prepush`,
-//! `setup`, `install`, `bench-boot`.
+//! `setup`, `install`, `guest-aarch64`, `bench-boot`.
 //!
 //! Every command does all of its own set-up. This program stays small and compiles in seconds, because it must run
 //! before anything else can: it installs packages, builds the rest and hands over. What needs Enclos's own code
@@ -10,6 +10,7 @@
 mod bindings;
 mod build;
 mod clients;
+mod cross;
 mod debian;
 mod direction;
 mod fuzz;
@@ -78,6 +79,8 @@ enum Task {
         #[arg(long)]
         no_tests: bool,
     },
+    /// The programs that run inside enclaves, for aarch64, by Debian's cross compiler.
+    GuestAarch64,
     /// Installs what is missing and builds everything, nothing else.
     Setup,
     /// Builds, and installs programs and kernel for one's own use.
@@ -130,6 +133,7 @@ fn run(task: Task) -> Result<()> {
             report.stage("Debian packages", host::install_missing_for_tests)?;
             wasm::run(&workspace, &mut report)
         }
+        Task::GuestAarch64 => cross::run(&workspace, &mut report),
         Task::Setup => set_up(&workspace, &mut report).map(drop),
         Task::Demo { keep } => {
             let built = set_up(&workspace, &mut report)?;

@@ -68,7 +68,7 @@ fn browser(workspace: &Workspace, report: &mut Report, page: &Path) -> Result<()
 }
 
 /// Where Debian's compiler is unpacked.
-fn toolchain(workspace: &Workspace) -> Result<PathBuf> {
+pub(crate) fn toolchain(workspace: &Workspace) -> Result<PathBuf> {
     let mut wanted = debian::closure(&PACKAGES)?;
     let llvm = wanted
         .iter()
