@@ -171,7 +171,7 @@ fn failures_of_every_command() {
     let daemon = Daemon::none();
     let eif = daemon.file("broken.eif", b".eif and nothing more");
     let text = daemon.file("text", b"text");
-    let cases: [(&str, &[&str]); 52] = [
+    let cases: [(&str, &[&str]); 53] = [
         (
             "run-enclave-no-image",
             &[
@@ -284,6 +284,7 @@ fn failures_of_every_command() {
         ),
         ("explain", &["explain", "--error-code", "E61"]),
         ("explain-e27", &["explain", "--error-code", "E27"]),
+        ("explain-e44", &["explain", "--error-code", "E44"]),
         ("build", &["build", "rootfs:none", "--output", "x.eif"]),
         ("build-nothing", &["build", "--output", "x.eif"]),
         ("plan", &["plan", "app"]),

@@ -1,7 +1,7 @@
 //! `enclos kernel build`: a kernel that holds what enclaves need and nothing else.
 //!
 //! Debian's cloud kernel boots every virtual machine there is. An enclave has a vsock, an NSM and perhaps a serial port: the
-//! lean kernel has their drivers built in, no modules, no ACPI, no PCI, and reaches init in a third of the time. It is made
+//! lean kernel has their drivers built in, no modules, no ACPI, no PCI, and reaches init in less than half of the time. It is made
 //! from the source of Debian's own kernel, package `linux-source-6.12`, whose hash apt checks against its signed index,
 //! the committed configuration `kernel/x86_64.config`, and one line of change (`kernel/nsm-rng.patch`).
 //!

@@ -66,7 +66,7 @@ pub(crate) enum Kernel {
     Fetch(Fetch),
     /// Build the lean kernel from Debian's source into the cache; images are built with it from then on
     ///
-    /// It boots in a third of the time: drivers for what an enclave has are built in, and nothing else is. The build takes
+    /// It boots in half the time: drivers for what an enclave has are built in, and nothing else is. The build takes
     /// minutes, 2 GB of disk for as long, and a compiler.
     Build(build::Build),
     /// Print the directory of the kernel that images are built with: the newest lean one, else the newest
