@@ -186,12 +186,12 @@ pub fn assemble_parts(
     let mut file = tempfile::NamedTempFile::new_in(folder_of(output)).map_err(&written)?;
     let mut builder = Builder::new()
         .kernel(parts.kernel.as_path())
-        .cmdline(parts.cmdline.trim())
+        .cmdline(parts.cmdline.as_str())
         .metadata(Metadata {
             image_name: parts.name.clone(),
             image_version: parts.version.clone(),
             build_metadata: build_metadata(parts.epoch, kernel_version(&parts.kernel)?),
-            docker_info: Value::Object(serde_json::Map::new()),
+            docker_info: Value::Null,
             custom_metadata: parts.custom_metadata.clone(),
         });
     for ramdisk in &parts.ramdisks {

@@ -1,5 +1,6 @@
 //! Against AWS's programs, which `cargo xtask test` installs once and names in the environment.
 
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -130,56 +131,76 @@ fn an_image_signed_by_one_is_signed_for_the_other() {
     }
 }
 
+/// Cases that `eif_build` can be given: an argument cannot be empty for it, nor start with a dash, and it signs with randomness.
+fn plain_cases() -> impl Iterator<Item = Case> {
+    let cases = (0..30).map(Case::generate);
+    cases.chain((0..15).map(Case::for_aarch64)).map(|mut case| {
+        case.signing = None;
+        case.cmdline = format!("console=ttyS0 {}", case.cmdline.trim());
+        case.cmdline.truncate(2047);
+        case
+    })
+}
+
+/// The parts of a case as arguments that `eif_build` and `enclos eif assemble` share, the output last.
+fn parts(case: &Case, output: &Path) -> Vec<OsString> {
+    let custom = case.folder.path().join("custom.json");
+    fs::write(&custom, case.metadata["CustomMetadata"].to_string()).unwrap();
+    let kernel = case.kernel();
+    let mut arguments: Vec<&OsStr> = vec!["--kernel".as_ref(), kernel.as_ref()];
+    arguments.extend(["--cmdline".as_ref(), OsStr::new(&case.cmdline)]);
+    for ramdisk in &case.ramdisks {
+        arguments.extend(["--ramdisk".as_ref(), ramdisk.as_os_str()]);
+    }
+    arguments.extend(["--metadata".as_ref(), custom.as_os_str()]);
+    arguments.extend(["--name".as_ref(), OsStr::new("image")]);
+    arguments.extend(["--output".as_ref(), output.as_os_str()]);
+    arguments.into_iter().map(OsStr::to_owned).collect()
+}
+
+/// What `eif_build` is told of a build.
+fn built_by<'t>(tool: &'t str, version: &'t str, time: &'t str, kernel: &'t str) -> [&'t str; 10] {
+    [
+        "--build-tool",
+        tool,
+        "--build-tool-version",
+        version,
+        "--build-time",
+        time,
+        "--img-os",
+        "Linux",
+        "--img-kernel",
+        kernel,
+    ]
+}
+
+/// What `eif_build` writes and prints, told when and by what it was built.
+fn eif_build(case: &Case, built: [&str; 10]) -> (Vec<u8>, String) {
+    let path = case.folder.path().join("built.eif");
+    let arch = if case.is_aarch64 { "aarch64" } else { "x86_64" };
+    let mut command = Command::new(program("ENCLOS_PEER_EIF_BUILD"));
+    command.args(parts(case, &path)).args(["--arch", arch]);
+    let output = run(command.args(built));
+    let printed = String::from_utf8(output.stdout).unwrap();
+    (fs::read(&path).unwrap(), printed)
+}
+
 /// `eif_build` takes the name of an image for its version too, and says `null` for what Docker knows of it.
 #[test]
 fn eif_build_writes_the_same_bytes() {
-    let cases = (0..30).map(Case::generate);
-    for mut case in cases.chain((0..15).map(Case::for_aarch64)) {
-        case.signing = None;
-        // An argument cannot be empty for it, nor start with a dash.
-        case.cmdline = format!("console=ttyS0 {}", case.cmdline.trim());
-        case.cmdline.truncate(2047);
-        let custom = case.folder.path().join("custom.json");
-        fs::write(&custom, case.metadata["CustomMetadata"].to_string()).unwrap();
-        let path = case.folder.path().join("built.eif");
-        let mut command = Command::new(program("ENCLOS_PEER_EIF_BUILD"));
-        command
-            .arg("--kernel")
-            .arg(case.kernel())
-            .arg("--cmdline")
-            .arg(&case.cmdline);
-        for ramdisk in &case.ramdisks {
-            command.arg("--ramdisk").arg(ramdisk);
-        }
-        command
-            .arg("--metadata")
-            .arg(&custom)
-            .arg("--output")
-            .arg(&path);
-        command.args([
-            "--name",
-            "image",
-            "--build-time",
-            "2024-01-01T00:00:00+00:00",
-        ]);
-        command.args(["--build-tool", "tool", "--build-tool-version", "1"]);
-        command.args(["--img-os", "Linux", "--img-kernel", "6.12"]);
-        let arch = if case.is_aarch64 { "aarch64" } else { "x86_64" };
-        command.args(["--arch", arch]);
-        let printed = String::from_utf8(run(&mut command).stdout).unwrap();
+    for mut case in plain_cases() {
+        let time = "2024-01-01T00:00:00+00:00";
+        let built = built_by("tool", "1", time, "6.12");
+        let (theirs, printed) = eif_build(&case, built);
         case.metadata["ImageName"] = "image".into();
         case.metadata["ImageVersion"] = "image".into();
         case.metadata["DockerInfo"] = serde_json::Value::Null;
         case.metadata["BuildMetadata"] = serde_json::json!({
-            "BuildTime": "2024-01-01T00:00:00+00:00", "BuildTool": "tool", "BuildToolVersion": "1",
+            "BuildTime": time, "BuildTool": "tool", "BuildToolVersion": "1",
             "OperatingSystem": "Linux", "KernelVersion": "6.12",
         });
         let (_, ours, measurements) = case.ours();
-        assert!(
-            ours == fs::read(&path).unwrap(),
-            "case {}: the files differ",
-            case.number
-        );
+        assert!(ours == theirs, "case {}: the files differ", case.number);
         for (name, value) in named(&measurements) {
             assert!(
                 printed.contains(&value),
@@ -187,6 +208,26 @@ fn eif_build_writes_the_same_bytes() {
                 case.number
             );
         }
+    }
+}
+
+/// The commands, told of the same tool and time: the kernels here tell no version.
+#[test]
+fn eif_assemble_writes_the_bytes_of_eif_build() {
+    let version = stdout(enclos(), &["--version"]);
+    let version = version.split_whitespace().last().unwrap();
+    for case in plain_cases() {
+        let time = "1970-01-01T00:00:00+00:00";
+        let built = built_by("enclos", version, time, "Unknown");
+        let (theirs, _) = eif_build(&case, built);
+        let path = case.folder.path().join("assembled.eif");
+        let mut assemble = enclos();
+        assemble.args(["eif", "assemble", "--version", "image"]);
+        run(assemble
+            .args(parts(&case, &path))
+            .env_remove("SOURCE_DATE_EPOCH"));
+        let ours = fs::read(&path).unwrap();
+        assert!(ours == theirs, "case {}: the files differ", case.number);
     }
 }
 
