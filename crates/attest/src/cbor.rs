@@ -20,11 +20,12 @@ impl CborError {
     }
 }
 
-const UNSIGNED: u8 = 0 << 5;
-const BYTES: u8 = 2 << 5;
-const TEXT: u8 = 3 << 5;
-const ARRAY: u8 = 4 << 5;
-const MAP: u8 = 5 << 5;
+/// Major types of RFC 8949 section 3.1, in the upper three bits.
+const UNSIGNED: u8 = 0x00;
+const BYTES: u8 = 0x40;
+const TEXT: u8 = 0x60;
+const ARRAY: u8 = 0x80;
+const MAP: u8 = 0xa0;
 
 /// Appends CBOR items to a buffer.
 #[derive(Debug, Default)]
@@ -72,7 +73,7 @@ impl Writer {
     }
 
     pub(crate) fn bool(mut self, value: bool) -> Self {
-        self.0.push(0xf4 | u8::from(value));
+        self.0.push(if value { 0xf5 } else { 0xf4 });
         self
     }
 
@@ -89,18 +90,18 @@ impl Writer {
     fn head(&mut self, major: u8, value: u64) {
         let bytes = value.to_be_bytes();
         match value {
-            0..=23 => self.0.push(major | bytes[7]),
-            24..=0xff => self.0.extend([major | 24, bytes[7]]),
+            0..=23 => self.0.push(major + bytes[7]),
+            24..=0xff => self.0.extend([major + 24, bytes[7]]),
             0x100..=0xffff => {
-                self.0.push(major | 25);
+                self.0.push(major + 25);
                 self.0.extend_from_slice(&bytes[6..]);
             }
             0x1_0000..=0xffff_ffff => {
-                self.0.push(major | 26);
+                self.0.push(major + 26);
                 self.0.extend_from_slice(&bytes[4..]);
             }
             _ => {
-                self.0.push(major | 27);
+                self.0.push(major + 27);
                 self.0.extend_from_slice(&bytes);
             }
         }
