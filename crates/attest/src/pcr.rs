@@ -263,7 +263,9 @@ mod tests {
         assert_eq!(PcrIndex::try_from(256_usize), Err(PcrError::Index(256)));
         assert_eq!("7".parse::<PcrIndex>().unwrap().get(), 7);
         assert!("-1".parse::<PcrIndex>().is_err());
-        assert_eq!(PcrIndex::all().count(), PCR_COUNT);
+        let all: Vec<_> = PcrIndex::all().map(PcrIndex::as_usize).collect();
+        assert_eq!(all, (0..PCR_COUNT).collect::<Vec<_>>());
+        assert_eq!(PcrIndex::SIGNER.to_string(), "8");
     }
 
     /// The examples of AWS's user guide.
@@ -314,6 +316,8 @@ mod tests {
             serde_json::from_str::<PcrValue>(&json).unwrap(),
             PcrValue::ZERO
         );
+        let signer = serde_json::to_string(&PcrIndex::SIGNER).unwrap();
+        assert_eq!(serde_json::from_str::<PcrIndex>(&signer).unwrap().get(), 8);
         assert!(serde_json::from_str::<PcrIndex>("32").is_err());
     }
 }

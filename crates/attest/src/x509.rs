@@ -150,7 +150,7 @@ pub(crate) type Point = [u8; POINT_LEN];
 /// A certificate whose every field that matters here has been read.
 #[derive(Debug, Clone)]
 pub(crate) struct Certificate {
-    der: Box<[u8]>,
+    der: Arc<[u8]>,
     tbs: Place,
     signature: Place,
     issuer: Place,
@@ -201,6 +201,11 @@ impl Certificate {
 
     pub(crate) fn der(&self) -> &[u8] {
         &self.der
+    }
+
+    /// The same, for whoever keeps it.
+    pub(crate) fn shared_der(&self) -> Arc<[u8]> {
+        Arc::clone(&self.der)
     }
 
     /// The subject's name, decoded.

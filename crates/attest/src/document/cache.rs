@@ -1,9 +1,7 @@
 //! What is known about chains from documents verified before.
 
-use std::borrow::Borrow;
 use std::collections::HashMap;
 use std::fmt;
-use std::hash::{Hash, Hasher};
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -38,7 +36,8 @@ pub struct CacheUse {
 
 #[derive(Default)]
 struct Known {
-    certificates: HashMap<ByDer, Entry>,
+    /// By their DER.
+    certificates: HashMap<Arc<[u8]>, Entry>,
     /// Counts look-ups; orders entries by their last use.
     clock: u64,
     hits: u64,
@@ -46,32 +45,10 @@ struct Known {
 }
 
 struct Entry {
+    certificate: Arc<Certificate>,
     signer: Point,
     used: u64,
 }
-
-/// A certificate that is found by its bytes.
-struct ByDer(Arc<Certificate>);
-
-impl Borrow<[u8]> for ByDer {
-    fn borrow(&self) -> &[u8] {
-        self.0.der()
-    }
-}
-
-impl Hash for ByDer {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        self.0.der().hash(state);
-    }
-}
-
-impl PartialEq for ByDer {
-    fn eq(&self, other: &Self) -> bool {
-        self.0.der() == other.0.der()
-    }
-}
-
-impl Eq for ByDer {}
 
 /// Room for 1024 certificates.
 impl Default for ChainCache {
@@ -133,40 +110,34 @@ impl ChainCache {
 impl Known {
     fn find(&mut self, der: &[u8]) -> Option<Link> {
         self.clock += 1;
-        let now = self.clock;
-        let Some((certificate, _)) = self.certificates.get_key_value(der) else {
+        let Some(entry) = self.certificates.get_mut(der) else {
             self.misses += 1;
             return None;
         };
-        let certificate = Arc::clone(&certificate.0);
-        let entry = self.certificates.get_mut(der)?;
-        entry.used = now;
+        entry.used = self.clock;
         self.hits += 1;
         Some(Link {
-            certificate,
+            certificate: Arc::clone(&entry.certificate),
             signer: Some(entry.signer),
         })
     }
 
     fn keep(&mut self, certificate: &Arc<Certificate>, signer: Point, capacity: NonZeroUsize) {
+        let known = self.certificates.contains_key(certificate.der());
+        if !known && self.certificates.len() >= capacity.get() {
+            self.forget_oldest();
+        }
         let entry = Entry {
+            certificate: Arc::clone(certificate),
             signer,
             used: self.clock,
         };
-        if let Some(held) = self.certificates.get_mut(certificate.der()) {
-            *held = entry;
-            return;
-        }
-        if self.certificates.len() >= capacity.get() {
-            self.forget_oldest();
-        }
-        let certificate = ByDer(Arc::clone(certificate));
-        self.certificates.insert(certificate, entry);
+        self.certificates.insert(certificate.shared_der(), entry);
     }
 
     fn forget_oldest(&mut self) {
         let oldest = self.certificates.iter().min_by_key(|(_, entry)| entry.used);
-        if let Some(oldest) = oldest.map(|(certificate, _)| ByDer(Arc::clone(&certificate.0))) {
+        if let Some(oldest) = oldest.map(|(der, _)| Arc::clone(der)) {
             self.certificates.remove(&oldest);
         }
     }
