@@ -291,6 +291,48 @@ fn a_document_fetched_from_a_service_must_carry_the_nonce() {
 }
 
 #[test]
+fn a_requested_document_is_for_the_verifier_that_has_the_nonce() {
+    let (daemon, service) = (Daemon::none(), Service::start(Manner::Honest));
+    let root = daemon.file("root.pem", service.root_pem.as_bytes());
+    let (url, file) = (format!("{}/attest", service.url()), daemon.path("document"));
+    let request = |options: &[&str]| {
+        let args = ["attest", "request", &url, "--output", &file];
+        run(&daemon, &[&args, options].concat())
+    };
+    let verify = |nonce: &str| {
+        let nonce = format!("base64:{nonce}");
+        let args = ["attest", "verify", &file, "--root", &root, "--nonce"];
+        run(&daemon, &[args.as_slice(), &[&nonce]].concat()).status
+    };
+    let fresh = request(&["--json"]).json();
+    assert_eq!(fresh["Verified"].as_bool(), Some(false));
+    assert_eq!(fresh["ModuleId"].as_str(), Some(MODULE));
+    let fresh = fresh["Nonce"].as_str().unwrap();
+    assert_eq!(verify(fresh), 0);
+
+    let given = request(&["--nonce", "hex:00ff00ff00ff00ff00ff00ff00ff00ff"]);
+    assert!(given.stdout.starts_with("NOT VERIFIED"), "{}", given.stderr);
+    assert_eq!(verify("AP8A/wD/AP8A/wD/AP8A/w=="), 0);
+    assert_eq!(verify(fresh), 1);
+}
+
+#[test]
+fn a_service_that_ignores_the_nonce_gives_no_document() {
+    for manner in [Manner::NoNonce, Manner::Replaying, Manner::Broken] {
+        let (daemon, service) = (Daemon::none(), Service::start(manner));
+        let (url, file) = (format!("{}/attest", service.url()), daemon.path("document"));
+        let request = || run(&daemon, &["attest", "request", &url, "--output", &file]);
+        if manner == Manner::Replaying {
+            assert_eq!(request().status, 0);
+            std::fs::remove_file(&file).unwrap();
+        }
+        let done = request();
+        assert_eq!((done.status, done.stdout.as_str()), (1, ""), "{manner:?}");
+        assert!(!std::path::Path::new(&file).exists(), "{manner:?}");
+    }
+}
+
+#[test]
 fn inspect_shows_without_believing() {
     let desk = Desk::new();
     let file = desk

@@ -25,6 +25,7 @@ const COMMANDS: &[&str] = &[
     "attest",
     "attest verify",
     "attest inspect",
+    "attest request",
     "attest policy",
     "attest policy lint",
     "attest policy kms",
@@ -171,7 +172,7 @@ fn failures_of_every_command() {
     let daemon = Daemon::none();
     let eif = daemon.file("broken.eif", b".eif and nothing more");
     let text = daemon.file("text", b"text");
-    let cases: [(&str, &[&str]); 53] = [
+    let cases: [(&str, &[&str]); 54] = [
         (
             "run-enclave-no-image",
             &[
@@ -319,6 +320,18 @@ fn failures_of_every_command() {
         ),
         ("attest-verify", &["attest", "verify", &text]),
         ("attest-inspect", &["attest", "inspect", &text]),
+        (
+            "attest-request",
+            &[
+                "attest",
+                "request",
+                "http://127.0.0.1:1/",
+                "--nonce",
+                "hex:00ff",
+                "--output",
+                "x",
+            ],
+        ),
         ("call", &["call", "http://127.0.0.1:1/", "--data", "x"]),
         ("attest-policy-lint", &["attest", "policy", "lint", &text]),
         ("kernel-path", &["kernel", "path"]),

@@ -202,14 +202,19 @@ impl Enclave {
 pub fn fetch(http: &Http, url: &str) -> Result<(Vec<u8>, [u8; NONCE_LEN]), ConnectError> {
     let mut nonce = [0; NONCE_LEN];
     getrandom::fill(&mut nonce).map_err(ConnectError::Entropy)?;
-    let answer = http.get(&with_nonce(url, &nonce))?;
-    match decode::document(&answer) {
-        Ok(document) => Ok((document, nonce)),
-        Err(source) => Err(ConnectError::Decode {
-            url: url.to_owned(),
-            source,
-        }),
-    }
+    Ok((fetch_for(http, url, &nonce)?, nonce))
+}
+
+/// Fetches a document for a nonce of the caller's. Nothing is verified, not even that the document repeats it.
+///
+/// # Errors
+/// [`ConnectError`], except `Entropy` and `Refused`.
+pub fn fetch_for(http: &Http, url: &str, nonce: &[u8]) -> Result<Vec<u8>, ConnectError> {
+    let answer = http.get(&with_nonce(url, nonce))?;
+    decode::document(&answer).map_err(|source| ConnectError::Decode {
+        url: url.to_owned(),
+        source,
+    })
 }
 
 /// The nonce travels in the URL alphabet without padding, which survives any query parser.

@@ -49,7 +49,7 @@ pub mod verify;
 #[cfg(feature = "tls")]
 pub use attested::{AttestedTls, AttestedTlsError};
 #[cfg(feature = "verify")]
-pub use enclave::{CallError, ConnectError, Enclave, Endpoint, fetch};
+pub use enclave::{CallError, ConnectError, Enclave, Endpoint, fetch, fetch_for};
 #[cfg(feature = "verify")]
 pub use enclos_attest as attest;
 #[cfg(feature = "verify")]

@@ -3,6 +3,7 @@
 mod inspect;
 mod policy;
 mod registers;
+mod request;
 mod verify;
 
 use std::fs;
@@ -24,6 +25,8 @@ pub(crate) enum Attest {
     Verify(verify::Verify),
     /// Show what a document says, without believing it
     Inspect(inspect::Inspect),
+    /// Ask a service for a document and keep it, for whoever verifies it later or elsewhere
+    Request(request::Request),
     /// Check and convert measurement policies
     #[command(subcommand)]
     Policy(policy::Command),
@@ -33,6 +36,7 @@ pub(super) fn run(command: &Attest) -> Outcome {
     match command {
         Attest::Verify(args) => verify::run(args),
         Attest::Inspect(args) => inspect::run(args),
+        Attest::Request(args) => request::run(args),
         Attest::Policy(command) => policy::run(command),
     }
 }

@@ -19,6 +19,7 @@ use crate::term;
 
 /// Options of `attest inspect`.
 #[derive(Debug, Args)]
+#[command(after_help = "Exit status: 0 shown, 1 not a document, 2 wrong options.")]
 pub(crate) struct Inspect {
     #[command(flatten)]
     from: From,

@@ -40,7 +40,7 @@ pub(crate) struct Verify {
 }
 
 #[derive(Debug, Clone)]
-struct Nonce(Vec<u8>);
+pub(super) struct Nonce(pub(super) Vec<u8>);
 
 pub(super) fn run(args: &Verify) -> Outcome {
     let mut verifier = args.trust.verifier()?;
@@ -192,7 +192,7 @@ impl Shown {
 }
 
 /// Hex when it can be read as hex.
-fn parse_nonce(text: &str) -> Result<Nonce, String> {
+pub(super) fn parse_nonce(text: &str) -> Result<Nonce, String> {
     let expected = || format!("`{text}` is neither hex nor base64");
     let bytes = match text.split_once(':') {
         Some(("hex", text)) => hex::decode(text).ok(),
