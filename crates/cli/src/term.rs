@@ -1,6 +1,6 @@
 //! Writing to the terminal: results to stdout, everything about them to stderr.
 
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, ErrorKind, IsTerminal as _, Write};
 
 use serde::Serialize;
 
@@ -46,4 +46,48 @@ pub(crate) fn mib(bytes: u64) -> f64 {
 /// Writes a line to stderr; a closed stderr loses it.
 pub(crate) fn note(text: impl std::fmt::Display) {
     let _ = writeln!(io::stderr(), "{text}");
+}
+
+const RED: &str = "\x1b[31m";
+const GREEN: &str = "\x1b[32m";
+const PLAIN: &str = "\x1b[0m";
+
+/// A line for stderr that says `… is FOUND, expected EXPECTED`, as differences do: the two are red and green where somebody
+/// looks and wants colours (<https://no-color.org>).
+pub(crate) fn difference(text: &str) -> String {
+    let set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+    let dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
+    if io::stderr().is_terminal() && !set("NO_COLOR") && !dumb {
+        coloured(text).unwrap_or_else(|| text.to_owned())
+    } else {
+        text.to_owned()
+    }
+}
+
+fn coloured(text: &str) -> Option<String> {
+    let (head, tail) = text.rsplit_once(", expected ")?;
+    let (what, found) = head.rsplit_once(" is ")?;
+    let (expected, more) = tail.split_at(tail.find(';').unwrap_or(tail.len()));
+    Some(format!(
+        "{what} is {RED}{found}{PLAIN}, expected {GREEN}{expected}{PLAIN}{more}"
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_found_is_red_and_what_was_expected_is_green() {
+        assert_eq!(
+            coloured("not \"app is 7\": PCR0 is aa, expected bb").unwrap(),
+            "not \"app is 7\": PCR0 is \x1b[31maa\x1b[0m, expected \x1b[32mbb\x1b[0m"
+        );
+        assert_eq!(
+            coloured("PCR16 is not in the document, expected bb; registers 16 to 31 appear")
+                .unwrap(),
+            "PCR16 is \x1b[31mnot in the document\x1b[0m, expected \x1b[32mbb\x1b[0m; registers 16 to 31 appear"
+        );
+        assert_eq!(coloured("it is what the policy forbids: {}"), None);
+    }
 }

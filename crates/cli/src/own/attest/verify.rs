@@ -90,7 +90,9 @@ pub(crate) fn refused(refusal: Refusal) -> Failure {
 }
 
 fn listed(text: &str, reasons: &[impl ToString]) -> Failure {
-    let lines = reasons.iter().map(ToString::to_string);
+    let lines = reasons
+        .iter()
+        .map(|reason| term::difference(&reason.to_string()));
     lines.rev().fold(Failure::text(text), Failure::because)
 }
 
