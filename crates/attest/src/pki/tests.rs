@@ -847,6 +847,62 @@ fn other_algorithms_curves_and_versions_are_refused() {
     }
 }
 
+/// A certificate with another serial number, whose INTEGER this is.
+fn with_serial(certificate: &[u8], serial: &[u8]) -> Vec<u8> {
+    let tlv = |tag: u8, content: &[u8]| {
+        let length = u16::try_from(content.len()).unwrap().to_be_bytes();
+        [&[tag, 0x82], &length[..], content].concat()
+    };
+    // SEQUENCE of TBSCertificate, algorithm, signature; both SEQUENCEs have lengths of two bytes.
+    let tbs_end = 8 + usize::from(u16::from_be_bytes([certificate[6], certificate[7]]));
+    let (tbs, rest) = (&certificate[8..tbs_end], &certificate[tbs_end..]);
+    let (version, old) = tbs.split_at(5);
+    assert_eq!(version, [0xa0, 3, 2, 1, 2]);
+    let after = &old[2 + usize::from(old[1])..];
+    let length = u8::try_from(serial.len()).unwrap();
+    let tbs = [version, &[2, length], serial, after].concat();
+    tlv(0x30, &[&tlv(0x30, &tbs), rest].concat())
+}
+
+#[test]
+fn serial_numbers_have_at_most_twenty_bytes_and_a_sign() {
+    let good = Link::leaf().sign(&Link::ca("root", None));
+    let positive = |len: usize| [&[0][..], &vec![0xff; len]].concat();
+    for serial in [vec![1], positive(19), positive(20)] {
+        Certificate::parse(&with_serial(&good, &serial)).unwrap();
+    }
+    for serial in [vec![], positive(21), positive(40)] {
+        let error = parse_error(&with_serial(&good, &serial));
+        assert!(matches!(error, CertificateError::Encoding(_)), "{error}");
+    }
+}
+
+/// Names are compared byte for byte, but they are read: what is shown of them has to be there.
+#[test]
+fn names_that_are_none_are_refused() {
+    let good = Link::leaf().sign(&Link::ca("root", None));
+    let common_name = &[0x06, 0x03, 0x55, 0x04, 0x03][..];
+    let places: Vec<_> = good
+        .windows(common_name.len())
+        .enumerate()
+        .filter_map(|(at, window)| (window == common_name).then_some(at))
+        .collect();
+    assert_eq!(places.len(), 2, "issuer and subject");
+    for at in places {
+        // RelativeDistinguishedName, AttributeTypeAndValue, its type, its value's length.
+        for (place, byte) in [(at - 4, 0x30), (at - 2, 0x31), (at, 0x04), (at + 6, 1)] {
+            let mut altered = good.clone();
+            assert_ne!(altered[place], byte);
+            altered[place] = byte;
+            let error = parse_error(&altered);
+            assert!(
+                matches!(error, CertificateError::Encoding(_)),
+                "{place}: {error}"
+            );
+        }
+    }
+}
+
 fn issue_oid(text: &str) -> Vec<u8> {
     ObjectIdentifier::new(text).unwrap().to_der().unwrap()
 }

@@ -462,12 +462,31 @@ fn key_policies_say_what_they_can() {
         .kms_conditions();
     assert_eq!(not.conditions[0]["Null"], json!({ key(0): "false" }));
     assert!(matches!(not.notes[..], [KmsNote::AnyImage { .. }]));
-    // Alternatives of one register are one statement.
-    let merged = json!({ "any": [{ "role": "a" }, { "role": "b" }] });
+}
+
+/// Statements of a key policy that admit one role, or others.
+#[test]
+fn alternatives_of_one_register_are_one_statement() {
+    let (a, b) = (PcrValue::of_role("a"), PcrValue::of_role("b"));
+    let roles = |require: &Value| {
+        let conditions = policy(require).unwrap().kms_conditions().conditions;
+        let roles = conditions.iter().map(|condition| {
+            condition["StringEqualsIgnoreCase"]["kms:RecipientAttestation:PCR3"].clone()
+        });
+        roles.collect::<Vec<_>>()
+    };
+    let mut both = [a, b];
+    both.sort();
+    let any = |list: &[Value]| json!({ "any": list });
+    let (role_a, role_b) = (json!({ "role": "a" }), json!({ "role": "b" }));
     assert_eq!(
-        policy(&merged).unwrap().kms_conditions().conditions.len(),
-        1
+        roles(&any(&[role_a.clone(), role_b.clone()])),
+        [json!(both)]
     );
+    assert_eq!(roles(&any(&[role_a.clone(), role_a.clone()])), [json!([a])]);
+    // What one alternative excludes, the other may ask for.
+    let only_a = json!({ "all": [role_a, { "not": role_b }] });
+    assert_eq!(roles(&any(&[only_a, role_b])), [json!([a]), json!([b])]);
 }
 
 fn condition() -> impl Strategy<Value = Value> {

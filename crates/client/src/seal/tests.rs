@@ -74,6 +74,7 @@ fn a_replay_is_refused_and_a_second_request_is_not() {
         }
     );
     assert_eq!(refused.http_status(), 409);
+    assert!(!refused.wants_fresh_document());
     opener.open(&sealer.seal(b"transfer").unwrap().0).unwrap();
 }
 
@@ -274,6 +275,15 @@ fn of_many_threads_with_one_request_exactly_one_opens_it() {
             .sum::<u32>()
     });
     assert_eq!(opened, 1);
+}
+
+#[test]
+fn hashes_and_ids_are_shown_in_hex() {
+    let document = DocumentHash::of(b"abc");
+    let hex = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+    assert_eq!(document.to_string(), hex);
+    let id = RequestId(counting(0));
+    assert_eq!(id.to_string(), "000102030405060708090a0b0c0d0e0f");
 }
 
 #[test]
