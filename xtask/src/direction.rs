@@ -9,9 +9,10 @@ use crate::shell::Shell;
 use crate::workspace::Workspace;
 
 /// Crate and what it may depend on. Leaves first; who is missing here may not exist.
-const ALLOWED: [(&str, &[&str]); 11] = [
+const ALLOWED: [(&str, &[&str]); 12] = [
     ("enclos-attest", &[]),
     ("enclos-api", &[]),
+    ("enclos-token", &[]),
     // The API for its feature `build` alone: assembling an image writes the guest's configuration.
     ("enclos-eif", &["enclos-attest", "enclos-api"]),
     ("enclos-client", &["enclos-attest"]),
@@ -24,7 +25,13 @@ const ALLOWED: [(&str, &[&str]); 11] = [
     ("enclos-kms", &["enclos-attest", "enclos-api"]),
     (
         "enclos-cli",
-        &["enclos-attest", "enclos-api", "enclos-eif", "enclos-client"],
+        &[
+            "enclos-attest",
+            "enclos-api",
+            "enclos-eif",
+            "enclos-client",
+            "enclos-token",
+        ],
     ),
     (
         "enclos-e2e",

@@ -8,7 +8,6 @@
 //!
 //! A key that stays with someone else altogether signs what `enclos eif measure` writes; `enclos eif attach` adds it.
 
-mod pkcs11;
 mod root;
 
 use std::path::{Path, PathBuf};
@@ -16,6 +15,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use enclos_eif::signature::Curve;
 use enclos_eif::{Signer, SigningKey, ToBeSigned};
+use enclos_token::{EcKey, TokenError, Uri};
 use zeroize::Zeroizing;
 
 use crate::codes::Code;
@@ -53,13 +53,13 @@ pub(crate) fn signer(certificate: &Path, key: &str) -> Outcome<Signer> {
             kms::Key::new(key, None, None).map_err(|failure| failure.with_code(Code::SIGNING))?;
         Signer::new(&certificate, Box::new(KmsKey(key)))
     } else if key.starts_with("pkcs11:") {
-        let key = pkcs11::TokenKey::open(key).map_err(|error| {
+        let key = open(key).map_err(|error| {
             Failure::aws(
                 Code::SIGNING,
                 anyhow::Error::new(error).context("cannot use the token's key"),
             )
         })?;
-        Signer::new(&certificate, Box::new(key))
+        Signer::new(&certificate, Box::new(TokenKey(key)))
     } else {
         let key = Zeroizing::new(read(Path::new(key))?);
         Signer::from_pem(&key, &certificate)
@@ -71,6 +71,23 @@ pub(crate) fn signer(certificate: &Path, key: &str) -> Outcome<Signer> {
 pub(crate) fn read(path: &Path) -> Outcome<String> {
     std::fs::read_to_string(path)
         .map_err(|error| Failure::file(Some(Code::SIGNING), "read", path, error))
+}
+
+/// The private EC key that a `pkcs11:` URI names.
+fn open(uri: &str) -> Result<EcKey, TokenError> {
+    EcKey::open(&Uri::parse(uri)?)
+}
+
+struct TokenKey(EcKey);
+
+impl SigningKey for TokenKey {
+    /// The token gets the digest: few can hash, and all can sign one.
+    fn sign(
+        &self,
+        message: &ToBeSigned,
+    ) -> Result<Vec<u8>, Box<dyn std::error::Error + Send + Sync>> {
+        Ok(self.0.sign_digest(&message.digest())?)
+    }
 }
 
 struct KmsKey(kms::Key);

@@ -3,20 +3,20 @@
 use std::error::Error;
 
 use enclos_attest::pki::RootKey;
+use enclos_token::EcKey;
 
-use super::pkcs11::TokenKey;
 use crate::failure::{Failure, Outcome};
 
 /// A key in a token that can be a root's.
 pub(crate) struct TokenRoot {
-    key: TokenKey,
+    key: EcKey,
     point: Vec<u8>,
 }
 
 impl TokenRoot {
     /// Finds the key and logs in.
     pub(crate) fn open(uri: &str) -> Outcome<Self> {
-        let opened = TokenKey::open(uri).and_then(|key| {
+        let opened = super::open(uri).and_then(|key| {
             let point = key.p384_point()?;
             Ok(Self { key, point })
         });
