@@ -22,7 +22,10 @@ const ALLOWED: [(&str, &[&str]); 12] = [
     ),
     ("enclos-guest", &["enclos-attest", "enclos-api"]),
     ("enclos-gateway", &["enclos-api"]),
-    ("enclos-kms", &["enclos-attest", "enclos-api"]),
+    (
+        "enclos-kms",
+        &["enclos-attest", "enclos-api", "enclos-token"],
+    ),
     (
         "enclos-cli",
         &[

@@ -67,6 +67,12 @@ pub enum TokenError {
 }
 
 impl TokenError {
+    /// Whether the token counts this as a wrong PIN: the same again may lock it.
+    #[must_use]
+    pub fn is_wrong_pin(&self) -> bool {
+        matches!(self, Self::WrongPin | Self::PinLocked)
+    }
+
     /// Whether the token or its library is not there or does not work, so that the same may succeed later.
     #[must_use]
     pub fn is_absence(&self) -> bool {
@@ -134,10 +140,12 @@ mod tests {
         let login = |answer| login_failed(Error::Pkcs11(answer, Function::Login));
         let wrong = login(RvError::PinIncorrect);
         assert!(matches!(wrong, TokenError::WrongPin) && !wrong.is_absence());
+        assert!(wrong.is_wrong_pin());
         let locked = login(RvError::PinLocked);
         assert!(matches!(locked, TokenError::PinLocked) && !locked.is_absence());
         assert!(locked.to_string().contains("security officer"));
         let gone = login(RvError::DeviceRemoved);
+        assert!(!gone.is_wrong_pin());
         assert!(matches!(gone, TokenError::Refused { .. }) && gone.is_absence());
         let unset = login(RvError::UserPinNotInitialized);
         assert!(matches!(unset, TokenError::Refused { .. }) && !unset.is_absence());

@@ -8,7 +8,8 @@
 //! | 3 | an address cannot be listened on: taken, not ours, or not loopback under `--dev` |
 //! | 4 | another server uses the data directory |
 //! | 5 | the audit trail is not as it was written |
-//! | 6 | the root key does not open: no passphrase, or a wrong one |
+//! | 6 | the root key does not open: no passphrase or PIN, a wrong one, a locked token, another key |
+//! | 7 | the token of the root key is not there or does not work: trying again may help |
 
 mod audit;
 mod backup;
@@ -67,7 +68,7 @@ enum Command {
     /// Look at grants.
     #[command(subcommand)]
     Grants(inspect::Grants),
-    /// Look at the root key, rotate it, protect it with a passphrase.
+    /// Look at the root key, rotate it, protect it with a passphrase or a token.
     #[command(subcommand)]
     Root(root::Command),
     /// Say why a request was denied: which statement, which condition, what was expected and presented.
@@ -101,6 +102,8 @@ const IN_USE: u8 = 4;
 const TAMPERED: u8 = 5;
 /// The root key is there and does not open.
 const LOCKED: u8 = 6;
+/// The token that opens the root key is not there.
+const NO_TOKEN: u8 = 7;
 
 impl Failure {
     fn new(status: u8, error: impl std::error::Error + Send + Sync + 'static) -> Self {
@@ -114,10 +117,10 @@ impl Failure {
 impl<E: std::error::Error + Send + Sync + 'static> From<E> for Failure {
     fn from(error: E) -> Self {
         let error: Box<dyn std::error::Error + Send + Sync> = Box::new(error);
-        let locked = error.downcast_ref::<RootKeyError>();
-        let status = match locked.is_some_and(RootKeyError::is_locked) {
-            true => LOCKED,
-            false => FAILED,
+        let status = match error.downcast_ref::<RootKeyError>() {
+            Some(error) if error.is_locked() => LOCKED,
+            Some(error) if error.is_absence() => NO_TOKEN,
+            _ => FAILED,
         };
         Self { status, error }
     }

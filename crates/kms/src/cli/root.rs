@@ -4,11 +4,12 @@ use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 
 use clap::Subcommand;
+use enclos_token::Uri;
 use serde_json::json;
 use time::OffsetDateTime;
 
 use super::record::record;
-use super::{Data, Failure, IN_USE, print};
+use super::{Data, Failure, IN_USE, USAGE, print};
 use crate::crypto::passphrase;
 use crate::crypto::root_file::{Lock, RootFile};
 use crate::crypto::seal::RootKey;
@@ -45,16 +46,36 @@ pub(super) enum Command {
         #[arg(long, value_name = "N")]
         version: u32,
     },
-    /// Protect the root key with a passphrase, another one, or its file's mode alone. Makes a root key if there is none.
+    /// Protect the root key with a passphrase, a token's key, another one, or its file's mode alone. Makes a root key if there is none.
     Protect {
         #[command(flatten)]
         data: Data,
         #[command(flatten)]
-        by: By,
+        by: Protector,
+    },
+    /// Write a copy of the root key that is protected otherwise: for another node, or for the day on which a token is lost.
+    Copy {
+        #[command(flatten)]
+        data: Data,
+        /// The file to write; there must be none of that name.
+        #[arg(long, value_name = "FILE")]
+        to: PathBuf,
+        #[command(flatten)]
+        by: Protector,
     },
 }
 
 /// What is to protect the root key.
+#[derive(Debug, clap::Args)]
+pub(super) struct Protector {
+    #[command(flatten)]
+    by: By,
+    /// Make the token's key first, if it has none of this label and id.
+    #[arg(long, requires = "token", conflicts_with_all = ["passphrase", "passphrase_file", "file_mode"])]
+    make_token_key: bool,
+}
+
+/// Which of the protections.
 #[derive(Debug, clap::Args)]
 #[group(required = true, multiple = false)]
 pub(super) struct By {
@@ -64,6 +85,9 @@ pub(super) struct By {
     /// A passphrase, read from a file.
     #[arg(long, value_name = "FILE")]
     passphrase_file: Option<PathBuf>,
+    /// A generic secret key in a PKCS#11 token, which signs: pkcs11:token=NAME;object=LABEL?module-path=FILE&pin-source=FILE
+    #[arg(long, value_name = "URI")]
+    token: Option<String>,
     /// The file's mode alone.
     #[arg(long)]
     file_mode: bool,
@@ -84,6 +108,33 @@ enum RootError {
         "another node of this database has made version {0} current; copy its root.key here first"
     )]
     Behind(u32),
+    #[error(
+        "the URI holds a PIN, which everyone on this machine can read; name a file by pin-source= or ENCLOS_PKCS11_PIN_FILE"
+    )]
+    Pin,
+}
+
+impl Protector {
+    /// The new protection. May ask for a passphrase on the terminal.
+    fn lock(&self) -> Result<Lock, Failure> {
+        let file = self.by.passphrase_file.as_deref();
+        match &self.by.token {
+            Some(uri) => Ok(Lock::token(&without_pin(uri)?, self.make_token_key)?),
+            None if self.by.file_mode => Ok(Lock::none()),
+            None => Ok(Lock::passphrase(&passphrase::choose(
+                "the root key",
+                file,
+            )?)?),
+        }
+    }
+}
+
+fn without_pin(uri: &str) -> Result<Uri, Failure> {
+    let uri = Uri::parse(uri).map_err(|error| Failure::new(USAGE, error))?;
+    match uri.holds_pin() {
+        true => Err(Failure::new(USAGE, RootError::Pin)),
+        false => Ok(uri),
+    }
 }
 
 /// Does it.
@@ -92,7 +143,8 @@ pub(super) async fn run(command: Command) -> Result<(), Failure> {
         Command::Show { data, json } => show(&data, json),
         Command::Rotate { data, prepare } => rotate(&data, prepare).await,
         Command::Retire { data, version } => retire(&data, version).await,
-        Command::Protect { data, by } => protect(&data, &by).await,
+        Command::Protect { data, by } => protect(&data, &by),
+        Command::Copy { data, to, by } => copy(&data, &to, &by).await,
     }
 }
 
@@ -130,11 +182,15 @@ fn show(data: &Data, as_json: bool) -> Result<(), Failure> {
     });
     let versions: Vec<_> = versions.collect();
     let protection = file.protection().name();
+    let token_key = file.protection().token_key();
     if as_json {
-        let all = json!({ "protection": protection, "versions": versions });
+        let all = json!({ "protection": protection, "tokenKey": token_key, "versions": versions });
         return Ok(print(&format!("{all:#}"))?);
     }
-    print(&format!("protected by {protection}"))?;
+    match token_key {
+        Some(key) => print(&format!("protected by {protection}, {key}"))?,
+        None => print(&format!("protected by {protection}"))?,
+    }
     for version in versions {
         let state = version["state"].as_str().unwrap_or_default();
         print(&format!("version {} {state}", version["version"]))?;
@@ -211,16 +267,10 @@ async fn retire(data: &Data, version: u32) -> Result<(), Failure> {
     Ok(print(&format!("version {version} retired"))?)
 }
 
-async fn protect(data: &Data, by: &By) -> Result<(), Failure> {
+fn protect(data: &Data, by: &Protector) -> Result<(), Failure> {
     let _lock = lock(&data.data)?;
     let path = path(data);
-    let lock = match by.file_mode {
-        true => Lock::none(),
-        false => Lock::passphrase(&passphrase::choose(
-            "the root key",
-            by.passphrase_file.as_deref(),
-        )?)?,
-    };
+    let lock = by.lock()?;
     if !path.exists() {
         let now = OffsetDateTime::now_utc().unix_timestamp();
         let file = RootFile::new(lock, now)?;
@@ -236,6 +286,31 @@ async fn protect(data: &Data, by: &By) -> Result<(), Failure> {
     let name = file.protection().name();
     print(&format!("protected by {name}"))?;
     Ok(())
+}
+
+/// The copy is in the audit trail before it is there.
+async fn copy(data: &Data, to: &Path, by: &Protector) -> Result<(), Failure> {
+    let _lock = lock(&data.data)?;
+    let path = path(data);
+    let mut file = RootFile::read(&path, None, true)?;
+    let root = RootKey::opened(&path, file.clone())?;
+    file.protect(by.lock()?);
+    let name = file.protection().name();
+    if let Some(mut connection) = existing(data).await? {
+        let parameters = json!({ "protection": name });
+        connection.begin().await?;
+        record(
+            &mut connection,
+            &root,
+            "CopyRootKey",
+            NO_ACCOUNT,
+            parameters,
+        )
+        .await?;
+        connection.commit().await?;
+    }
+    file.write_new(to)?;
+    Ok(print(&format!("copied, protected by {name}"))?)
 }
 
 /// Refuses a file that does not know, or does not use, what other nodes use.

@@ -11,6 +11,7 @@ mod prehash;
 pub mod root_file;
 pub mod seal;
 mod stream;
+mod token_lock;
 pub mod wrapping;
 
 use aws_lc_rs::rand::{SecureRandom, SystemRandom};

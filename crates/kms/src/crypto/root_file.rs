@@ -10,20 +10,24 @@
 //!                 { "version": 2, "created": 1795000000, "key": "…" } ] }
 //! ```
 //!
+//! Under a token's key, `protection` is `{ "token": { "key": "pkcs11:token=kms;object=root", "salt": "…" } }` ([`super::token_lock`]).
+//!
 //! A version's `key` is 32 bytes in hexadecimal. Under a protection it is AES-256-GCM of them: nonce, ciphertext, tag, bound to the
 //! version. A version that was retired has `tags` alone, the key that its seals in the audit trail verify under.
 //! The file is only ever replaced whole, by a rename.
 
-use std::io::Read as _;
+use std::io::{Read as _, Write as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
+use enclos_token::Uri;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use super::passphrase::{self, Argon2id};
 use super::random_array;
 use super::seal::{Gcm, RootKeyError, Secret, tags_of};
+use super::token_lock::TokenKey;
 use crate::durable;
 
 const FORMAT: &str = "enclos-kms root key 1";
@@ -40,6 +44,8 @@ pub enum Protection {
     None,
     /// A key derived from a passphrase.
     Passphrase(Argon2id),
+    /// A key derived in a PKCS#11 token.
+    Token(TokenKey),
 }
 
 impl Protection {
@@ -49,6 +55,16 @@ impl Protection {
         match self {
             Self::None => "file mode",
             Self::Passphrase(_) => "passphrase",
+            Self::Token(_) => "token",
+        }
+    }
+
+    /// The token's key that it is under, as a `pkcs11:` URI.
+    #[must_use]
+    pub fn token_key(&self) -> Option<&str> {
+        match self {
+            Self::Token(key) => Some(key.uri()),
+            _ => None,
         }
     }
 }
@@ -91,10 +107,23 @@ impl Lock {
         })
     }
 
+    /// The key in a token that a URI names. `make` makes it if there is none of this name.
+    ///
+    /// # Errors
+    /// If the token cannot be used.
+    pub fn token(uri: &Uri, make: bool) -> Result<Self, RootKeyError> {
+        let (token, key) = TokenKey::new(uri, make)?;
+        Ok(Self {
+            protection: Protection::Token(token),
+            key: Some(key),
+        })
+    }
+
     /// What opens this protection. `ask` allows to ask on the terminal.
     fn of(protection: Protection, ask: bool) -> Result<Self, RootKeyError> {
         let key = match &protection {
             Protection::None => None,
+            Protection::Token(token) => Some(token.open()?),
             Protection::Passphrase(parameters) => Some(parameters.derive(&passphrase::find(ask)?)?),
         };
         Ok(Self { protection, key })
@@ -334,6 +363,29 @@ impl RootFile {
     /// # Errors
     /// If it cannot be written; the old one stays.
     pub fn write(&self, path: &Path) -> Result<(), RootKeyError> {
+        durable::replace(path, &self.to_bytes()?).map_err(|source| RootKeyError::Io {
+            path: path.to_owned(),
+            source,
+        })
+    }
+
+    /// Writes another file, which must not be there yet, durably.
+    ///
+    /// # Errors
+    /// If it cannot be written; nothing is left.
+    pub fn write_new(&self, path: &Path) -> Result<(), RootKeyError> {
+        let bytes = self.to_bytes()?;
+        let written = durable::NewFile::create(path).and_then(|file| {
+            (&file).write_all(&bytes)?;
+            file.finish()
+        });
+        written.map_err(|source| RootKeyError::Io {
+            path: path.to_owned(),
+            source,
+        })
+    }
+
+    fn to_bytes(&self) -> Result<Zeroizing<Vec<u8>>, RootKeyError> {
         let mut versions = Vec::with_capacity(self.versions.len());
         for version in &self.versions {
             let close = |secret| self.lock.close(version.number, secret).map(Zeroizing::new);
@@ -354,11 +406,7 @@ impl RootFile {
             versions,
         };
         let text = serde_json::to_vec_pretty(&text).map(Zeroizing::new);
-        let text = text.map_err(|error| RootKeyError::Damaged(error.to_string()))?;
-        durable::replace(path, &text).map_err(|source| RootKeyError::Io {
-            path: path.to_owned(),
-            source,
-        })
+        text.map_err(|error| RootKeyError::Damaged(error.to_string()))
     }
 }
 

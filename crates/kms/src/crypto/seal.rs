@@ -15,10 +15,11 @@
 
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use aws_lc_rs::hmac;
+use enclos_token::TokenError;
 use zeroize::Zeroizing;
 
 use super::passphrase::PassphraseError;
@@ -43,6 +44,8 @@ const PREFIX: usize = 4;
 pub struct RootKey {
     path: PathBuf,
     ring: RwLock<Arc<Ring>>,
+    /// Held while the file is read again: the file whose token refused our PIN, which is not tried twice.
+    refused: Mutex<Option<Stamp>>,
 }
 
 /// The versions that a file held.
@@ -119,6 +122,9 @@ pub enum RootKeyError {
     /// No key of a passphrase.
     #[error(transparent)]
     Passphrase(#[from] PassphraseError),
+    /// The token.
+    #[error("the token that protects the root key does not open it")]
+    Token(#[from] TokenError),
     /// The cipher.
     #[error("cannot seal a version of the root key")]
     Seal(#[from] SealError),
@@ -131,7 +137,17 @@ impl RootKeyError {
     /// Whether the file is there and whole, and what opens it is missing or wrong.
     #[must_use]
     pub fn is_locked(&self) -> bool {
-        matches!(self, Self::Locked(_) | Self::Passphrase(_))
+        match self {
+            Self::Locked(_) | Self::Passphrase(_) => true,
+            Self::Token(error) => !error.is_absence(),
+            _ => false,
+        }
+    }
+
+    /// Whether the token that opens the file is not there, or does not work.
+    #[must_use]
+    pub fn is_absence(&self) -> bool {
+        matches!(self, Self::Token(error) if error.is_absence())
     }
 }
 
@@ -292,10 +308,12 @@ impl RootKey {
         Ok(Self {
             path: path.to_owned(),
             ring: RwLock::new(Arc::new(Ring::new(file, stamp)?)),
+            refused: Mutex::new(None),
         })
     }
 
-    /// Reads the file again if it was replaced; whether it was.
+    /// Reads the file again if it was replaced; whether it was. A file whose token refuses our PIN is an error once and left alone
+    /// from then on: tokens lock after a few tries.
     ///
     /// # Errors
     /// If it cannot be used; what was known stays known.
@@ -304,11 +322,20 @@ impl RootKey {
             path: self.path.clone(),
             source,
         })?;
-        let known = self.ring();
-        if known.stamp == stamp {
+        if self.ring().stamp == stamp {
             return Ok(false);
         }
-        let file = RootFile::read(&self.path, Some(known.lock.clone()), false)?;
+        let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = self.ring();
+        if known.stamp == stamp || *refused == Some(stamp) {
+            return Ok(false);
+        }
+        let read = RootFile::read(&self.path, Some(known.lock.clone()), false);
+        *refused = match &read {
+            Err(RootKeyError::Token(error)) if error.is_wrong_pin() => Some(stamp),
+            _ => None,
+        };
+        let file = read?;
         let news = Arc::new(Ring::new(file, stamp)?);
         *self.ring.write().unwrap_or_else(PoisonError::into_inner) = news;
         Ok(true)

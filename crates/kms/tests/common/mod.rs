@@ -82,7 +82,8 @@ impl Server {
         Self::launch(data, database, arguments, &[])
     }
 
-    fn launch(
+    /// A server on an existing directory and a database, with more environment.
+    pub(crate) fn launch(
         data: &Path,
         database: Option<String>,
         arguments: &[&str],
