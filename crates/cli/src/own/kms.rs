@@ -17,8 +17,11 @@ const ON_DATA: &[&str] = &[
     "keys",
     "policies",
     "grants",
+    "root",
     "explain",
     "audit",
+    "backup",
+    "restore",
 ];
 
 /// What goes to `enclos-kms`.
@@ -80,6 +83,10 @@ mod tests {
             (&["audit", "verify"], true),
             (&["explain", "1234abcd-12ab-34cd-56ef-1234567890ab"], true),
             (&["policies", "check-all"], true),
+            (&["root", "rotate"], true),
+            (&["backup", "--to", "file"], true),
+            (&["restore", "file"], true),
+            (&["move", "--from", "a", "--to", "b"], false),
             (&["policies", "check", "file.json"], false),
             (&["keys", "list", "--data", "/x"], false),
             (&["keys", "list", "--data=/x"], false),
