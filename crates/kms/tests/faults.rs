@@ -63,8 +63,14 @@ impl Fragile {
         let mut said = String::new();
         let mut errors = self.child.stderr.take().unwrap();
         errors.read_to_string(&mut said).unwrap();
-        self.child.wait().unwrap();
         said
+    }
+}
+
+impl Drop for Fragile {
+    fn drop(&mut self) {
+        let _ended = self.child.kill();
+        let _status = self.child.wait();
     }
 }
 
