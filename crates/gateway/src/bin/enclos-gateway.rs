@@ -48,8 +48,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Descriptors as many as the system allows, since each connection takes two. No core files: memory holds the role's
-/// credentials.
+/// No core files: memory holds the role's credentials. Descriptors as many as the system allows, since each connection takes two.
 fn limit_resources() {
     use rustix::process::{
         DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit,
@@ -63,11 +62,14 @@ fn limit_resources() {
         current: Some(0),
         maximum: Some(0),
     };
-    let limited = setrlimit(Resource::Nofile, files)
-        .and_then(|()| setrlimit(Resource::Core, none))
+    let private = setrlimit(Resource::Core, none)
         .and_then(|()| set_dumpable_behavior(DumpableBehavior::NotDumpable));
-    if let Err(error) = limited {
-        tracing::warn!("more descriptors and no core files: {error}");
+    if let Err(error) = private {
+        tracing::warn!("core files cannot be forbidden: {error}");
+    }
+    // A limit of its own: without more descriptors there are fewer connections, and still no core files.
+    if let Err(error) = setrlimit(Resource::Nofile, files) {
+        tracing::warn!("the limit of open files stays: {error}");
     }
 }
 
