@@ -5,7 +5,9 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use enclos_api::control::{Enclave, Exit, Host, Reply, Request, SOCKET_NAME, Selector, Success};
+use enclos_api::control::{
+    Enclave, Enclaves, Exit, Host, Reply, Request, SOCKET_NAME, Selector, Success,
+};
 use enclos_api::frame;
 
 /// Asks the hypervisor whose run directory this is.
@@ -49,12 +51,12 @@ pub fn host(run_dir: &Path) -> Result<Host> {
 /// See [`ask`].
 pub fn enclaves(run_dir: &Path) -> Result<Vec<Enclave>> {
     let mut stream = begin(run_dir, &Request::Describe, Duration::from_secs(10))?;
-    let mut all = Vec::new();
+    let mut list = Enclaves::default();
     loop {
-        match success(&mut stream, &Request::Describe)? {
-            Success::Enclaves(some) if some.is_empty() => return Ok(all),
-            Success::Enclaves(some) => all.extend(some),
-            other => bail!("unexpected answer {other:?}"),
+        match list.take(success(&mut stream, &Request::Describe)?) {
+            Ok(Some(all)) => return Ok(all),
+            Ok(None) => {}
+            Err(other) => bail!("unexpected answer {other:?}"),
         }
     }
 }

@@ -132,6 +132,27 @@ pub enum Success {
     Host(Box<Host>),
 }
 
+/// The answers to [`Request::Describe`], put together.
+#[derive(Debug, Default)]
+pub struct Enclaves(Vec<Enclave>);
+
+impl Enclaves {
+    /// Takes the next answer; after the last one all enclaves, `None` before.
+    ///
+    /// # Errors
+    /// The answer, if it is of another kind.
+    pub fn take(&mut self, answer: Success) -> Result<Option<Vec<Enclave>>, Box<Success>> {
+        match answer {
+            Success::Enclaves(some) if some.is_empty() => Ok(Some(std::mem::take(&mut self.0))),
+            Success::Enclaves(some) => {
+                self.0.extend(some);
+                Ok(None)
+            }
+            other => Err(Box::new(other)),
+        }
+    }
+}
+
 /// A refusal or failure, in the terms of nitro-cli's error table.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[error("{message}")]

@@ -49,12 +49,11 @@ fn ask(request: &control::Request) -> Outcome<(UnixStream, PathBuf)> {
 /// The enclaves that the caller may see.
 pub(crate) fn enclaves() -> Outcome<Vec<control::Enclave>> {
     let (mut stream, socket) = ask(&control::Request::Describe)?;
-    let mut all = Vec::new();
+    let mut list = control::Enclaves::default();
     loop {
-        match read_success(&mut stream, &socket)? {
-            control::Success::Enclaves(some) if some.is_empty() => return Ok(all),
-            control::Success::Enclaves(some) => all.extend(some),
-            other => return Err(unexpected(&other)),
+        let answer = list.take(read_success(&mut stream, &socket)?);
+        if let Some(all) = answer.map_err(|other| unexpected(&other))? {
+            return Ok(all);
         }
     }
 }

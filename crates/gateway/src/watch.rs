@@ -6,7 +6,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use enclos_api::control::{Event, Failure, Reply, Request, Success};
+use enclos_api::control::{Enclaves, Event, Failure, Reply, Request, Success};
 use enclos_api::frame::FrameError;
 use tokio::net::UnixStream;
 use tokio::time::sleep;
@@ -77,15 +77,12 @@ async fn once(socket: &Path, registry: &Registry, pause: &mut Duration) -> Resul
 /// Ids of all enclaves that there are.
 async fn running(socket: &Path) -> Result<Vec<String>, WatchError> {
     let (mut stream, mut reply) = ask(socket, &Request::Describe).await?;
-    let mut ids = Vec::new();
+    let mut list = Enclaves::default();
     loop {
-        let Success::Enclaves(some) = reply else {
-            return Err(WatchError::Unexpected);
-        };
-        if some.is_empty() {
-            return Ok(ids);
+        let answer = list.take(reply).map_err(|_| WatchError::Unexpected)?;
+        if let Some(all) = answer {
+            return Ok(all.into_iter().map(|enclave| enclave.id).collect());
         }
-        ids.extend(some.into_iter().map(|enclave| enclave.id));
         reply = success(&mut stream).await?;
     }
 }

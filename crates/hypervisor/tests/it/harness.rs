@@ -11,7 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use enclos_api::control::{
-    Cpus, Enclave, Failure, Host, Reply, Request, RunRequest, Selector, Success,
+    Cpus, Enclave, Enclaves, Failure, Host, Reply, Request, RunRequest, Selector, Success,
 };
 use enclos_eif::{BuildMetadata, Builder, Metadata};
 use enclos_hypervisor::wire;
@@ -207,12 +207,10 @@ fn answered(stream: &UnixStream) -> Result<Success, Failure> {
 /// All enclaves, as any user sees them.
 pub(crate) fn list(stream: &UnixStream) -> Vec<Enclave> {
     let mut answer = ask(stream, &Request::Describe, None);
-    let mut all = Vec::new();
+    let mut list = Enclaves::default();
     loop {
-        match answer {
-            Ok(Success::Enclaves(some)) if some.is_empty() => return all,
-            Ok(Success::Enclaves(some)) => all.extend(some),
-            other => panic!("describe: {other:?}"),
+        if let Some(all) = list.take(answer.unwrap()).unwrap() {
+            return all;
         }
         answer = answered(stream);
     }
