@@ -62,6 +62,33 @@ fn a_daemon_that_ends_at_once_is_quoted_and_leaves_no_pid_file() {
 }
 
 #[test]
+fn the_kms_gets_the_measurement_policies_wherever_up_was_called() {
+    let host = Reply::Ok(Success::Host(Box::new(daemon::host())));
+    let daemon = Daemon::hypervisor(vec![host.clone(), host]);
+    let told = daemon.path("told");
+    let script = format!("printf '%s\\n' \"$@\" > {told}; echo started >&2; exit 1");
+    let up = ["up", "--kms", "--kms-listen", "127.0.0.1:1"];
+    let policies = ["--kms-measurement-policies", "tests/snapshots"];
+    let up = [up.as_slice(), &policies].concat();
+    let done = run(&daemon, &[("enclos-kms", &script)], &up);
+    assert!(done.stderr.contains("it said: started"), "{}", done.stderr);
+    let told = std::fs::read_to_string(told).unwrap();
+    let wanted = std::fs::canonicalize("tests/snapshots").unwrap();
+    let wanted = format!("--measurement-policies\n{}\n", wanted.display());
+    assert!(told.ends_with(&wanted), "{told}");
+
+    let none = Daemon::none();
+    let policies = ["--kms-measurement-policies", "nowhere"];
+    let done = run(&none, &[], &[["up", "--kms"], policies].concat());
+    assert_eq!(done.status, 1);
+    assert!(
+        done.stderr.contains("cannot find nowhere"),
+        "before anything is started: {}",
+        done.stderr
+    );
+}
+
+#[test]
 fn status_tells_what_is_down_and_what_is_up() {
     let none = run(&Daemon::none(), &[], &["status"]);
     assert_eq!(none.status, 1);

@@ -54,6 +54,9 @@ pub(crate) struct Up {
         requires = "kms"
     )]
     kms_dev_listen: SocketAddr,
+    /// Directory of measurement policies, NAME.json, that the KMS's key policies may name
+    #[arg(long, value_name = "DIR", requires = "kms")]
+    kms_measurement_policies: Option<PathBuf>,
 }
 
 /// Options of `down`.
@@ -124,9 +127,7 @@ impl Places {
 pub(super) fn up(args: &Up) -> Outcome {
     let places = Places::new()?;
     let _lock = places.lock()?;
-    let wanted = args
-        .kms
-        .then(|| kms::Wanted::new(&places, args.kms_listen, args.kms_dev_listen));
+    let wanted = args.kms.then(|| wanted_kms(args, &places)).transpose()?;
     let host = HostFile::ensure(&places, args.config.as_deref(), wanted.as_ref())?;
     places.hypervisor(&host).start(&hypervisor_answers)?;
     if let Some(wanted) = &wanted {
@@ -135,6 +136,18 @@ pub(super) fn up(args: &Up) -> Outcome {
     places.gateway(&host).start(&gateway_answers)?;
     term::note("ready: enclos run-enclave --cpu-count 2 --memory 512 --eif-path …");
     Ok(())
+}
+
+/// The KMS of the flags. The daemon runs in another working directory, so its paths are made absolute here.
+fn wanted_kms(args: &Up, places: &Places) -> Outcome<kms::Wanted> {
+    let absolute = |directory: &PathBuf| {
+        fs::canonicalize(directory).map_err(|error| Failure::file(None, "find", directory, error))
+    };
+    let policies = args.kms_measurement_policies.as_ref();
+    Ok(kms::Wanted {
+        measurement_policies: policies.map(absolute).transpose()?,
+        ..kms::Wanted::new(places, args.kms_listen, args.kms_dev_listen)
+    })
 }
 
 pub(super) fn down(_: &Down) -> Outcome {

@@ -13,7 +13,9 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use enclos_api::control::{BootTimes, Enclave, Measurements, Reply, Request, State, Success};
+use enclos_api::control::{
+    BootTimes, Cgroup, Enclave, Host, Measurements, Reply, Request, State, Success,
+};
 use enclos_api::{control, frame, gateway};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use serde_json::{Value, json};
@@ -57,6 +59,23 @@ pub(crate) fn enclave() -> Enclave {
         vsock: "/run/enclos/enclaves/x/vsock.sock".into(),
         owner_uid: 0,
         boot: BootTimes::default(),
+    }
+}
+
+/// A host as a hypervisor would describe it.
+pub(crate) fn host() -> Host {
+    Host {
+        version: "0.1.0".to_owned(),
+        engine: "qemu".to_owned(),
+        engine_version: "QEMU emulator version 7.2".to_owned(),
+        instance_id: "i-1234567890abcdef0".to_owned(),
+        role_arn: None,
+        region: "us-east-1".to_owned(),
+        root_certificate: "a root certificate".to_owned(),
+        memory_total_mib: 1024,
+        memory_free_mib: 1024,
+        cpu_ids: vec![0, 1],
+        cgroup: Cgroup::default(),
     }
 }
 

@@ -33,6 +33,7 @@ pub(super) struct Wanted {
     pub(super) dev_listen: SocketAddr,
     pub(super) data: PathBuf,
     pub(super) credentials: PathBuf,
+    pub(super) measurement_policies: Option<PathBuf>,
 }
 
 impl Wanted {
@@ -42,6 +43,7 @@ impl Wanted {
             listen,
             dev_listen,
             credentials: places.state.join("host-credentials.json"),
+            measurement_policies: None,
             data,
         }
     }
@@ -60,6 +62,9 @@ pub(super) fn start(places: &Places, wanted: &Wanted, host: &HostFile) -> Outcom
         .arg("--dev-listen")
         .arg(wanted.dev_listen.to_string());
     service.arg("--trust-root").arg(&root);
+    if let Some(directory) = &wanted.measurement_policies {
+        service.arg("--measurement-policies").arg(directory);
+    }
     service.start(&|| {
         service.pid().is_some() && accepts(wanted.listen) && accepts(wanted.dev_listen)
     })?;
