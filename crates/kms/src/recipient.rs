@@ -3,6 +3,10 @@
 //! A document counts only after [`Trust::verify`]: chain to a trusted root, signature, validity, age, public
 //! key. What comes out is [`Attested`], the only type that conditions and answers take: an unverified
 //! document cannot reach either.
+//!
+//! On AWS five actions take it. `--attested-signing` is an extension of ours: with it Sign, Verify, GenerateMac and
+//! VerifyMac take it too. A signature and a MAC are then sealed like any other answer: a document proves what its enclave
+//! is, not who sent it, so only an answer that nobody else can open is an answer to that enclave.
 
 use std::time::Duration;
 
@@ -18,6 +22,7 @@ use crate::crypto::cms::{EnvelopeError, Recipient};
 use crate::error::{ApiError, Chain};
 use crate::input::Input;
 use crate::policy::Context;
+use crate::service::Call;
 
 /// The only algorithm that AWS accepts for the answer's key.
 const KEY_ENCRYPTION_ALGORITHMS: &[&str] = &["RSAES_OAEP_SHA_256"];
@@ -158,6 +163,18 @@ impl Attested {
     /// If the system has no randomness.
     pub fn envelope(&self, plaintext: &[u8]) -> Result<Vec<u8>, EnvelopeError> {
         self.recipient.envelope(plaintext)
+    }
+}
+
+/// Reads the `Recipient` parameter of an action that has it through the extension. Without the extension it is what it is
+/// on AWS: a member that nobody knows, which is ignored.
+pub(crate) fn extension(
+    call: &Call<'_>,
+    input: &mut Input,
+) -> Result<Option<Zeroizing<Vec<u8>>>, ApiError> {
+    match call.service.attested_signing {
+        true => parameter(input),
+        false => Ok(None),
     }
 }
 

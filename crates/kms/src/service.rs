@@ -109,6 +109,8 @@ pub struct Service {
     pub(crate) metrics: Metrics,
     /// Refuse key policies that the linter finds fault with.
     pub(crate) strict_policies: bool,
+    /// Take `Recipient` in Sign, Verify, GenerateMac and VerifyMac too, which AWS does not.
+    pub(crate) attested_signing: bool,
     /// Held from reading a key or alias to having changed it. Requests that change nothing never take it.
     pub(crate) management: tokio::sync::Mutex<()>,
 }
@@ -148,6 +150,7 @@ impl Service {
             measurements: Measurements::default(),
             metrics: Metrics::default(),
             strict_policies: false,
+            attested_signing: false,
             management: tokio::sync::Mutex::default(),
         })
     }
@@ -172,6 +175,15 @@ impl Service {
     pub fn with_strict_policies(self, strict_policies: bool) -> Self {
         Self {
             strict_policies,
+            ..self
+        }
+    }
+
+    /// The same service, which takes `Recipient` in Sign, Verify, GenerateMac and VerifyMac too.
+    #[must_use]
+    pub fn with_attested_signing(self, attested_signing: bool) -> Self {
+        Self {
+            attested_signing,
             ..self
         }
     }

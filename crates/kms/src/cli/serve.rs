@@ -118,6 +118,11 @@ pub(super) struct Arguments {
     #[arg(long, env = "ENCLOS_KMS_STRICT_POLICIES")]
     strict_policies: bool,
 
+    /// Enclos's own extension, which AWS has not: Sign, Verify, GenerateMac and VerifyMac take Recipient and are decided by
+    /// attestation conditions; signatures and MACs are then sealed to the enclave that asks
+    #[arg(long, env = "ENCLOS_KMS_ATTESTED_SIGNING")]
+    attested_signing: bool,
+
     /// With --database: milliseconds for which a node may answer from what it knows without asking whether other nodes have
     /// changed keys, grants or policies. 0, the default: never
     #[arg(long, value_name = "MS", default_value_t = 0, value_parser = clap::value_parser!(u64).range(..=60_000), env = "ENCLOS_KMS_MAX_STALENESS")]
@@ -185,6 +190,7 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
     let service = service
         .with_limits(Limits::new(arguments.rate_limit))
         .with_strict_policies(arguments.strict_policies)
+        .with_attested_signing(arguments.attested_signing)
         .with_staleness(Duration::from_millis(arguments.max_staleness));
     let service = match &arguments.measurement_policies {
         Some(directory) => measurements::load(service, directory).await?,

@@ -67,17 +67,14 @@ impl Use<'_> {
 /// Admits a use for the action that is called like the operation, with one of the algorithms that the key has.
 pub(crate) fn admit_algorithm<T: PartialEq + std::fmt::Display + 'static>(
     call: &mut Call<'_>,
-    named: &str,
-    more: Vec<(&str, String)>,
+    using: Use<'_>,
     usage: KeyUsage,
     (has, algorithm): (impl FnOnce(Algorithms) -> &'static [T], &T),
 ) -> Result<Arc<Key>, ApiError> {
     let action = format!("kms:{}", call.draft.operation);
     let using = Use {
         action: &action,
-        named,
-        more,
-        ..Use::default()
+        ..using
     };
     let key = using.admit(call, usage)?;
     check_algorithm(&key, has(key.algorithms()), algorithm)?;

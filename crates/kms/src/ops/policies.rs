@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use crate::arn::PrincipalArn;
 use crate::error::{ApiError, ErrorKind};
 use crate::input::Input;
-use crate::policy::lint::{Finding, by_measurement, lint};
+use crate::policy::lint::{Finding, by_measurement, lint, of_signing};
 use crate::policy::{Context, Policy, PolicyError, Question, Verdict};
 use crate::recipient;
 use crate::service::Call;
@@ -149,6 +149,9 @@ fn check_findings(call: &mut Call<'_>, policy: &Policy) -> Result<(), ApiError> 
     findings.extend(by_measurement(policy, |name| {
         measurements.is_suspicious(name, now)
     }));
+    if !call.service.attested_signing {
+        findings.extend(of_signing(policy));
+    }
     if call.service.strict_policies && !findings.is_empty() {
         let texts: Vec<String> = findings.iter().map(Finding::to_string).collect();
         return Err(ApiError::new(

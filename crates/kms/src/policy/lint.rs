@@ -20,6 +20,13 @@ const WAYS_OUT: &[&str] = &[
     "kms:CreateGrant",
 ];
 
+/// Actions that take documents by the server's extension alone.
+const SIGNING: &[&str] = &["kms:Sign", "kms:Verify", "kms:GenerateMac", "kms:VerifyMac"];
+
+/// Those of them that make what others take for the key's holder's. They are ways out where a statement asks for a document
+/// for them.
+const MAKES_PROOFS: &[&str] = &["kms:Sign", "kms:GenerateMac"];
+
 /// Something to reconsider in a policy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Finding {
@@ -51,6 +58,8 @@ pub enum Code {
     /// A measurement policy that the statement names admits more than its author may have meant. Only a server, which
     /// has the files, finds it.
     MeasurementPolicy,
+    /// A document is asked for by name for an action that takes none on this server.
+    UnattestableAction,
 }
 
 impl Code {
@@ -66,6 +75,7 @@ impl Code {
             Self::DelegationBypass => "delegation-bypass",
             Self::UnattestedAllow => "unattested-allow",
             Self::MeasurementPolicy => "measurement-policy",
+            Self::UnattestableAction => "unattestable-action",
         }
     }
 
@@ -95,6 +105,9 @@ impl Code {
             Self::MeasurementPolicy => {
                 "names a measurement policy that admits more images than its author may have meant; see `enclos attest policy lint`"
             }
+            Self::UnattestableAction => {
+                "asks for a document for Sign, Verify, GenerateMac or VerifyMac, which take none without --attested-signing, so it never admits them; on AWS it never does"
+            }
         }
     }
 }
@@ -118,13 +131,10 @@ pub fn lint(policy: &Policy) -> Vec<Finding> {
     for (index, statement) in policy.statements.iter().enumerate() {
         let mut codes = own_codes(statement);
         if attested && statement.effect == Effect::Allow && !demands_document(statement) {
-            codes.extend(bypass(statement, &guarded));
+            codes.extend(bypass(policy, statement, &guarded));
         }
-        findings.extend(codes.into_iter().map(|code| Finding {
-            code,
-            statement: index + 1,
-            sid: statement.sid.clone(),
-        }));
+        let codes = codes.into_iter();
+        findings.extend(codes.map(|code| finding(code, statement, index + 1)));
     }
     findings
 }
@@ -136,12 +146,30 @@ pub fn by_measurement(policy: &Policy, suspicious: impl Fn(&str) -> bool) -> Vec
         let mut names = (statement.conditions.iter()).flat_map(Condition::measurement_policies);
         statement.effect == Effect::Allow && names.any(&suspicious)
     });
-    let finding = |(statement, number): (&Statement, usize)| Finding {
-        code: Code::MeasurementPolicy,
+    let finding = |(statement, number)| finding(Code::MeasurementPolicy, statement, number);
+    found.map(finding).collect()
+}
+
+/// The statements that ask for a document, by the action's name, where the server takes none: `kms:*` was not written for
+/// Sign alone.
+pub fn of_signing(policy: &Policy) -> Vec<Finding> {
+    let numbered = policy.statements.iter().zip(1..);
+    let named = |statement: &Statement| {
+        let mut patterns = statement.actions.patterns.iter();
+        let is_signing = |raw: &str| SIGNING.iter().any(|name| raw.eq_ignore_ascii_case(name));
+        attests(statement) && !statement.actions.negated && patterns.any(|p| is_signing(p.raw()))
+    };
+    let found = numbered.filter(|(statement, _)| named(statement));
+    let finding = |(statement, number)| finding(Code::UnattestableAction, statement, number);
+    found.map(finding).collect()
+}
+
+fn finding(code: Code, statement: &Statement, number: usize) -> Finding {
+    Finding {
+        code,
         statement: number,
         sid: statement.sid.clone(),
-    };
-    found.map(finding).collect()
+    }
 }
 
 /// What a statement says about itself alone.
@@ -176,9 +204,14 @@ fn own_codes(statement: &Statement) -> BTreeSet<Code> {
 }
 
 /// Ways around the document that a statement without such a condition opens.
-fn bypass(statement: &Statement, guarded: &impl Fn(&str) -> bool) -> Option<Code> {
+fn bypass(policy: &Policy, statement: &Statement, guarded: &impl Fn(&str) -> bool) -> Option<Code> {
     let opens = |action: &str| statement.actions.selects_action(action) && !guarded(action);
-    let way_out = WAYS_OUT.iter().any(|action| opens(action));
+    let by_document = |action: &str| {
+        let mut statements = policy.statements.iter();
+        statements.any(|s| attests(s) && s.actions.selects_action(action))
+    };
+    let proofs = MAKES_PROOFS.iter().filter(|action| by_document(action));
+    let way_out = WAYS_OUT.iter().chain(proofs).any(|action| opens(action));
     if !statement.principals.accounts.is_empty() && (way_out || opens("kms:PutKeyPolicy")) {
         return Some(Code::DelegationBypass);
     }
@@ -189,6 +222,11 @@ fn bypass(statement: &Statement, guarded: &impl Fn(&str) -> bool) -> Option<Code
 fn looks_at_documents(statement: &Statement) -> bool {
     let mut keys = statement.conditions.iter().map(Condition::lower_key);
     keys.any(|key| key.starts_with(ATTESTATION) || key == MEASUREMENT_POLICY)
+}
+
+/// Whether a statement admits those alone who have a document.
+fn attests(statement: &Statement) -> bool {
+    statement.effect == Effect::Allow && demands_document(statement)
 }
 
 /// Whether an Allow needs a document to apply.
@@ -430,6 +468,67 @@ mod tests {
         let found = by_measurement(&policy, |name| name == "app");
         assert_eq!(found.iter().map(|f| f.statement).collect::<Vec<_>>(), [2]);
         assert_eq!(by_measurement(&policy, |_| false), []);
+    }
+
+    #[test]
+    fn signing_asks_for_a_document_where_a_statement_does() {
+        let image = json!({ "StringEqualsIgnoreCase": {
+            "kms:RecipientAttestation:PCR0": "ab", "kms:RecipientAttestation:PCR1": "ab", "kms:RecipientAttestation:PCR2": "ab",
+        } });
+        let attested = |action: Value| allow(&action, &image);
+        let plain = |action: Value| allow(&action, &json!({}));
+        let deny = json!({ "Effect": "Deny", "Principal": "*", "Action": "kms:Sign", "Resource": "*",
+            "Condition": { "Null": { "kms:RecipientAttestation:PCR0": "true" } } });
+        let unattested = [(2, "unattested-allow")].as_slice();
+        let rows = [
+            (
+                attested(json!("kms:Sign")),
+                plain(json!("kms:Sign")),
+                unattested,
+            ),
+            (
+                attested(json!("kms:*")),
+                plain(json!("kms:GenerateMac")),
+                unattested,
+            ),
+            (
+                attested(json!("kms:Sign")),
+                plain(json!("kms:GenerateMac")),
+                &[],
+            ),
+            (
+                attested(json!("kms:Decrypt")),
+                plain(json!("kms:Sign")),
+                &[],
+            ),
+            // Whoever has the public key can verify.
+            (
+                attested(json!("kms:Verify")),
+                plain(json!("kms:Verify")),
+                &[],
+            ),
+            (attested(json!("kms:Sign")), deny.clone(), &[]),
+        ];
+        for (first, second, expected) in rows {
+            assert_eq!(codes(&json!([first, second])), expected, "{first} {second}");
+        }
+        let closed = json!([attested(json!("kms:Sign")), plain(json!("kms:Sign")), deny]);
+        assert_eq!(codes(&closed), []);
+
+        let rows = [
+            (attested(json!(["kms:Decrypt", "kms:sign"])), &[1][..]),
+            (attested(json!("kms:VerifyMac")), &[1]),
+            (attested(json!("kms:*")), &[]),
+            (attested(json!("kms:Decrypt")), &[]),
+            (plain(json!("kms:Sign")), &[]),
+            (deny, &[]),
+        ];
+        for (statement, expected) in rows {
+            let text = json!({ "Version": "2012-10-17", "Statement": [statement] }).to_string();
+            let found = of_signing(&Policy::parse(&text).unwrap());
+            let found: Vec<_> = found.iter().map(|f| f.statement).collect();
+            assert_eq!(found, expected, "{statement}");
+        }
     }
 
     #[test]

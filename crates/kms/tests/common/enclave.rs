@@ -77,8 +77,14 @@ impl Enclave {
     }
 
     pub(crate) fn server(&self) -> Server {
+        self.server_with(&[])
+    }
+
+    /// A server that trusts this installation, with more arguments.
+    pub(crate) fn server_with(&self, arguments: &[&str]) -> Server {
         let root = self.directory.path().join("root.pem");
-        Server::with(&["--trust-root", root.to_str().unwrap()])
+        let trust = ["--trust-root", root.to_str().unwrap()];
+        Server::with(&[&trust, arguments].concat())
     }
 
     pub(crate) fn claims(&self) -> Claims {
