@@ -24,7 +24,7 @@
 //! | [`keyring`], [`principals`], [`identities`], [`sessions`] | what is held in memory |
 //! | `memory` | how that follows the store |
 //! | [`server`], [`tls`] | sockets |
-//! | [`operations`], [`metrics`] | health, readiness, metrics |
+//! | [`operations`], [`metrics`], [`traces`] | health, readiness, metrics, spans |
 //! | [`cli`] | the `enclos-kms` program |
 
 #![forbid(unsafe_code)]
@@ -64,3 +64,4 @@ pub mod store;
 mod sts;
 pub mod tags;
 pub mod tls;
+pub mod traces;

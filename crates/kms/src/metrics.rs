@@ -35,6 +35,11 @@ struct Verdict {
     verdict: &'static str,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Fate {
+    fate: &'static str,
+}
+
 #[derive(Debug, Clone)]
 struct Buckets;
 
@@ -55,6 +60,7 @@ pub struct Metrics {
     store: Gauge,
     locked: Gauge,
     root: Gauge,
+    spans: Family<Fate, Counter>,
 }
 
 /// What is looked up when somebody asks.
@@ -79,6 +85,7 @@ impl Default for Metrics {
             store: Gauge::default(),
             locked: Gauge::default(),
             root: Gauge::default(),
+            spans: Family::default(),
             registry: Registry::default(),
         };
         let help = "Requests by operation and result: ok, or the error's code";
@@ -100,6 +107,9 @@ impl Default for Metrics {
         registry.register("memory_locked", help, made.locked.clone());
         let help = "Version of the root key that new values are sealed under";
         registry.register("root_key_version", help, made.root.clone());
+        let help =
+            "Spans by fate: exported to the collector, or dropped because it was away or too slow";
+        registry.register("spans", help, made.spans.clone());
         Self { registry, ..made }
     }
 }
@@ -128,6 +138,21 @@ impl Metrics {
         self.locked.set(i64::from(locked));
     }
 
+    /// What counts spans of one fate.
+    fn spans(&self, fate: &'static str) -> Counter {
+        self.spans.get_or_create_owned(&Fate { fate })
+    }
+
+    /// Counts spans that a collector took.
+    pub(crate) fn spans_exported(&self) -> Counter {
+        self.spans("exported")
+    }
+
+    /// Counts spans that are lost.
+    pub(crate) fn spans_dropped(&self) -> Counter {
+        self.spans("dropped")
+    }
+
     /// Everything in the text format of OpenMetrics.
     ///
     /// # Errors
@@ -144,7 +169,7 @@ impl Metrics {
 }
 
 /// The operation's own name, from the lists of those that there are.
-fn known(operation: &str) -> &'static str {
+pub(crate) fn known(operation: &str) -> &'static str {
     let kms = ops::OPERATIONS.iter().map(|(name, _)| *name);
     kms.chain(sts::OPERATIONS.iter().copied())
         .find(|name| *name == operation)

@@ -39,6 +39,7 @@ use crate::sessions::Sessions;
 use crate::store::{AuditRow, Change, Store, StoreError};
 use crate::sts;
 use crate::tags::TagStore;
+use crate::traces::{self, Tracer};
 
 /// Where a request came in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -107,6 +108,8 @@ pub struct Service {
     pub(crate) limits: Limits,
     pub(crate) measurements: Measurements,
     pub(crate) metrics: Metrics,
+    /// Makes a span of each request, if spans are wanted.
+    tracer: Option<Tracer>,
     /// Refuse key policies that the linter finds fault with.
     pub(crate) strict_policies: bool,
     /// Take `Recipient` in Sign, Verify, GenerateMac and VerifyMac too, which AWS does not.
@@ -149,6 +152,7 @@ impl Service {
             limits: Limits::default(),
             measurements: Measurements::default(),
             metrics: Metrics::default(),
+            tracer: None,
             strict_policies: false,
             attested_signing: false,
             management: tokio::sync::Mutex::default(),
@@ -186,6 +190,12 @@ impl Service {
             attested_signing,
             ..self
         }
+    }
+
+    /// The same service, which makes a span of each request.
+    #[must_use]
+    pub fn with_tracer(self, tracer: Option<Tracer>) -> Self {
+        Self { tracer, ..self }
     }
 
     /// The same service, which may answer from what was true so long ago, where nodes share a database.
@@ -251,17 +261,22 @@ impl Service {
         })
     }
 
-    /// Answers a request and counts it.
+    /// Answers a request, counts it, and makes a span of it where spans are wanted.
     pub async fn answer(&self, request: Request) -> Answer {
         let started = Instant::now();
         let operation = named(&request);
-        let answer = self.reply(request).await;
+        let span = (self.tracer.as_ref()).map(|tracer| tracer.begin(&request, &operation));
+        let mut facts = traces::Facts::default();
+        let answer = self.reply(request, &mut facts).await;
+        if let Some(span) = span {
+            Tracer::end(span, &answer, facts);
+        }
         let took = started.elapsed();
         self.metrics.request(&operation, answer.error, took);
         answer
     }
 
-    async fn reply(&self, request: Request) -> Answer {
+    async fn reply(&self, request: Request, facts: &mut traces::Facts) -> Answer {
         let now = OffsetDateTime::now_utc();
         let request_id = match crate::crypto::uuid() {
             Ok(id) => id,
@@ -270,9 +285,10 @@ impl Service {
         let is_sts = sts::is_for(&request);
         let mut warnings = Vec::new();
         let result = if is_sts {
-            Box::pin(sts::serve(self, &request, &request_id, now)).await
+            Box::pin(sts::serve(self, &request, &request_id, now, facts)).await
         } else {
-            self.serve(&request, &request_id, now, &mut warnings).await
+            let told = (&mut warnings, facts);
+            self.serve(&request, &request_id, now, told).await
         };
         if let Err(error) = &result {
             tracing::debug!(request_id, %error, "request refused");
@@ -292,7 +308,7 @@ impl Service {
         request: &Request,
         request_id: &str,
         now: OffsetDateTime,
-        warnings: &mut Vec<String>,
+        (warnings, facts): (&mut Vec<String>, &mut traces::Facts),
     ) -> Result<Value, ApiError> {
         let operation = operation(&request.headers)?;
         let caller = self.authenticate(request, "kms", now).await?;
@@ -310,6 +326,7 @@ impl Service {
                 continue;
             }
             warnings.append(&mut call.warnings);
+            call.tell(facts);
             return call.record(result).await;
         }
     }
@@ -698,6 +715,14 @@ impl Call<'_> {
                 self.raced = self.service.store.is_shared() && self.base.is_some() && lost;
                 Err(ApiError::store(&error))
             }
+        }
+    }
+
+    /// Tells what a span shows of this call, if there is to be one.
+    pub(crate) fn tell(&self, facts: &mut traces::Facts) {
+        if self.service.tracer.is_some() {
+            facts.account = Some(self.caller.account().to_string());
+            facts.keys.clone_from(&self.draft.resources);
         }
     }
 

@@ -19,7 +19,7 @@ use crate::policy::{Policy, Question};
 use crate::service::{Answer, Call, Facts, Request, Service};
 use crate::sessions::{self, Claims};
 use crate::sigv4;
-use crate::{audit, ops};
+use crate::{audit, ops, traces};
 
 /// Operations of STS.
 pub(crate) const OPERATIONS: &[&str] = &["AssumeRole", "GetCallerIdentity", "GetSessionToken"];
@@ -72,6 +72,7 @@ pub(crate) async fn serve(
     request: &Request,
     request_id: &str,
     now: OffsetDateTime,
+    facts: &mut traces::Facts,
 ) -> Result<Value, ApiError> {
     let form = form(request)?;
     let operation = operation(&form)?;
@@ -95,6 +96,7 @@ pub(crate) async fn serve(
         _ => Ok(get_caller_identity(&call)),
     };
     let result = result.map(|members| respond(operation, request_id, &members).into());
+    call.tell(facts);
     call.record(result).await
 }
 

@@ -12,18 +12,20 @@ use time::OffsetDateTime;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
-use super::{CANNOT_LISTEN, Data, Failure, IN_USE, measurements, print, root};
+use super::{CANNOT_LISTEN, Data, Failure, IN_USE, USAGE, measurements, print, root};
 use crate::crypto::seal::RootKey;
 use crate::error::Chain;
 use crate::limits::Limits;
 use crate::measurements::Measurements;
 use crate::memory_lock;
+use crate::metrics::Metrics;
 use crate::operations::Operations;
 use crate::recipient::Trust;
 use crate::server::Listener;
 use crate::service::Service;
 use crate::store::{Location, Store};
 use crate::tls::{self, ServerCertificate, Source};
+use crate::traces::{Exporter, Settings, Tracer};
 
 /// How often keys are looked for that are due: for deletion, expiry or rotation.
 const SWEEP: Duration = Duration::from_secs(60);
@@ -136,6 +138,11 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "ADDR:PORT", env = "ENCLOS_KMS_OPERATIONS_LISTEN")]
     operations_listen: Option<SocketAddr>,
 
+    /// OpenTelemetry collector to send a span of each request to, http://HOST:PORT (OTLP over HTTP); OpenTelemetry's own variables
+    /// work too. None by default
+    #[arg(long, value_name = "URL", env = "ENCLOS_KMS_OTLP_ENDPOINT")]
+    otlp_endpoint: Option<String>,
+
     /// Do not start if memory cannot be locked against swapping
     #[arg(long, env = "ENCLOS_KMS_REQUIRE_LOCKED_MEMORY")]
     require_locked_memory: bool,
@@ -196,7 +203,8 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
         Some(directory) => measurements::load(service, directory).await?,
         None => service,
     };
-    let service = Arc::new(service);
+    let (tracer, exporter) = tracer(&arguments, service.metrics())?;
+    let service = Arc::new(service.with_tracer(tracer));
     service.metrics().memory_locked(locked);
     let (stop, stopped) = watch::channel(false);
     let (end, ended) = watch::channel(false);
@@ -216,6 +224,7 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
         ));
     }
     tasks.spawn(follow_root(location, Arc::clone(&service.root), stopped));
+    let exporter = exporter.map(|exporter| tokio::spawn(exporter.run(ended.clone())));
     let operations = operations.map(|listener| {
         tokio::spawn(listener.serve(Arc::clone(&service), stop.subscribe(), ended))
     });
@@ -229,8 +238,8 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
     while tasks.join_next().await.is_some() {}
     store.flush().await?;
     let _all_gone = end.send(true);
-    if let Some(operations) = operations {
-        operations.await?;
+    for task in operations.into_iter().chain(exporter) {
+        task.await?;
     }
     drop((store, service));
     writer.await?;
@@ -247,7 +256,23 @@ pub(super) fn check(arguments: &Arguments) -> Result<(), Failure> {
     if let Some(directory) = &arguments.measurement_policies {
         Measurements::open(directory)?;
     }
+    tracer(arguments, &Metrics::default())?;
     Ok(())
+}
+
+/// What makes spans and what sends them, if they are wanted.
+fn tracer(
+    arguments: &Arguments,
+    metrics: &Metrics,
+) -> Result<(Option<Tracer>, Option<Exporter>), Failure> {
+    let settings = Settings::new(arguments.otlp_endpoint.as_deref());
+    let settings = settings.map_err(|error| Failure::new(USAGE, error))?;
+    let Some(settings) = settings else {
+        return Ok((None, None));
+    };
+    let (tracer, exporter) = Tracer::new(&settings, metrics)?;
+    tracing::info!(endpoint = %settings.endpoint(), "spans are sent to a collector");
+    Ok((Some(tracer), Some(exporter)))
 }
 
 /// The root key; the first node of a database makes it, the others are given it.

@@ -35,6 +35,7 @@ pub(crate) struct Server {
     pub(crate) database: Option<String>,
     pub(crate) http: Option<SocketAddr>,
     pub(crate) https: Option<SocketAddr>,
+    pub(crate) operations: Option<SocketAddr>,
     _directory: Option<tempfile::TempDir>,
 }
 
@@ -107,21 +108,21 @@ impl Server {
             .spawn()
             .unwrap();
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        let (mut http, mut https) = (None, None);
-        let expected = if arguments.contains(&"--dev-listen") {
-            2
-        } else {
-            1
-        };
-        for _ in 0..expected {
+        let (mut http, mut https, mut operations) = (None, None, None);
+        let more = ["--dev-listen", "--operations-listen"];
+        let more = more.iter().filter(|flag| arguments.contains(flag));
+        for _ in 0..=more.count() {
             let line = lines
                 .next()
                 .expect("the server ended early; see its log")
                 .unwrap();
-            let url = line.strip_prefix("listening on ").unwrap().to_owned();
-            match url.strip_prefix("https://") {
-                Some(address) => https = Some(address.parse().unwrap()),
-                None => http = Some(url.strip_prefix("http://").unwrap().parse().unwrap()),
+            let (what, url) = line.split_once(" on ").unwrap();
+            let (scheme, address) = url.split_once("://").unwrap();
+            let address = Some(address.parse().unwrap());
+            match (what, scheme) {
+                ("operations", _) => operations = address,
+                (_, "https") => https = address,
+                _ => http = address,
             }
         }
         Self {
@@ -130,8 +131,16 @@ impl Server {
             database,
             http,
             https,
+            operations,
             _directory: None,
         }
+    }
+
+    /// What the address for operations says of the metrics.
+    pub(crate) fn metrics(&self) -> String {
+        let client = Client::new(self.operations.unwrap(), "", "");
+        let request = b"GET /metrics HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
+        String::from_utf8(client.raw(request)).unwrap()
     }
 
     /// The development client.
