@@ -1,8 +1,8 @@
 //! Secret keys that others follow from: HMAC-SHA-256, keyed in the token.
 //!
-//! What protects something outside of the token has to come out of it somehow. Sealing in the token (AES-GCM, `C_WrapKey`) would do too, and every maker's tokens do it
-//! differently: some choose the nonce themselves, some have no GCM, some wrap only what lies in them already. An HMAC takes any message,
-//! is the same each time, has no nonce and no padding, and nearly every token has it. Who could use the token once for the same message has the derived
+//! What protects something outside of the token has to come out of it somehow. Sealing in the token (AES-GCM, `C_WrapKey`) would do too, but tokens
+//! differ in it: some choose the nonce themselves, some have no GCM, some wrap only what lies in them already. An HMAC takes any message,
+//! is the same each time, and has neither nonce nor padding. Who could use the token once for the same message has the derived
 //! key, as who could have it open a sealed one would; the token's own key stays in it.
 
 use cryptoki::mechanism::Mechanism;
