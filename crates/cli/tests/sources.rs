@@ -270,11 +270,15 @@ fn a_dockerfile_is_built_with_buildah() {
     let tools = desk.0.path("tools");
     std::fs::create_dir(&tools).unwrap();
     let path = std::env::var("PATH").unwrap();
-    let buildah = std::env::split_paths(&path)
-        .map(|folder| folder.join("buildah"))
-        .find(|file| file.is_file());
-    let buildah = buildah.unwrap_or_else(|| panic!("buildah is in the package buildah"));
-    std::os::unix::fs::symlink(buildah, format!("{tools}/buildah")).unwrap();
+    // Whoever is not root needs the other two for buildah's user namespace.
+    for name in ["buildah", "newuidmap", "newgidmap"] {
+        let mut files = std::env::split_paths(&path).map(|folder| folder.join(name));
+        if let Some(file) = files.find(|file| file.is_file()) {
+            std::os::unix::fs::symlink(file, format!("{tools}/{name}")).unwrap();
+        }
+    }
+    let found = std::path::Path::new(&tools).join("buildah").exists();
+    assert!(found, "buildah is in the package buildah");
     let vars = [
         ("PATH", &*tools),
         ("CONTAINERS_STORAGE_CONF", &*storage),

@@ -185,6 +185,8 @@ pub(super) fn run(command: &Pki) -> Outcome {
 
 /// What the hypervisor would make at its first start, but for the root's key. Zone and instance it puts in itself.
 fn create(state: &State, root_key: &str, region: &str) -> Outcome {
+    // First, so that a mistake leaves no folder behind.
+    let key = TokenRoot::open(root_key)?;
     let dir = state.dir()?;
     let made = fs::DirBuilder::new()
         .recursive(true)
@@ -197,7 +199,6 @@ fn create(state: &State, root_key: &str, region: &str) -> Outcome {
         return Err(Failure::text(format_args!("there is a CA already: {}", path.display()))
             .hint("`enclos pki rotate --new-root-key …` moves its root into a token, without an outage"));
     }
-    let key = TokenRoot::open(root_key)?;
     let zone = format!("{region}a");
     let authority = Authority::create_with(now(), region, &zone, "i-00000000000000000", &key)?;
     replace(&path, &authority.to_pem()?, 0o600)?;

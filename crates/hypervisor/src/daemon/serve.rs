@@ -279,7 +279,7 @@ fn groups(run_dir: &Path) -> Result<Groups, Unavailable> {
 
 /// Every session and enclave takes a few descriptors, and the usual soft limit of 1024 is there for programs that
 /// use select. What the hard limit does not allow, connections will be refused for.
-fn raise_descriptor_limit() {
+pub(crate) fn raise_descriptor_limit() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let hard = getrlimit(Resource::Nofile).maximum;
     let wanted = Rlimit {

@@ -23,7 +23,8 @@ fn wrong_usage_has_status_2_and_failure_1() {
     let output = hypervisor(&["serve"]);
     assert_eq!(output.status.code(), Some(2));
     assert!(message(&output).contains("--config is missing"));
-    let output = hypervisor(&["serve", "--config", "/nonexistent/host.toml"]);
+    let config = "--config=/nonexistent/host.toml";
+    let output = hypervisor(&["serve", config, "--state-dir=x", "--run-dir=x"]);
     assert_eq!(output.status.code(), Some(1));
     assert!(
         message(&output).contains("/nonexistent/host.toml"),

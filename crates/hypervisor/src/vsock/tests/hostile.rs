@@ -212,6 +212,7 @@ fn a_length_on_packets_without_payload_means_nothing() {
 
 #[test]
 fn a_flood_of_requests_is_bounded() {
+    crate::daemon::serve::raise_descriptor_limit();
     let mut driver = Driver::new();
     let _listener = driver.listen(8000);
     let accepted: std::thread::JoinHandle<()> = {
