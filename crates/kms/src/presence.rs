@@ -12,11 +12,11 @@ tokio::task_local! {
 }
 
 /// Does the work of a client who is there for as long as the sender of `client` is.
-pub(crate) async fn with_client<T>(
+pub(crate) fn with_client<T>(
     client: watch::Receiver<()>,
     work: impl Future<Output = T>,
-) -> T {
-    CLIENT.scope(client, work).await
+) -> impl Future<Output = T> {
+    CLIENT.scope(client, work)
 }
 
 /// Waits for something, unless the client goes first. Work of no client, that of time for one, waits on.

@@ -9,13 +9,17 @@
 //! | drain | [`DRAIN`] | a shutdown ends |
 
 use std::convert::Infallible;
+use std::future::poll_fn;
 use std::net::SocketAddr;
+use std::panic::AssertUnwindSafe;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full, Limited};
-use hyper::body::Incoming;
+use hyper::body::{Body as _, Frame, Incoming};
 use hyper::header::{CONTENT_TYPE, HeaderName, HeaderValue};
 use hyper::http::request::Parts;
 use hyper::server::conn::http1;
@@ -25,7 +29,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
-use tokio::task::{JoinError, JoinSet};
+use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
 use crate::error::{ApiError, ErrorKind};
@@ -207,8 +211,8 @@ async fn serve_http(
     served: Served,
     mut stop: watch::Receiver<bool>,
 ) {
-    let respond = service_fn(move |request| {
-        let served = served.clone();
+    let respond = service_fn(move |request: hyper::Request<Incoming>| {
+        let (served, request) = (served.clone(), request.map(Body::asked_for));
         async move { Ok::<_, Infallible>(respond(request, peer, channel, served).await) }
     });
     let connection = http1::Builder::new()
@@ -235,7 +239,7 @@ async fn stopping(stop: &mut watch::Receiver<bool>) {
 }
 
 async fn respond(
-    request: hyper::Request<Incoming>,
+    request: hyper::Request<Body>,
     peer: SocketAddr,
     channel: Channel,
     served: Served,
@@ -253,10 +257,10 @@ async fn respond(
             StatusCode::NOT_FOUND,
         );
     }
-    in_a_task(parts, body, (peer, channel), served)
+    to_the_end(parts, body, (peer, channel), served)
         .await
-        .unwrap_or_else(|error| {
-            tracing::error!(%error, "a request's task ended early");
+        .unwrap_or_else(|| {
+            tracing::error!("a request's work ended early");
             failure(
                 &ApiError::bare(ErrorKind::KmsInternal),
                 StatusCode::INTERNAL_SERVER_ERROR,
@@ -264,31 +268,39 @@ async fn respond(
         })
 }
 
-/// Answers in a task of its own: a client that hangs up must not stop a change half-way between disk and memory. The task
-/// knows when that happens, because this future is dropped then, and keeps the connection's permit. The body is read there too:
-/// taking it wakes the connection's task, and a task that is woken while it runs costs a switch to another thread.
-async fn in_a_task(
+/// Answers at once where nothing has to be waited for, and otherwise in a task of its own: a client that hangs up must not stop
+/// a change half-way between disk and memory. The task knows when that happens, because this future is dropped then, and keeps
+/// the connection's permit. `None` if the work panicked.
+async fn to_the_end(
     parts: Parts,
-    body: Incoming,
+    body: Body,
     from: (SocketAddr, Channel),
     (service, permit): Served,
-) -> Result<Response<Full<Bytes>>, JoinError> {
+) -> Option<Response<Full<Bytes>>> {
     let (client, seen) = watch::channel(());
-    let task = tokio::spawn(async move {
-        // On the heap, because a task is moved several times before it begins.
-        let answer = Box::pin(answer(parts, body, from, &service));
-        let answer = presence::with_client(seen, answer).await;
+    // On the heap, because a task is moved several times before it begins.
+    let mut work = Box::pin(presence::with_client(seen, async move {
+        let answer = answer(parts, body, from, &service).await;
         drop(permit);
         answer
+    }));
+    let begun = poll_fn(|context| {
+        let begin = AssertUnwindSafe(|| work.as_mut().poll(context));
+        Poll::Ready(std::panic::catch_unwind(begin))
     });
-    let answer = task.await;
-    drop(client);
-    answer
+    match begun.await.ok()? {
+        Poll::Ready(answer) => Some(answer),
+        Poll::Pending => {
+            let answer = tokio::spawn(work).await;
+            drop(client);
+            answer.ok()
+        }
+    }
 }
 
 async fn answer(
     parts: Parts,
-    body: Incoming,
+    body: Body,
     (peer, channel): (SocketAddr, Channel),
     service: &Service,
 ) -> Response<Full<Bytes>> {
@@ -312,7 +324,42 @@ async fn answer(
     render(service.answer(request).await)
 }
 
-async fn read_body(body: Incoming) -> Result<Bytes, ApiError> {
+/// The body of a request, asked for.
+///
+/// A connection passes a body on when somebody asks for it, and looks whether anybody does as soon as it has passed on the
+/// head. Asked by then, what came in one packet is there when the answer is begun. Asked later, the connection has to be woken.
+struct Body {
+    first: Option<Result<Frame<Bytes>, hyper::Error>>,
+    rest: Incoming,
+}
+
+impl Body {
+    fn asked_for(mut rest: Incoming) -> Self {
+        let mut nobody = Context::from_waker(Waker::noop());
+        let first = match Pin::new(&mut rest).poll_frame(&mut nobody) {
+            Poll::Ready(frame) => frame,
+            Poll::Pending => None,
+        };
+        Self { first, rest }
+    }
+}
+
+impl hyper::body::Body for Body {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        match self.first.take() {
+            Some(first) => Poll::Ready(Some(first)),
+            None => Pin::new(&mut self.rest).poll_frame(context),
+        }
+    }
+}
+
+async fn read_body(body: Body) -> Result<Bytes, ApiError> {
     let collected = tokio::time::timeout(BODY_TIME, Limited::new(body, BODY_MAX).collect()).await;
     match collected {
         Ok(Ok(body)) => Ok(body.to_bytes()),
