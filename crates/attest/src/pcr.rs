@@ -300,6 +300,7 @@ mod tests {
     fn hex_is_read_in_both_cases_and_at_its_length_only() {
         let value = PcrValue::of_role("x");
         let text = value.to_string();
+        assert_eq!(hex::encode(value.as_bytes()), text);
         assert_eq!(PcrValue::from_hex(&text.to_uppercase()).unwrap(), value);
         assert!(PcrValue::from_hex(&text[1..]).is_err());
         assert!(PcrValue::from_hex(&format!("{text}00")).is_err());

@@ -313,6 +313,33 @@ fn a_policy_that_ends_ends_its_sessions() {
 }
 
 #[test]
+fn another_server_leaves_the_sessions_of_the_first() {
+    let servers = [Server::start(Fault::None), Server::start(Fault::None)];
+    let anchors = servers.iter().zip(["one", "other"]).fold(
+        TrustAnchors::new(),
+        |anchors, (server, name)| {
+            let root = server.root_pem();
+            anchors.with_root(name, root.as_bytes()).unwrap()
+        },
+    );
+    let tls = AttestedTls::new(Verifier::new(anchors)).unwrap();
+    for (server, anchor) in servers.iter().zip(["one", "other"]) {
+        let mut stream = connect(&tls, server).unwrap();
+        ask(&mut stream);
+        assert_eq!(stream.verdict().document().anchor(), anchor);
+    }
+    for server in &servers {
+        assert!(connect(&tls, server).unwrap().is_resumed());
+        let url = format!("{}/process", server.url());
+        let (known, same) = (
+            tls.verdict(&server.address.to_string()),
+            tls.verdict_of(&url),
+        );
+        assert!(Arc::ptr_eq(&known.unwrap(), &same.unwrap()));
+    }
+}
+
+#[test]
 fn sessions_belong_to_one_verifier_and_one_port() {
     let (server, other) = (Server::start(Fault::None), Server::start(Fault::None));
     let tls = tls(&server);

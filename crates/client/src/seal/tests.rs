@@ -158,6 +158,30 @@ fn a_full_memory_retires_documents_and_accepts_no_replay() {
     open(b"four").unwrap();
 }
 
+/// Four retired documents are remembered for each that is answered for: none of them is answered for again.
+#[test]
+fn retired_documents_stay_retired_within_a_bound() {
+    let limits = Limits {
+        documents: 1,
+        ..Limits::default()
+    };
+    let opener = Opener::with_limits(limits).unwrap();
+    let documents: [[u8; 1]; 6] = counting::<6>(0).map(|byte| [byte]);
+    for document in &documents {
+        opener.offer(document);
+    }
+    let open = |document: &[u8]| {
+        opener.offer(document);
+        let sealer = Sealer::new(opener.public_key_der(), document).unwrap();
+        opener.open(&sealer.seal(b"x").unwrap().0)
+    };
+    for document in &documents[1..5] {
+        assert!(open(document).unwrap_err().wants_fresh_document());
+    }
+    open(&documents[5]).unwrap();
+    open(&documents[0]).unwrap();
+}
+
 #[test]
 fn another_enclave_cannot_open_even_if_it_claims_the_document() {
     let (sealer, _) = pair();
@@ -226,6 +250,14 @@ fn damage_is_called_what_it_is() {
     newer[4] = 2;
     assert_eq!(opened(&newer), OpenError::Version { found: 2 });
     let reply = opener.open(&request).unwrap().reply(b"").unwrap();
+    assert_eq!(
+        pending.open(&reply[..REPLY_OVERHEAD - 1]),
+        Err(OpenError::Truncated {
+            len: REPLY_OVERHEAD - 1,
+            minimum: REPLY_OVERHEAD,
+            expected: "reply",
+        })
+    );
     assert_eq!(
         opened(&reply),
         OpenError::Kind {
