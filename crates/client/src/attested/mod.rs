@@ -349,3 +349,63 @@ fn failed(error: io::Error) -> AttestedTlsError {
         None => AttestedTlsError::Tls(tls.clone()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Cursor;
+
+    use super::*;
+
+    /// A server that says this, whatever it hears.
+    struct Peer {
+        says: Cursor<Vec<u8>>,
+        hears: Vec<u8>,
+    }
+
+    impl Peer {
+        fn announcing(len: u32, document: &[u8]) -> Self {
+            let says = [&len.to_be_bytes(), document].concat();
+            Self {
+                says: Cursor::new(says),
+                hears: Vec::new(),
+            }
+        }
+    }
+
+    impl Read for Peer {
+        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+            self.says.read(buffer)
+        }
+    }
+
+    impl Write for Peer {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.hears.write(bytes)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_nonce_is_answered_with_a_document_within_its_bound() {
+        let nonce = [7; 32];
+        for len in [0, 5, 16_640] {
+            let document = vec![3; len];
+            let mut peer = Peer::announcing(u32::try_from(len).unwrap(), &document);
+            assert_eq!(ask(&mut peer, &nonce).unwrap(), document);
+            assert_eq!(peer.hears, [&[32][..], &nonce].concat());
+        }
+        for announced in [16_641, u32::MAX] {
+            let error = ask(&mut Peer::announcing(announced, &[]), &nonce).unwrap_err();
+            let expected = usize::try_from(announced).unwrap();
+            assert!(
+                matches!(error, AttestedTlsError::NonceAnswer { found } if found == expected),
+                "{error}"
+            );
+        }
+        let short = ask(&mut Peer::announcing(6, b"short"), &nonce).unwrap_err();
+        assert!(matches!(short, AttestedTlsError::Io(_)), "{short}");
+    }
+}
