@@ -261,11 +261,7 @@ impl State {
     fn load(&self) -> Outcome<Authority> {
         let path = self.dir()?.join(CA_KEYS);
         let text = fs::read_to_string(&path).map(Zeroizing::new);
-        let text = text.map_err(|error| {
-            Failure::file(None, "read", &path, error).hint(
-                "enclos-hypervisor makes it when it first starts, and only its user may read it",
-            )
-        })?;
+        let text = text.map_err(|error| Failure::file(None, "read", &path, error).hint(MADE_BY))?;
         Ok(Authority::from_pem(&text)?)
     }
 
@@ -280,13 +276,17 @@ impl State {
     }
 }
 
+/// Where a CA comes from that is not there.
+const MADE_BY: &str =
+    "enclos-hypervisor makes it when it first starts, and only its user may read it";
+
 fn lock(dir: &Path) -> Outcome<File> {
     let path = dir.join(CA_LOCK);
     let mut options = OpenOptions::new();
     let options = options.create(true).write(true).truncate(false).mode(0o600);
     let file = options
         .open(&path)
-        .map_err(|error| Failure::file(None, "open", &path, error))?;
+        .map_err(|error| Failure::file(None, "open", &path, error).hint(MADE_BY))?;
     match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(file),
         Err(rustix::io::Errno::WOULDBLOCK) => Err(Failure::text(
