@@ -14,9 +14,9 @@ Packages come from PyPI once and stay in ~/.cache/enclos/moto (ENCLOS_CACHE move
 import argparse
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
-import tarfile
 import venv
 
 HERE = pathlib.Path(__file__).resolve().parent
@@ -47,8 +47,7 @@ def installed() -> pathlib.Path:
     subprocess.run([*pip, "install", *PACKAGES], check=True)
     download = ["download", "--no-deps", "--no-binary=:all:", f"--dest={cache}"]
     subprocess.run([*pip, *download, f"moto=={MOTO}"], check=True)
-    with tarfile.open(cache / f"moto-{MOTO}.tar.gz") as archive:
-        archive.extractall(cache, filter="data")
+    shutil.unpack_archive(cache / f"moto-{MOTO}.tar.gz", cache)
     stamp.write_text(wanted)
     return cache
 

@@ -13,8 +13,8 @@
 
 import assert from "node:assert/strict";
 import { createPublicKey, verify } from "node:crypto";
-import { readFileSync } from "node:fs";
 import { createRequire } from "node:module";
+import { buffer } from "node:stream/consumers";
 
 const require = createRequire(`${process.env.ENCLOS_NODE_MODULES}/`);
 const kms = require("@aws-sdk/client-kms");
@@ -25,7 +25,7 @@ const client = new kms.KMSClient({ maxAttempts: 1 });
 const send = (command) => client.send(command);
 
 const contextOf = (pairs) => Object.fromEntries(pairs.map((pair) => pair.split(/=(.*)/s, 2)));
-const input = () => readFileSync(0);
+const input = () => buffer(process.stdin);
 const output = (bytes) => process.stdout.write(bytes);
 
 function keyring(key) {
@@ -37,19 +37,19 @@ const commitment = esdk.buildClient(esdk.CommitmentPolicy.REQUIRE_ENCRYPT_REQUIR
 
 const commands = {
   async encrypt(KeyId, ...pairs) {
-    const request = { KeyId, Plaintext: input(), EncryptionContext: contextOf(pairs) };
+    const request = { KeyId, Plaintext: await input(), EncryptionContext: contextOf(pairs) };
     output((await send(new kms.EncryptCommand(request))).CiphertextBlob);
   },
   async decrypt(...pairs) {
-    const request = { CiphertextBlob: input(), EncryptionContext: contextOf(pairs) };
+    const request = { CiphertextBlob: await input(), EncryptionContext: contextOf(pairs) };
     output((await send(new kms.DecryptCommand(request))).Plaintext);
   },
   async "esdk-encrypt"(key, ...pairs) {
-    const { result } = await commitment.encrypt(keyring(key), input(), { encryptionContext: contextOf(pairs) });
+    const { result } = await commitment.encrypt(keyring(key), await input(), { encryptionContext: contextOf(pairs) });
     output(result);
   },
   async "esdk-decrypt"(key, ...pairs) {
-    const { plaintext, messageHeader } = await commitment.decrypt(keyring(key), input());
+    const { plaintext, messageHeader } = await commitment.decrypt(keyring(key), await input());
     for (const [name, value] of Object.entries(contextOf(pairs))) {
       assert.equal(messageHeader.encryptionContext[name], value);
     }
