@@ -32,7 +32,9 @@ pub(crate) fn run(workspace: &Workspace, report: &mut Report) -> Result<()> {
     })?;
     report.heading("Bindings: Node.js");
     let build = ["build", "--quiet", "--locked", "--manifest-path", MANIFEST];
-    Shell::cargo(workspace).args(build).run()?;
+    // Python's is maturin's to build: cargo would link a library of Python's, which an extension does not need.
+    let for_node = ["-p", "enclos-node"];
+    Shell::cargo(workspace).args(build).args(for_node).run()?;
     node(workspace)?;
     report.heading("Bindings: Python");
     Shell::cargo(workspace).args(build).args(SERVER).run()?;
