@@ -121,6 +121,13 @@ impl Node<'_> {
         done(&self.tool(&self.host.all(), arguments))
     }
 
+    /// Puts the root key under a key of this name, which the token makes.
+    #[track_caller]
+    fn protect_anew(&self, name: &str) -> String {
+        let uri = self.host.uri(name);
+        self.done(&["root", "protect", "--token", &uri, "--make-token-key"])
+    }
+
     #[track_caller]
     fn refused(&self, variables: &Variables, arguments: &[&str], status: i32, expected: &str) {
         let output = self.tool(variables, arguments);
@@ -227,20 +234,8 @@ fn a_token_protects_the_root_key() {
 fn what_does_not_open_is_told_with_a_status_of_its_own() {
     let host = Host::new();
     let node = host.this();
-    node.done(&[
-        "root",
-        "protect",
-        "--token",
-        &host.uri("root"),
-        "--make-token-key",
-    ]);
-    drop(host.node("else").done(&[
-        "root",
-        "protect",
-        "--token",
-        &host.uri("other"),
-        "--make-token-key",
-    ]));
+    node.protect_anew("root");
+    drop(host.node("else").protect_anew("other"));
     let found = host.variables("pin");
     node.refused(
         &host.variables("wrong"),
@@ -379,13 +374,7 @@ fn a_running_server_tries_a_wrong_pin_once() {
 fn a_copy_opens_a_backup_when_the_token_is_lost() {
     let host = Host::new();
     let node = host.this();
-    node.done(&[
-        "root",
-        "protect",
-        "--token",
-        &host.uri("root"),
-        "--make-token-key",
-    ]);
+    node.protect_anew("root");
     let mut server = node.serve();
     let blob = kept(&server.client());
     let (copy, backup, passphrase) = (
@@ -431,13 +420,7 @@ fn nodes_of_a_fleet_rotate_under_keys_of_their_own() {
         ..Host::new()
     };
     let (a, b) = (host.node("a"), host.node("b"));
-    a.done(&[
-        "root",
-        "protect",
-        "--token",
-        &host.uri("a"),
-        "--make-token-key",
-    ]);
+    a.protect_anew("a");
     let give = || {
         let given = host.text("given");
         a.done(&[
@@ -449,13 +432,7 @@ fn nodes_of_a_fleet_rotate_under_keys_of_their_own() {
             &host.text("passphrase"),
         ]);
         std::fs::rename(host.path("given"), b.data.join("root.key")).unwrap();
-        b.done(&[
-            "root",
-            "protect",
-            "--token",
-            &host.uri("b"),
-            "--make-token-key",
-        ]);
+        b.protect_anew("b");
     };
     give();
     assert!(b.root_key().contains("object=b") && !b.root_key().contains("object=a"));
