@@ -24,18 +24,26 @@ use crate::measure::Measurements;
 /// Bytes of a chunk: large enough that system calls and hand-over do not show, small enough for the caches.
 pub(crate) const CHUNK: usize = 256 << 10;
 
-/// Chunks that wait for a thread at most.
-const QUEUE: usize = 4;
+/// Chunks that wait for a thread at most: enough that no thread waits while another one has to share its processor.
+const QUEUE: usize = 16;
 
 /// Bytes that several threads read.
 pub(crate) type Chunk = Arc<Vec<u8>>;
 
 /// Chunks to fill, again and again.
-#[derive(Default)]
 pub(crate) struct Chunks {
     /// One for each place in a queue, one that is being hashed and one that is being filled.
     shared: [Option<Chunk>; QUEUE + 2],
     next: usize,
+}
+
+impl Default for Chunks {
+    fn default() -> Self {
+        Self {
+            shared: [const { None }; QUEUE + 2],
+            next: 0,
+        }
+    }
 }
 
 impl Chunks {

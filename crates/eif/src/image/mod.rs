@@ -18,6 +18,7 @@ pub mod fuzzing;
 mod layer;
 mod module;
 mod oci;
+mod publish;
 mod rootfs;
 mod runtime;
 mod sparse;
@@ -49,6 +50,7 @@ pub use module::{ModuleError, retarget_nsm};
 pub use runtime::GuestBinaries;
 
 use oci::{Blobs, Image, ImageConfig, Wanted};
+use publish::{Draft, folder_of};
 use runtime::KernelFacts;
 use tree::{Body, Kind, Spool, Tree, write_tree};
 
@@ -148,9 +150,9 @@ pub fn assemble(
 ) -> Result<Built, ImageError> {
     let folder = folder_of(output);
     let written = ImageError::file("write", output);
-    let mut file = tempfile::NamedTempFile::new_in(folder).map_err(&written)?;
-    let built = build(spec, signer, folder, &mut file)?;
-    publish(file, output).map_err(&written)?;
+    let mut draft = Draft::new_in(folder).map_err(&written)?;
+    let built = build(spec, signer, folder, &mut draft)?;
+    draft.publish(output).map_err(&written)?;
     Ok(built)
 }
 
@@ -183,7 +185,7 @@ pub fn assemble_parts(
     output: &Path,
 ) -> Result<Measurements, ImageError> {
     let written = ImageError::file("write", output);
-    let mut file = tempfile::NamedTempFile::new_in(folder_of(output)).map_err(&written)?;
+    let mut draft = Draft::new_in(folder_of(output)).map_err(&written)?;
     let mut builder = Builder::new()
         .kernel(parts.kernel.as_path())
         .cmdline(parts.cmdline.as_str())
@@ -200,8 +202,8 @@ pub fn assemble_parts(
     if let Some(signer) = signer {
         builder = builder.sign(signer);
     }
-    let measurements = builder.write(&mut file)?;
-    publish(file, output).map_err(&written)?;
+    let measurements = builder.write(&mut draft)?;
+    draft.publish(output).map_err(&written)?;
     Ok(measurements)
 }
 
@@ -217,13 +219,6 @@ fn read_head(kernel: &Path) -> Result<Vec<u8>, ImageError> {
 fn kernel_version(kernel: &Path) -> Result<Option<String>, ImageError> {
     let version = fs::File::open(kernel).and_then(kernel::version);
     version.map_err(ImageError::file("read", kernel))
-}
-
-fn folder_of(output: &Path) -> &Path {
-    match output.parent() {
-        Some(folder) if folder != Path::new("") => folder,
-        _ => Path::new("."),
-    }
 }
 
 fn build_metadata(epoch: u32, kernel_version: Option<String>) -> BuildMetadata {
@@ -318,26 +313,6 @@ impl Seek for Nowhere {
         self.position = position.ok_or(io::ErrorKind::InvalidInput)?;
         Ok(self.position)
     }
-}
-
-/// Gives the finished file its name and the permissions of any new file. The file is on the disk before it has its name, and the
-/// name before anybody is told: an image that was reported is there after a power failure.
-fn publish(file: tempfile::NamedTempFile, path: &Path) -> io::Result<()> {
-    use std::os::unix::fs::PermissionsExt;
-    file.as_file()
-        .set_permissions(fs::Permissions::from_mode(0o644))?;
-    file.as_file().sync_all()?;
-    file.persist(path).map_err(|error| error.error)?;
-    // A folder that may be written and not read cannot be flushed, and some file systems flush none.
-    match fs::File::open(folder_of(path)).and_then(|folder| folder.sync_all()) {
-        Err(error) if !cannot_flush(&error) => Err(error),
-        _ => Ok(()),
-    }
-}
-
-fn cannot_flush(error: &io::Error) -> bool {
-    use io::ErrorKind::{InvalidInput, PermissionDenied, Unsupported};
-    matches!(error.kind(), InvalidInput | PermissionDenied | Unsupported)
 }
 
 fn write_runtime(out: &mut dyn Write, epoch: u32, tree: &Tree, spool: &Spool) -> io::Result<()> {

@@ -1,7 +1,7 @@
 //! Readers for archives: hashed on the way, skimmed for their headers, or a piece at a time.
 
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
+use std::io::{self, BufRead, Read, Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
@@ -62,9 +62,12 @@ impl<R: Read> Read for Hashing<R> {
     }
 }
 
-/// An archive of which the headers are wanted: what is skipped is not read, and small steps stay inside the buffer.
+/// An archive of which the headers are wanted: what is skipped is not read, and steps cost no system call.
 pub(crate) struct Skim<'f> {
-    inner: BufReader<&'f File>,
+    file: &'f File,
+    /// What was read last, and where it lies in the file.
+    buffer: Vec<u8>,
+    buffer_start: u64,
     position: u64,
     len: u64,
 }
@@ -75,19 +78,33 @@ impl<'f> Skim<'f> {
 
     /// From the start of the file.
     pub(crate) fn new(mut file: &'f File) -> io::Result<Self> {
-        let len = file.seek(SeekFrom::End(0))?;
-        file.rewind()?;
         Ok(Self {
-            inner: BufReader::with_capacity(Self::BUFFER, file),
+            len: file.seek(SeekFrom::End(0))?,
+            file,
+            buffer: Vec::new(),
+            buffer_start: 0,
             position: 0,
-            len,
         })
+    }
+
+    /// What of the buffer is at the position and behind it.
+    fn buffered(&self) -> &[u8] {
+        let step = self.position.checked_sub(self.buffer_start);
+        step.and_then(|step| self.buffer.get(usize::try_from(step).ok()?..))
+            .unwrap_or_default()
     }
 }
 
 impl Read for Skim<'_> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        let read = self.inner.read(buf)?;
+        if self.buffered().is_empty() {
+            self.buffer.resize(Self::BUFFER, 0);
+            let read = self.file.read_at(&mut self.buffer, self.position);
+            self.buffer.truncate(*read.as_ref().unwrap_or(&0));
+            self.buffer_start = self.position;
+            read?;
+        }
+        let read = self.buffered().read(buf)?;
         self.position += u64::try_from(read).unwrap_or(u64::MAX);
         Ok(read)
     }
@@ -107,9 +124,6 @@ impl Seek for Skim<'_> {
                 "the archive ends inside an entry",
             ));
         }
-        let step = i64::try_from(i128::from(to) - i128::from(self.position));
-        self.inner
-            .seek_relative(step.map_err(|_| io::ErrorKind::InvalidInput)?)?;
         self.position = to;
         Ok(to)
     }
