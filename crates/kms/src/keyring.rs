@@ -5,7 +5,7 @@
 //! no request waits for another key's.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use dashmap::DashMap;
 use serde_json::{Value, json};
@@ -484,6 +484,8 @@ pub struct Keyring {
     names: DashMap<String, BTreeSet<String>>,
     /// Row ids of each multi-Region key id.
     families: DashMap<String, BTreeSet<String>>,
+    /// Policies by their text: keys that have the same one share it.
+    policies: DashMap<Arc<str>, Weak<Policy>>,
 }
 
 impl Keyring {
@@ -585,7 +587,8 @@ impl Keyring {
     }
 
     /// Adds or replaces a key.
-    pub(crate) fn put(&self, key: Key) {
+    pub(crate) fn put(&self, mut key: Key) {
+        self.share_policy(&mut key);
         if key.is_multi_region() {
             self.families
                 .entry(key.id().to_owned())
@@ -593,6 +596,24 @@ impl Keyring {
                 .insert(key.row.id.clone());
         }
         self.keys.insert(key.row.id.clone(), Arc::new(key));
+    }
+
+    /// Gives a key the policy that others have in memory already, if there is one of the same text.
+    fn share_policy(&self, key: &mut Key) {
+        let known = self.policies.get(&key.row.policy).and_then(|entry| {
+            let policy = entry.value().upgrade()?;
+            Some((Arc::clone(entry.key()), policy))
+        });
+        if let Some((text, policy)) = known {
+            (key.row.policy, key.policy) = (text, policy);
+            return;
+        }
+        // What no key has any more is forgotten before it outnumbers the keys.
+        if self.policies.len() > 2 * self.keys.len() {
+            self.policies.retain(|_, policy| policy.strong_count() > 0);
+        }
+        let text = Arc::clone(&key.row.policy);
+        self.policies.insert(text, Arc::downgrade(&key.policy));
     }
 
     /// Forgets a key and its aliases.
@@ -688,4 +709,52 @@ fn open_secret(
         key: key.id.clone(),
         source,
     })
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::policy::default_policy;
+
+    /// A key without material.
+    pub(crate) fn row(id: &str) -> KeyRow {
+        KeyRow {
+            id: id.to_owned(),
+            account: "111122223333".to_owned(),
+            region: "eu-west-1".to_owned(),
+            created_ms: 0,
+            description: String::new(),
+            enabled: true,
+            deletion_ms: None,
+            policy: default_policy("111122223333").into(),
+            spec: crate::spec::KeySpec::SymmetricDefault,
+            usage: crate::spec::KeyUsage::EncryptDecrypt,
+            origin: Origin::External,
+            primary_region: None,
+            rotation_days: None,
+            next_rotation_ms: None,
+            pending_days: None,
+        }
+    }
+
+    #[test]
+    fn keys_of_the_same_policy_share_it_and_others_are_forgotten() {
+        let keys = Keyring::default();
+        let put = |id: &str, policy: String| {
+            let policy = policy.into();
+            keys.put(Key::new(KeyRow { policy, ..row(id) }, Vec::new()).unwrap());
+            keys.get(id).unwrap()
+        };
+        let of = |account: u64| default_policy(&format!("{account:012}"));
+        let (one, two) = (put("one", of(1)), put("two", of(1)));
+        assert!(Arc::ptr_eq(&one.policy, &two.policy));
+        assert!(Arc::ptr_eq(&one.row.policy, &two.row.policy));
+        for account in 2..100 {
+            let three = put("three", of(account));
+            assert_eq!(*three.row.policy, of(account));
+            assert_eq!(*three.policy, Policy::parse(&of(account)).unwrap());
+        }
+        assert!(keys.policies.len() < 10, "{}", keys.policies.len());
+        assert!(Arc::ptr_eq(&one.policy, &put("four", of(1)).policy));
+    }
 }

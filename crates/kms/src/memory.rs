@@ -273,7 +273,7 @@ impl ApiError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::{Change, KeyRow};
+    use crate::store::Change;
 
     #[tokio::test]
     async fn what_nobody_was_told_is_read_before_the_next_request() {
@@ -289,23 +289,7 @@ mod tests {
         };
         let follower = Follower::new(&store, 0);
         // Durable, as if its caller had given up before.
-        let key = KeyRow {
-            id: "k".to_owned(),
-            account: "111122223333".to_owned(),
-            region: "eu-west-1".to_owned(),
-            created_ms: 0,
-            description: String::new(),
-            enabled: true,
-            deletion_ms: None,
-            policy: crate::policy::default_policy("111122223333"),
-            spec: crate::spec::KeySpec::SymmetricDefault,
-            usage: crate::spec::KeyUsage::EncryptDecrypt,
-            origin: crate::spec::Origin::External,
-            primary_region: None,
-            rotation_days: None,
-            next_rotation_ms: None,
-            pending_days: None,
-        };
+        let key = crate::keyring::tests::row("k");
         let audit = crate::store::AuditRow {
             time_ms: 0,
             operation: "CreateKey".to_owned(),

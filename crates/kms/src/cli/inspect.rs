@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde_json::{Value, json};
 
@@ -108,7 +109,7 @@ pub(super) async fn policies(command: Policies) -> Result<(), Failure> {
         }
         Policies::Check { file, json } => {
             let name = file.display().to_string();
-            report(vec![(name, read(&file)?)], json)
+            report(vec![(name, read(&file)?.into())], json)
         }
         Policies::CheckAll { data, json } => {
             let keys = sorted(stored(&data).await?).into_iter();
@@ -229,7 +230,7 @@ fn read(path: &Path) -> Result<String, Failure> {
     })
 }
 
-fn report(policies: Vec<(String, String)>, json: bool) -> Result<(), Failure> {
+fn report(policies: Vec<(String, Arc<str>)>, json: bool) -> Result<(), Failure> {
     let mut findings = Vec::new();
     for (name, text) in policies {
         let policy =

@@ -176,7 +176,7 @@ async fn new_key(
         description,
         enabled: true,
         deletion_ms: None,
-        policy,
+        policy: policy.into(),
         spec: kind.spec,
         usage: kind.usage,
         origin: kind.origin,

@@ -23,7 +23,7 @@ pub(crate) fn get(call: &mut Call<'_>, mut input: Input) -> Result<Value, ApiErr
     input.finish()?;
     let key = super::keys::manage(call, &key_id, &[])?;
     check_name(name)?;
-    Ok(json!({ "Policy": key.row.policy, "PolicyName": NAME }))
+    Ok(json!({ "Policy": &*key.row.policy, "PolicyName": NAME }))
 }
 
 /// `ListKeyPolicies`.
@@ -48,7 +48,7 @@ pub(crate) async fn put(call: &mut Call<'_>, mut input: Input) -> Result<Value, 
     let key = super::keys::manage(call, &key_id, &more)?;
     check_name(name)?;
     check_new(call, &text, bypass)?;
-    super::keys::update(call, &key, |row| row.policy = text).await?;
+    super::keys::update(call, &key, |row| row.policy = text.into()).await?;
     Ok(Value::Null)
 }
 

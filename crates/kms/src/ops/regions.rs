@@ -58,7 +58,7 @@ pub(crate) async fn replicate(call: &mut Call<'_>, mut input: Input) -> Result<V
         description: description.unwrap_or_default(),
         enabled: true,
         deletion_ms: None,
-        policy: new_policy(call, policy, bypass)?,
+        policy: new_policy(call, policy, bypass)?.into(),
         rotation_days: None,
         next_rotation_ms: None,
         pending_days: None,
@@ -118,7 +118,7 @@ async fn insert_replica(
     }
     Ok(json!({
         "ReplicaKeyMetadata": replica.metadata(&family),
-        "ReplicaPolicy": replica.row.policy,
+        "ReplicaPolicy": &*replica.row.policy,
         "ReplicaTags": shown,
     }))
 }

@@ -1,5 +1,7 @@
 //! What the tables hold.
 
+use std::sync::Arc;
+
 use super::StoreError;
 use super::database::Record;
 use crate::spec::{KeySpec, KeyUsage, Origin};
@@ -21,8 +23,8 @@ pub struct KeyRow {
     pub enabled: bool,
     /// When it will be deleted.
     pub deletion_ms: Option<i64>,
-    /// Policy document.
-    pub policy: String,
+    /// Policy document. Most keys have the same one, which is in memory once.
+    pub policy: Arc<str>,
     /// What kind of key.
     pub spec: KeySpec,
     /// What it may do.
@@ -132,7 +134,7 @@ pub(super) fn key_row(row: &Record) -> Result<KeyRow, StoreError> {
         description: row.get(4)?,
         enabled: row.get(5)?,
         deletion_ms: row.get(6)?,
-        policy: row.get(7)?,
+        policy: row.get::<String>(7)?.into(),
         spec: KeySpec::from_name(&spec).ok_or_else(|| damaged("spec", &spec))?,
         usage: KeyUsage::from_name(&usage).ok_or_else(|| damaged("usage", &usage))?,
         origin: Origin::from_name(&origin).ok_or_else(|| damaged("origin", &origin))?,
