@@ -143,7 +143,7 @@ impl Verifier {
     }
 
     /// Whether a document that this verifier accepted, with the nonce that it was asked for with, would be accepted at this moment: its
-    /// age, what is expected, the policy. No signature is checked.
+    /// age, its certificates' validity, what is expected, the policy. No signature is checked.
     #[must_use]
     pub fn holds(
         &self,
@@ -152,8 +152,7 @@ impl Verifier {
         now: Option<u64>,
     ) -> bool {
         let now = now.map_or_else(|| SystemTime::now().into(), UnixMillis);
-        let young = now <= verified.timestamp().plus(self.options.max_age);
-        young && self.expects(verified, nonce, now).is_ok()
+        verified.is_timely(now, &self.options) && self.expects(verified, nonce, now).is_ok()
     }
 
     /// Whether the policy asks for a nonce anywhere.

@@ -65,8 +65,7 @@ impl Session {
     fn is_fresh(&self, enclave: &Enclave) -> bool {
         let now: UnixMillis = SystemTime::now().into();
         let document = enclave.document();
-        let expected = self.verifier.expects(document, document.nonce(), now);
-        now <= self.verifier.good_until(document) && expected.is_ok()
+        self.verifier.still_accepts(document, document.nonce(), now)
     }
 
     /// Forgets the document, so that the next call fetches another: after a status of 409, for example.

@@ -146,8 +146,18 @@ impl Verifier {
         Ok(verified)
     }
 
-    /// Whether a verified document says what is expected, and the policy accepts it, at a moment. No signature is checked.
-    pub(crate) fn expects(
+    /// Whether a document that was accepted would be accepted at this moment, too. No signature is checked again.
+    pub(crate) fn still_accepts(
+        &self,
+        verified: &VerifiedDocument,
+        nonce: Option<&[u8]>,
+        now: UnixMillis,
+    ) -> bool {
+        verified.is_timely(now, &self.options) && self.expects(verified, nonce, now).is_ok()
+    }
+
+    /// Whether a verified document says what is expected, and the policy accepts it, at a moment.
+    fn expects(
         &self,
         verified: &VerifiedDocument,
         nonce: Option<&[u8]>,
@@ -166,9 +176,9 @@ impl Verifier {
         accepted.map(drop).map_err(Refusal::Policy)
     }
 
-    /// The moment at which a document becomes too old.
+    /// The last moment at which a document can be accepted.
     pub(crate) fn good_until(&self, verified: &VerifiedDocument) -> UnixMillis {
-        verified.timestamp().plus(self.options.max_age)
+        verified.timely_until(&self.options)
     }
 
     /// Whether documents are judged at their own time.

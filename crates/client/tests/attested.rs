@@ -3,16 +3,20 @@
 #![cfg(feature = "tls")]
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[path = "attested/nonces.rs"]
+mod nonces;
 mod service;
+#[path = "attested/sessions.rs"]
+mod sessions;
 #[path = "service/tls.rs"]
 mod tls;
 
 use std::error::Error;
 use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use enclos_attest::document::TrustAnchors;
 use enclos_attest::policy::Policy;
@@ -21,6 +25,7 @@ use enclos_client::attested::{AttestedStream, ChannelRefusal, Clock, Counts};
 use enclos_client::http::{Http, HttpError};
 use enclos_client::{AttestedTls, AttestedTlsError, Enclave, Endpoint, Session, Verifier};
 use service::{MODULE, pcr};
+use sessions::Late;
 use tls::{Fault, Server};
 
 const LIMIT: Duration = Duration::from_secs(60);
@@ -49,9 +54,14 @@ fn connect(
     tls: &AttestedTls,
     server: &Server,
 ) -> Result<AttestedStream<TcpStream>, AttestedTlsError> {
+    tls.connect(&server.address.to_string(), dial(server))
+}
+
+fn dial(server: &Server) -> TcpStream {
     let stream = TcpStream::connect(server.address).unwrap();
     stream.set_read_timeout(Some(LIMIT)).unwrap();
-    tls.connect(&server.address.to_string(), stream)
+    stream.set_nodelay(true).unwrap();
+    stream
 }
 
 /// One request and its answer over a connection; tickets that came with the answer are taken in.

@@ -365,6 +365,7 @@ impl UnverifiedDocument {
         Ok(VerifiedDocument {
             claims: self.payload.claims,
             anchor: Arc::clone(&anchor.name),
+            chain: Validity::of(&chain),
         })
     }
 
@@ -445,6 +446,30 @@ fn check_freshness(
     Ok(())
 }
 
+/// When all certificates of a chain are valid.
+#[derive(Debug, Clone, Copy)]
+struct Validity {
+    from: UnixMillis,
+    until: UnixMillis,
+}
+
+impl Validity {
+    fn of(chain: &[Link]) -> Self {
+        let certificates = || chain.iter().map(|link| &link.certificate);
+        let from = certificates().map(|certificate| certificate.not_before());
+        let until = certificates().map(|certificate| certificate.not_after());
+        Self {
+            from: from.max().unwrap_or_default(),
+            until: until.min().unwrap_or_default(),
+        }
+    }
+
+    /// The last second is one as a whole.
+    fn covers(self, at: UnixMillis) -> bool {
+        self.from <= at && at.as_secs() <= self.until.as_secs()
+    }
+}
+
 fn check_image(claims: &Claims, options: &VerifyOptions) -> Result<(), VerifyError> {
     for index in IMAGE {
         match claims.pcrs.get(&index) {
@@ -472,13 +497,14 @@ fn seconds(duration: &Duration) -> String {
 /// ```compile_fail,E0451
 /// # use enclos_attest::document::{Claims, VerifiedDocument};
 /// fn forge(claims: Claims) -> VerifiedDocument {
-///     VerifiedDocument { claims, anchor: "aws".into() }
+///     VerifiedDocument { claims, anchor: "aws".into(), ..todo!() }
 /// }
 /// ```
 #[derive(Debug, Clone)]
 pub struct VerifiedDocument {
     claims: Claims,
     anchor: Arc<str>,
+    chain: Validity,
 }
 
 impl VerifiedDocument {
@@ -528,6 +554,26 @@ impl VerifiedDocument {
     #[must_use]
     pub fn anchor(&self) -> &str {
         &self.anchor
+    }
+
+    /// Whether a verification at `now` would find age, skew and the validity of every certificate as they must be: for whoever keeps
+    /// a verified document. Signatures, which do not change, are not checked again.
+    #[must_use]
+    pub fn is_timely(&self, now: UnixMillis, options: &VerifyOptions) -> bool {
+        let at = if options.archival {
+            self.timestamp()
+        } else {
+            now
+        };
+        check_freshness(self.timestamp(), now, options).is_ok() && self.chain.covers(at)
+    }
+
+    /// The last moment at which it can be timely: it becomes too old then, or one of its certificates ends.
+    #[must_use]
+    pub fn timely_until(&self, options: &VerifyOptions) -> UnixMillis {
+        let too_old = self.timestamp().plus(options.max_age);
+        let end = self.chain.until.plus(Duration::from_millis(999));
+        too_old.min(end)
     }
 
     /// Whether a debug enclave made it, which only [`VerifyOptions::allow_debug`] lets through.

@@ -494,6 +494,50 @@ fn age_and_skew_hold_on_both_sides() {
 }
 
 #[test]
+fn a_kept_document_is_timely_exactly_when_it_verifies() {
+    let leaf = Leaf::new();
+    let mut claims = claims();
+    claims.timestamp = NOW.plus(Duration::from_secs(60));
+    let document = leaf.document(&claims);
+    let hours = |hours: u64| Duration::from_secs(hours * 3600);
+    let kept = leaf.verify_at(&document, claims.timestamp, &VerifyOptions::default());
+    let kept = kept.unwrap();
+    let begin = NOW.minus(Duration::from_secs(3));
+    let end = NOW.plus(LEAF_LIFETIME);
+    for (max_age, archival) in [(300, false), (4 * 3600, false), (300, true)] {
+        let options = VerifyOptions {
+            max_age: Duration::from_secs(max_age),
+            // So that the leaf's begin comes into it, too.
+            max_future_skew: if archival {
+                Duration::from_secs(5)
+            } else {
+                hours(1)
+            },
+            archival,
+            ..VerifyOptions::default()
+        };
+        let old = claims.timestamp.plus(options.max_age);
+        let future = claims.timestamp.minus(options.max_future_skew);
+        let whole_second = end.plus(Duration::from_millis(999));
+        let mut seen = [false; 2];
+        for moment in [begin, end, whole_second, old, future, claims.timestamp] {
+            for at in [moment.0 - 1, moment.0, moment.0 + 1].map(UnixMillis) {
+                let verifies = leaf.verify_at(&document, at, &options).is_ok();
+                assert_eq!(kept.is_timely(at, &options), verifies, "{at} {options:?}");
+                seen[usize::from(verifies)] = true;
+            }
+        }
+        assert_eq!(seen, [true; 2]);
+        if !archival {
+            let until = kept.timely_until(&options);
+            assert_eq!(until, old.min(whole_second));
+            assert!(kept.is_timely(until, &options));
+            assert!(!kept.is_timely(UnixMillis(until.0 + 1), &options));
+        }
+    }
+}
+
+#[test]
 fn certificates_are_judged_now_or_at_the_documents_time() {
     let leaf = Leaf::new();
     let document = leaf.document(&claims());

@@ -1,6 +1,5 @@
 //! Decides about certificates, in the middle of a handshake.
 
-use std::collections::VecDeque;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -15,6 +14,7 @@ use rustls::{
 };
 use sha2::{Digest, Sha256};
 
+use super::newest::Newest;
 use super::{ChannelRefusal, Clock, Counts, Verdict};
 use crate::verify::Verifier;
 
@@ -28,7 +28,7 @@ pub(super) struct Judge {
     algorithms: WebPkiSupportedAlgorithms,
     /// A certificate alone decides nothing: the document that counts comes after the handshake and repeats a nonce.
     nonces: bool,
-    known: Mutex<VecDeque<(Fingerprint, Arc<Verdict>)>>,
+    known: Mutex<Newest<(Fingerprint, Arc<Verdict>), KNOWN>>,
     full: AtomicU64,
     resumed: AtomicU64,
     documents: AtomicU64,
@@ -84,15 +84,14 @@ impl Judge {
         }
         let verdict = Arc::new(self.judge(certificate)?);
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        known.truncate(KNOWN - 1);
-        known.push_front((fingerprint, Arc::clone(&verdict)));
+        known.keep((fingerprint, Arc::clone(&verdict)));
         Ok(verdict)
     }
 
     fn remembered(&self, fingerprint: &Fingerprint) -> Option<Arc<Verdict>> {
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut found = known.iter().filter(|(known, _)| known == fingerprint);
-        let verdict = found.next().map(|(_, verdict)| Arc::clone(verdict))?;
+        let found = known.find(|(known, _)| known == fingerprint);
+        let verdict = found.map(|(_, verdict)| Arc::clone(verdict))?;
         self.holds(&verdict).then_some(verdict)
     }
 
@@ -130,11 +129,11 @@ impl Judge {
         })
     }
 
-    /// Whether a verdict is still what would be decided now, apart from signatures, which do not change.
+    /// Whether a verdict about a document is still what would be decided now, apart from signatures, which do not change.
     pub(super) fn holds(&self, verdict: &Verdict) -> bool {
         let now: UnixMillis = (self.clock)();
         let (document, nonce) = (&verdict.document, verdict.nonce.as_deref());
-        now <= verdict.good_until && self.verifier.expects(document, nonce, now).is_ok()
+        self.verifier.still_accepts(document, nonce, now)
     }
 
     pub(super) fn count(&self, resumed: bool) {

@@ -10,7 +10,8 @@
 //! no early data. Names are not looked at, because an enclave is known by what it is and not by where it answers.
 //!
 //! Sessions belong to one [`AttestedTls`] and so to one [`Verifier`]. A ticket is offered again only while the verdict that it was
-//! got under holds: the document's age is within the verifier's limit, and expectations and policy accept it at this moment. A
+//! got under holds: the document's age is within the verifier's limit, its certificates are valid, and expectations and policy accept
+//! it at this moment. A
 //! resumed session then costs one round trip and no signature. A verdict that no longer holds takes its tickets with it.
 //!
 //! How fresh a document is, its age says: the enclave makes a new certificate every half minute in which it is called. A client that
@@ -19,6 +20,7 @@
 //! The byte layout is in this crate's `SPEC.md`.
 
 mod judge;
+mod newest;
 mod sessions;
 mod stream;
 mod transport;
@@ -128,7 +130,7 @@ impl Verdict {
         &self.document
     }
 
-    /// The moment at which the document becomes older than the verifier accepts.
+    /// The last moment at which it can hold: after it the document is older than the verifier accepts, or a certificate is over.
     #[must_use]
     pub fn good_until(&self) -> UnixMillis {
         self.good_until
@@ -226,7 +228,9 @@ impl AttestedTls {
             tls.complete_io(&mut stream).map_err(failed)?;
         }
         let resumed = tls.handshake_kind() == Some(HandshakeKind::Resumed);
-        let known = connection.offered().filter(|_| resumed);
+        // However long the server takes, that makes no verdict last longer.
+        let holds = |verdict: &Arc<Verdict>| self.judge.holds(verdict);
+        let known = connection.offered().filter(|_| resumed).filter(holds);
         let verdict = self.verdict_after(known, &mut tls, &mut stream)?;
         self.judge.count(resumed);
         connection.settle(&verdict);
@@ -234,7 +238,7 @@ impl AttestedTls {
         Ok(AttestedStream::new(tls, stream, verdict, resumed, judge))
     }
 
-    /// The verdict once TLS has been spoken: that of the session, if one was resumed, else about what the server sent.
+    /// The verdict once TLS has been spoken: that of the session, if one was resumed and it still holds, else about what the server sent.
     fn verdict_after<S: Read + Write>(
         &self,
         known: Option<Arc<Verdict>>,

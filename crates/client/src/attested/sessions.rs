@@ -1,6 +1,6 @@
 //! Sessions, each beside the verdict under which it came to be.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
@@ -9,6 +9,7 @@ use rustls::client::{ClientSessionStore, Tls12ClientSessionValue, Tls13ClientSes
 use rustls::pki_types::ServerName;
 
 use super::judge::Judge;
+use super::newest::Newest;
 use super::{AttestedTls, Verdict};
 
 /// Servers whose sessions are kept. When there are more, all are forgotten: that costs handshakes, nothing else.
@@ -17,6 +18,8 @@ const MAX_SERVERS: usize = 64;
 /// Tickets for each server; each is used once.
 const MAX_TICKETS: usize = 8;
 
+type Tickets = Newest<Tls13ClientSessionValue, MAX_TICKETS>;
+
 /// What is known of all servers.
 #[derive(Default)]
 pub(super) struct Sessions(Mutex<HashMap<String, Server>>);
@@ -24,7 +27,7 @@ pub(super) struct Sessions(Mutex<HashMap<String, Server>>);
 /// The last verdict about a server, and the tickets that it gave under this verdict.
 struct Server {
     verdict: Arc<Verdict>,
-    tickets: VecDeque<Tls13ClientSessionValue>,
+    tickets: Tickets,
 }
 
 impl Sessions {
@@ -45,7 +48,7 @@ impl Sessions {
             servers.remove(server);
             return None;
         }
-        let ticket = known.tickets.pop_front()?;
+        let ticket = known.tickets.take()?;
         Some((ticket, Arc::clone(&known.verdict)))
     }
 
@@ -59,7 +62,7 @@ impl Sessions {
         if known.is_none_or(|known| !Arc::ptr_eq(&known.verdict, verdict)) {
             let fresh = Server {
                 verdict: Arc::clone(verdict),
-                tickets: VecDeque::new(),
+                tickets: Tickets::default(),
             };
             servers.insert(server.to_owned(), fresh);
         }
@@ -70,8 +73,7 @@ impl Sessions {
         let mut servers = self.lock();
         let known = servers.get_mut(server);
         if let Some(known) = known.filter(|known| Arc::ptr_eq(&known.verdict, verdict)) {
-            known.tickets.truncate(MAX_TICKETS - 1);
-            known.tickets.push_front(ticket);
+            known.tickets.keep(ticket);
         }
     }
 }
@@ -97,7 +99,7 @@ pub(super) struct Connection {
 /// Whether it is known yet what a connection's tickets are worth.
 enum Progress {
     /// Not yet: tickets wait.
-    Open(Vec<Tls13ClientSessionValue>),
+    Open(Tickets),
     /// They belong to this verdict.
     Settled(Arc<Verdict>),
 }
@@ -118,7 +120,7 @@ impl Connection {
             judge: Arc::clone(&tls.judge),
             server: server.to_owned(),
             offered: OnceLock::new(),
-            progress: Mutex::new(Progress::Open(Vec::new())),
+            progress: Mutex::new(Progress::Open(Tickets::default())),
         }
     }
 
@@ -132,7 +134,7 @@ impl Connection {
         self.sessions.settle(&self.server, verdict);
         let settled = Progress::Settled(Arc::clone(verdict));
         if let Progress::Open(tickets) = std::mem::replace(&mut *self.progress(), settled) {
-            for ticket in tickets {
+            for ticket in tickets.into_oldest_first() {
                 self.sessions.keep(&self.server, verdict, ticket);
             }
         }
@@ -162,8 +164,7 @@ impl ClientSessionStore for Connection {
     fn insert_tls13_ticket(&self, _: ServerName<'static>, ticket: Tls13ClientSessionValue) {
         match &mut *self.progress() {
             Progress::Settled(verdict) => self.sessions.keep(&self.server, verdict, ticket),
-            Progress::Open(tickets) if tickets.len() < MAX_TICKETS => tickets.push(ticket),
-            Progress::Open(_) => {}
+            Progress::Open(tickets) => tickets.keep(ticket),
         }
     }
 

@@ -39,7 +39,7 @@ impl<S: Read + Write> AttestedStream<S> {
         &self.verdict
     }
 
-    /// Whether an earlier session was resumed, so that no document was looked at.
+    /// Whether an earlier session was resumed, so that no document was looked at (unless its verdict ended during the handshake).
     #[must_use]
     pub fn is_resumed(&self) -> bool {
         self.resumed

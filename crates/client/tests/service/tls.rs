@@ -7,9 +7,9 @@
     reason = "test code outside #[test] functions; each test binary uses its own part of it"
 )]
 
-use std::io::{BufReader, Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, SystemTime};
 
 use enclos_attest::channel::{ChannelKey, NONCE_ALPN, PURPOSE};
@@ -50,6 +50,10 @@ pub enum Fault {
     OtherNonce,
     /// The answer announces more than any document has.
     LongAnswer,
+    /// Nothing, but it gives more tickets than anybody needs.
+    ManyTickets,
+    /// Connections end after one answer that promised more.
+    OneAnswer,
 }
 
 /// The certificate of the moment.
@@ -67,6 +71,16 @@ pub struct Server {
     pub address: SocketAddr,
     pub signer: Arc<Signer>,
     shared: Arc<Shared>,
+    ends: Mutex<mpsc::Receiver<End>>,
+}
+
+/// How a connection over which requests could come was over.
+#[derive(Debug, Clone, Copy)]
+pub struct End {
+    /// Whether the client said so.
+    pub told: bool,
+    /// The client's address.
+    pub client: SocketAddr,
 }
 
 /// What the server's threads have in common.
@@ -105,11 +119,13 @@ impl Server {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let served = Arc::clone(&shared);
-        std::thread::spawn(move || serve(&listener, &served, application));
+        let (ended, ends) = mpsc::channel();
+        std::thread::spawn(move || serve(&listener, &served, &ended, application));
         Self {
             address,
             signer,
             shared,
+            ends: Mutex::new(ends),
         }
     }
 
@@ -139,6 +155,12 @@ impl Server {
         *self.shared.accepted.lock().unwrap()
     }
 
+    /// Waits for the next end of a connection.
+    pub fn next_end(&self) -> End {
+        let limit = Duration::from_secs(60);
+        self.ends.lock().unwrap().recv_timeout(limit).unwrap()
+    }
+
     /// Handshakes that resumed a session.
     pub fn resumed(&self) -> usize {
         *self.shared.resumed.lock().unwrap()
@@ -148,6 +170,7 @@ impl Server {
 fn serve(
     listener: &TcpListener,
     shared: &Arc<Shared>,
+    ended: &mpsc::Sender<End>,
     application: impl FnMut(&Heard) -> Reply + Send + 'static,
 ) {
     let application = Arc::new(Mutex::new(application));
@@ -155,27 +178,41 @@ fn serve(
         let Ok(stream) = stream else { return };
         *shared.accepted.lock().unwrap() += 1;
         let (shared, application) = (Arc::clone(shared), Arc::clone(&application));
+        let ended = ended.clone();
         std::thread::spawn(move || {
             let limit = Some(Duration::from_secs(20));
             stream.set_read_timeout(limit).unwrap();
             stream.set_nodelay(true).unwrap();
+            let client = stream.peer_addr().unwrap();
             let Some(stream) = shared.accept(stream) else {
                 return;
             };
-            let mut stream = BufReader::new(stream);
-            while let Some(request) = service::read(&mut stream) {
-                shared.heard.lock().unwrap().push(request.clone());
-                let reply = application.lock().unwrap()(&request);
-                let reply = service::response(reply, "keep-alive");
-                if stream.get_mut().write_all(&reply).is_err() {
-                    return;
-                }
-            }
+            let answer = |heard: &Heard| application.lock().unwrap()(heard);
+            let told = shared.converse(stream, answer);
+            let _ = ended.send(End { told, client });
         });
     }
 }
 
 impl Shared {
+    /// Answers requests until there are no more; whether the client said so.
+    fn converse(
+        &self,
+        stream: StreamOwned<ServerConnection, TcpStream>,
+        answer: impl Fn(&Heard) -> Reply,
+    ) -> bool {
+        let mut stream = BufReader::new(stream);
+        while let Some(request) = service::read(&mut stream) {
+            self.heard.lock().unwrap().push(request.clone());
+            let reply = service::response(answer(&request), "keep-alive");
+            let sent = stream.get_mut().write_all(&reply);
+            if sent.is_err() || self.fault == Fault::OneAnswer {
+                return false;
+            }
+        }
+        stream.fill_buf().is_ok_and(<[u8]>::is_empty)
+    }
+
     /// TLS, and the answer to a nonce where the client says that it sends one.
     fn accept(&self, mut stream: TcpStream) -> Option<StreamOwned<ServerConnection, TcpStream>> {
         let mut acceptor = Acceptor::default();
@@ -255,6 +292,9 @@ fn config(current: Arc<Current>, fault: Fault) -> ServerConfig {
         .with_no_client_auth()
         .with_cert_resolver(current);
     config.ticketer = Ticketer::new().unwrap();
+    if fault == Fault::ManyTickets {
+        config.send_tls13_tickets = 20;
+    }
     config
 }
 
@@ -271,9 +311,13 @@ fn certified(signer: &Signer, key: &ChannelKey, fault: Fault) -> Arc<CertifiedKe
     let made = |change| key.certificate(&document(change)).unwrap();
     let good = || made(&|_| ());
     let (chain, key) = match fault {
-        Fault::None | Fault::Tls12 | Fault::NoNonces | Fault::OtherNonce | Fault::LongAnswer => {
-            (vec![good()], key)
-        }
+        Fault::None
+        | Fault::Tls12
+        | Fault::NoNonces
+        | Fault::OtherNonce
+        | Fault::LongAnswer
+        | Fault::ManyTickets
+        | Fault::OneAnswer => (vec![good()], key),
         Fault::CopiedCertificate => (vec![good()], &other),
         Fault::CopiedDocument => (vec![other.certificate(&document(&|_| ())).unwrap()], &other),
         Fault::OtherPurpose => (vec![made(&|claims| claims.user_data = None)], key),
