@@ -238,6 +238,61 @@ def test_a_session_ends_with_its_verdict(nonces: bool) -> None:
         assert counting.documents == 3
 
 
+@NONCES
+def test_a_session_ends_when_the_clock_is_set_back(nonces: bool) -> None:
+    with server() as enclave:
+        counting: Any = Counting(enclave.verifier())
+        context = enclos.tls.AttestedContext(counting, nonces=nonces)
+        # Five seconds are the difference of clocks that verifiers accept.
+        counting.later_ms = -5_000
+        assert [exchange(context, enclave) for _ in range(2)] == [False, True]
+        counting.later_ms = -5_001
+        with pytest.raises(enclos.Refused, match="connect again"):
+            exchange(context, enclave)
+        assert (enclave.ask("heard"), counting.documents) == ("2", 2)
+
+
+def test_a_session_has_the_verdict_that_it_was_kept_with_whatever_its_name() -> None:
+    """A server that sees another's ticket travel could give out the same bytes."""
+
+    class Session:
+        id, has_ticket = b"the same ticket", True
+
+    with server() as one, server() as other:
+        verifier = enclos.Verifier({"one": one.root, "other": other.root})
+        context = enclos.tls.AttestedContext(verifier)
+        verdicts: list[enclos.tls.Verdict] = []
+        for enclave in [one, other]:
+            with connected(enclave) as raw, context.wrap_socket(raw, server_hostname="enclave") as tls:
+                verdicts.append(tls._verdict)
+        for enclave, verdict in zip([one, other], verdicts):
+            context._sessions.keep(enclave.url, Session(), verdict)  # type: ignore[arg-type]
+        offered = [context._sessions.take(enclave.url, verifier)[1] for enclave in [one, other]]
+        assert offered[0] is verdicts[0] and offered[1] is verdicts[1]
+        assert [verdict.document.root for verdict in verdicts] == ["one", "other"]
+
+
+def test_sockets_are_wrapped_as_the_standard_library_wraps_them() -> None:
+    with server() as enclave:
+        context = enclos.tls.AttestedContext(enclave.verifier())
+        address = urlsplit(enclave.url)
+        # Connected later, with a handshake then.
+        with socket.socket() as raw, context.wrap_socket(raw, server_hostname="enclave") as tls:
+            assert not enclos.tls.holds(tls)
+            tls.settimeout(30)
+            tls.connect((address.hostname, address.port))
+            assert enclos.tls.holds(tls)
+        # A handshake when the caller says so.
+        with connected(enclave) as raw, context.wrap_socket(raw, do_handshake_on_connect=False) as tls:
+            assert not enclos.tls.holds(tls)
+            tls.do_handshake()
+            assert enclos.tls.holds(tls)
+        with connected(enclave) as raw:
+            raw.setblocking(False)
+            with pytest.raises(ValueError, match="non-blocking"):
+                context.wrap_socket(raw, server_hostname="enclave")
+
+
 def test_sessions_of_the_callers_are_not_taken_up() -> None:
     with server() as enclave:
         strict = enclos.tls.AttestedContext(enclave.verifier())
@@ -259,10 +314,13 @@ def test_a_server_that_restarted_is_judged_again() -> None:
         context = enclos.tls.AttestedContext(counting)
         name = ("enclave", ("the", "same"))
         for enclave in [first, second]:
-            session = context._sessions.take(name, verifier)
+            session, offered = context._sessions.take(name, verifier)
+            assert (offered is None) == (enclave is first)
             with connected(enclave) as raw:
-                tls: Any = ssl.SSLContext.wrap_socket(context, raw, server_hostname="enclave", session=session)
-                tls._server = name
+                tls: Any = ssl.SSLContext.wrap_socket(
+                    context, raw, do_handshake_on_connect=False, server_hostname="enclave", session=session
+                )
+                tls._server, tls._offered = name, offered
                 tls.sendall(b"POST /process HTTP/1.1\r\nhost: x\r\ncontent-length: 1\r\n\r\nx")
                 tls.recv(65536)
                 assert not tls.session_reused and tls.document.root == ("one" if enclave is first else "two")

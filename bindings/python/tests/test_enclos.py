@@ -80,6 +80,22 @@ def test_registers_nonce_and_policy() -> None:
     assert any("any image" in warning for warning in enclos.lint_policy(json.dumps(policy)))
 
 
+def test_a_document_holds_as_long_as_it_would_verify() -> None:
+    entry, data = document("good")
+    patient = verifier({**entry, "maxAgeSeconds": 7 * 24 * 3600})
+    verified = patient.verify(data, now_ms=NOW)
+    for hours in [0, 1, 2, 3, 4, 24]:
+        for now in [verified.timestamp_ms + hours * 3_600_000 + shift for shift in (-5_001, -5_000, 0, 5_000)]:
+            try:
+                verifies = bool(patient.verify(data, now_ms=now))
+            except enclos.Refused:
+                verifies = False
+            assert patient.holds(verified, now_ms=now) == verifies, now
+    assert patient.holds(verified, now_ms=verified.timestamp_ms + 3_600_000)
+    assert not patient.holds(verified, now_ms=verified.timestamp_ms + 24 * 3_600_000)
+    assert not patient.holds(verified, now_ms=verified.timestamp_ms - 5_001)
+
+
 def test_misuse_is_a_value_error() -> None:
     with pytest.raises(ValueError, match="no root is trusted"):
         enclos.Verifier()

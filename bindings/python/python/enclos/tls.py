@@ -52,32 +52,23 @@ class Verdict:
 
 
 class _Sessions:
-    """Sessions, each with the verdict under which it came to be. OpenSSL names them by their tickets."""
+    """Sessions, each with the verdict under which it came to be."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._servers: OrderedDict[Any, list[tuple[ssl.SSLSession, Verdict]]] = OrderedDict()
-        self._offered: OrderedDict[bytes, Verdict] = OrderedDict()
 
-    def take(self, server: Any, verifier: Verifier) -> Optional[ssl.SSLSession]:
-        """A session to offer, if its verdict holds. One that does not takes the server's others with it."""
+    def take(self, server: Any, verifier: Verifier) -> tuple[Optional[ssl.SSLSession], Optional[Verdict]]:
+        """A session to offer and its verdict, if this holds. One that does not takes the server's others with it."""
         with self._lock:
             kept = self._servers.get(server)
             if not kept:
-                return None
+                return None, None
             session, verdict = kept.pop()
             if not verdict.holds(verifier):
                 del self._servers[server]
-                return None
-            self._offered[session.id] = verdict
-            while len(self._offered) > MAX_SERVERS * MAX_SESSIONS:
-                self._offered.popitem(last=False)
-            return session
-
-    def verdict(self, session: Optional[ssl.SSLSession]) -> Optional[Verdict]:
-        """That of a session which was offered and taken up by the server."""
-        with self._lock:
-            return self._offered.pop(session.id, None) if session is not None else None
+                return None, None
+            return session, verdict
 
     def keep(self, server: Any, session: ssl.SSLSession, verdict: Verdict) -> None:
         with self._lock:
@@ -100,8 +91,9 @@ class _Attested:
     """What both kinds of connection have in common. Every step may be cut short by a socket that would block, and is then repeated."""
 
     _verdict: Optional[Verdict] = None
-    # The session that was resumed: its verdict and its name.
-    _resumed: Optional[Verdict] = None
+    # The verdict of the session that was offered to the server. A session's name says nothing: servers choose it.
+    _offered: Optional[Verdict] = None
+    # The name of the session that was resumed.
     _used: Optional[bytes] = None
     # The exchange of the nonce.
     _nonce: Optional[bytes] = None
@@ -149,10 +141,11 @@ class _Attested:
     @property
     def _known(self) -> Optional[Verdict]:
         """The verdict of the session that the server took up."""
-        if self._resumed is None and self.session_reused:  # type: ignore[attr-defined]
-            self._resumed = self.context._sessions.verdict(self.session)
+        if not self.session_reused:  # type: ignore[attr-defined]
+            return None
+        if self._used is None and self.session is not None:
             self._used = self.session.id
-        return self._resumed
+        return self._offered
 
     def _say(self, frame: bytes) -> None:
         if not self._asked:
@@ -276,12 +269,18 @@ class AttestedContext(ssl.SSLContext):
         server_hostname: Any = None,
         session: Optional[ssl.SSLSession] = None,
     ) -> Any:
-        server = server_hostname, _address(sock)
-        session = self._sessions.take(server, self.verifier)
-        made = super().wrap_socket(
-            sock, server_side, do_handshake_on_connect, suppress_ragged_eofs, server_hostname, session
-        )
-        made._server = server
+        address = _address(sock)
+        server = server_hostname, address
+        session, offered = self._sessions.take(server, self.verifier)
+        # The handshake has to know what was offered.
+        made = super().wrap_socket(sock, server_side, False, suppress_ragged_eofs, server_hostname, session)
+        made._server, made._offered = server, offered
+        made.do_handshake_on_connect = do_handshake_on_connect
+        if do_handshake_on_connect and address is not None:
+            if made.gettimeout() == 0:
+                made.close()
+                raise ValueError("do_handshake_on_connect should not be specified for non-blocking sockets")
+            made.do_handshake()
         return made
 
     def wrap_bio(
@@ -292,9 +291,9 @@ class AttestedContext(ssl.SSLContext):
         server_hostname: Any = None,
         session: Optional[ssl.SSLSession] = None,
     ) -> Any:
-        session = self._sessions.take(server_hostname, self.verifier)
+        session, offered = self._sessions.take(server_hostname, self.verifier)
         made = super().wrap_bio(incoming, outgoing, server_side, server_hostname, session)
-        made._server = server_hostname
+        made._server, made._offered = server_hostname, offered
         return made
 
     @property
