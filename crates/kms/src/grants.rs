@@ -97,7 +97,10 @@ impl Constraints {
     /// Whether everything that satisfies `self` satisfies `outer` too.
     fn within(&self, outer: &Self) -> bool {
         let source = outer.source_arn.is_none() || outer.source_arn == self.source_arn;
-        let equals = outer.equals.is_none() || outer.equals == self.equals;
+        let equals = outer.equals.as_ref().is_none_or(|wanted| {
+            let mine = self.equals.as_ref();
+            mine.is_some_and(|mine| same(mine, wanted))
+        });
         let subset = outer.subset.as_ref().is_none_or(|wanted| {
             let has = |mine: &Option<EncryptionContext>| {
                 mine.as_ref().is_some_and(|mine| includes(mine, wanted))
@@ -108,10 +111,16 @@ impl Constraints {
     }
 }
 
+/// Names of pairs are compared without regard to case, in grants alone: values, and all else in KMS, are not.
 fn includes(context: &EncryptionContext, wanted: &EncryptionContext) -> bool {
-    wanted
-        .iter()
-        .all(|(name, value)| context.get(name) == Some(value))
+    wanted.iter().all(|(name, value)| {
+        let mut pairs = context.iter();
+        pairs.any(|(other, found)| other.eq_ignore_ascii_case(name) && found == value)
+    })
+}
+
+fn same(one: &EncryptionContext, other: &EncryptionContext) -> bool {
+    one.len() == other.len() && includes(one, other) && includes(other, one)
 }
 
 /// What a `CreateGrant` request asks for. Two requests with the same name and the same terms are one grant.
@@ -216,7 +225,7 @@ impl Grant {
         let equal = constraints
             .equals
             .as_ref()
-            .is_none_or(|wanted| wanted == context);
+            .is_none_or(|wanted| same(context, wanted));
         let subset = constraints
             .subset
             .as_ref()
@@ -587,6 +596,21 @@ mod tests {
                 Err(Refusal::EncryptionContext),
             ),
             (subset(&ab), "DescribeKey", &[], Ok(())),
+            // Developer Guide, GrantConstraints: "the key in each key-value pair is not case sensitive, but the value is".
+            (equals(&[("A", "1")]), "Decrypt", &[("a", "1")], Ok(())),
+            (subset(&[("A", "1")]), "Decrypt", &ab, Ok(())),
+            (
+                equals(&[("a", "x")]),
+                "Decrypt",
+                &[("a", "X")],
+                Err(Refusal::EncryptionContext),
+            ),
+            (
+                equals(&[("a", "1")]),
+                "Decrypt",
+                &[("a", "1"), ("A", "1")],
+                Err(Refusal::EncryptionContext),
+            ),
         ];
         for (constraints, operation, context, expected) in rows {
             let context = pairs(context);
@@ -616,6 +640,7 @@ mod tests {
             (&["Decrypt"], subset(&[("a", "1"), ("b", "2")]), true),
             (&["Decrypt"], equals(&[("a", "1"), ("b", "2")]), true),
             (&["Decrypt"], equals(&[("a", "2")]), false),
+            (&["Decrypt"], equals(&[("A", "1")]), true),
             (&["Decrypt"], Constraints::default(), false),
             (&["Decrypt", "Sign"], subset(&[("a", "1")]), false),
         ];

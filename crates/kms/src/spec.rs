@@ -124,9 +124,9 @@ names! {
 names! {
     /// `MacAlgorithm`.
     MacAlgorithm {
-        HmacSha224 = "HMAC_SHA_224",
-        HmacSha256 = "HMAC_SHA_256",
         HmacSha384 = "HMAC_SHA_384",
+        HmacSha256 = "HMAC_SHA_256",
+        HmacSha224 = "HMAC_SHA_224",
         HmacSha512 = "HMAC_SHA_512",
     }
 }

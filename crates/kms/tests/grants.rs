@@ -121,6 +121,39 @@ fn constraints_bind_the_encryption_context() {
     );
 }
 
+/// AWS's refusal as Terraform's provider cites it; that provider sends both members, one of them empty.
+#[test]
+fn a_grant_has_one_constraint_on_the_encryption_context() {
+    let server = Server::dev();
+    let root = server.client();
+    let key = root.create_key();
+    let with = |constraints: Value| {
+        let more = json!({ "Constraints": constraints });
+        create_with(&root, &key, ROLE, &["Decrypt"], more)
+    };
+    let (some, none) = (json!({ "tenant": "a" }), json!({}));
+    let both = with(json!({ "EncryptionContextEquals": some, "EncryptionContextSubset": some }));
+    let text = "More than one constraint supplied";
+    assert_eq!(both.error(), ("ValidationException", text));
+    for (name, other) in [
+        ("EncryptionContextEquals", "EncryptionContextSubset"),
+        ("EncryptionContextSubset", "EncryptionContextEquals"),
+    ] {
+        let id = with(json!({ name: some, other: none })).ok()["GrantId"].clone();
+        let entries = list(&root, &key);
+        let made = entries.iter().find(|entry| entry["GrantId"] == id).unwrap();
+        assert_eq!(made["Constraints"], json!({ name: some }));
+    }
+    // Alone, it admits requests without an encryption context.
+    let alone = with(json!({ "EncryptionContextEquals": none })).ok()["GrantId"].clone();
+    let entries = list(&root, &key);
+    let made = entries.iter().find(|entry| entry["GrantId"] == alone);
+    assert_eq!(
+        made.unwrap()["Constraints"],
+        json!({ "EncryptionContextEquals": {} })
+    );
+}
+
 #[test]
 fn a_deny_wins_over_a_grant() {
     let server = Server::tls();

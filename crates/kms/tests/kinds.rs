@@ -426,8 +426,16 @@ fn macs() {
             input["MacAlgorithm"].as_str().unwrap()
         );
         assert_eq!(
-            client.call("GenerateMac", input).error(),
+            client.call("GenerateMac", input.clone()).error(),
             ("InvalidKeyUsageException", text.as_str())
+        );
+        // Recorded, order and all: LocalStack's test_invalid_generate_mac.
+        input["MacAlgorithm"] = json!("INVALID");
+        let text = "1 validation error detected: Value 'INVALID' at 'macAlgorithm' failed to satisfy constraint: \
+            Member must satisfy enum value set: [HMAC_SHA_384, HMAC_SHA_256, HMAC_SHA_224, HMAC_SHA_512]";
+        assert_eq!(
+            client.call("GenerateMac", input).error(),
+            ("ValidationException", text)
         );
     }
 }

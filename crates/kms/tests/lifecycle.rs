@@ -128,9 +128,10 @@ fn rotation_has_its_limits() {
             .call("GetKeyRotationStatus", json!({ "KeyId": key }))
             .ok()
     };
+    // Recorded: LocalStack's test_rotate_key_on_demand_with_symmetric_key_and_automatic_rotation_disabled.
     assert_eq!(
         status(),
-        json!({ "KeyId": key, "KeyRotationEnabled": false })
+        json!({ "KeyId": arn("eu-west-1", &key), "KeyRotationEnabled": false })
     );
     assert_eq!(enable(89).error_type(), "ValidationException");
     assert_eq!(enable(2561).error_type(), "ValidationException");
@@ -160,10 +161,15 @@ fn rotation_has_its_limits() {
         &client,
         json!({ "KeySpec": "RSA_2048", "KeyUsage": "SIGN_VERIFY" }),
     );
+    // Terraform reads it of every key whose material is ours.
+    let status = client.call("GetKeyRotationStatus", json!({ "KeyId": rsa }));
+    assert_eq!(
+        status.ok(),
+        json!({ "KeyId": arn("eu-west-1", &rsa), "KeyRotationEnabled": false })
+    );
     for operation in [
         "EnableKeyRotation",
         "DisableKeyRotation",
-        "GetKeyRotationStatus",
         "RotateKeyOnDemand",
         "ListKeyRotations",
     ] {
@@ -174,6 +180,11 @@ fn rotation_has_its_limits() {
             "{operation}"
         );
     }
+    // Recorded: LocalStack's test_rotate_key_on_demand_raises_error_given_key_is_disabled.
+    client.call("DisableKey", json!({ "KeyId": rsa })).ok();
+    let refused = client.call("RotateKeyOnDemand", json!({ "KeyId": rsa }));
+    let text = format!("{} is disabled.", arn("eu-west-1", &rsa));
+    assert_eq!(refused.error(), ("DisabledException", text.as_str()));
 }
 
 // --- time, which is given to the service ------------------------------------------------------------
@@ -838,6 +849,12 @@ fn replicas_open_each_others_ciphertexts() {
     let output = replicate(&ireland, "us-east-1").ok();
     assert_eq!(output["ReplicaKeyMetadata"]["Arn"], arn("us-east-1", &key));
     assert_eq!(output["ReplicaTags"][0]["TagValue"], "us-east-1");
+    // Recorded: LocalStack's test_replicate_key.
+    let untagged = ireland.call(
+        "ReplicateKey",
+        json!({ "KeyId": create(&ireland, json!({ "MultiRegion": true })), "ReplicaRegion": "sa-east-1" }),
+    );
+    assert_eq!(untagged.ok().get("ReplicaTags"), None);
     replicate(&ireland, "us-west-2").ok();
     assert_eq!(
         replicate(&ireland, "us-west-2").error_type(),

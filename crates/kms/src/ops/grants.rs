@@ -190,13 +190,31 @@ fn constraints(input: &mut Input) -> Result<Constraints, ApiError> {
             .filter(|v| !v.is_null())
             .map(|_| pairs))
     };
+    let equals = context(&nested, "EncryptionContextEquals")?;
+    let subset = context(&nested, "EncryptionContextSubset")?;
+    let (equals, subset) = one_context(equals, subset)?;
     let constraints = Constraints {
-        equals: context(&nested, "EncryptionContextEquals")?,
-        subset: context(&nested, "EncryptionContextSubset")?,
+        equals,
+        subset,
         source_arn: nested.sized_string("SourceArn", 1, 2048)?,
     };
     input.adopt("Constraints", nested);
     Ok(constraints)
+}
+
+type Context = Option<EncryptionContext>;
+
+/// A grant has one constraint on the encryption context. Beside the other, one without pairs is as if it were not there:
+/// Terraform's provider sends both.
+fn one_context(equals: Context, subset: Context) -> Result<(Context, Context), ApiError> {
+    match (equals, subset) {
+        (Some(equals), Some(subset)) => match (equals.is_empty(), subset.is_empty()) {
+            (false, false) => Err(ApiError::validation("More than one constraint supplied")),
+            (true, false) => Ok((None, Some(subset))),
+            (_, true) => Ok((Some(equals), None)),
+        },
+        alone => Ok(alone),
+    }
 }
 
 fn authorize_new(call: &mut Call<'_>, key: &Key, terms: &Terms) -> Result<(), ApiError> {

@@ -116,11 +116,15 @@ async fn insert_replica(
     if !family.iter().any(|key| key.row.id == replica.row.id) {
         family.push(Arc::clone(&replica));
     }
-    Ok(json!({
+    let mut output = json!({
         "ReplicaKeyMetadata": replica.metadata(&family),
         "ReplicaPolicy": &*replica.row.policy,
-        "ReplicaTags": shown,
-    }))
+    });
+    // AWS says nothing of tags that were not asked for.
+    if let (false, Some(members)) = (shown.is_empty(), output.as_object_mut()) {
+        members.insert("ReplicaTags".to_owned(), shown.into());
+    }
+    Ok(output)
 }
 
 /// `UpdatePrimaryRegion`.

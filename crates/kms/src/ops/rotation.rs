@@ -69,16 +69,15 @@ pub(crate) async fn disable(call: &mut Call<'_>, mut input: Input) -> Result<Val
     Ok(Value::Null)
 }
 
-/// `GetKeyRotationStatus`.
+/// `GetKeyRotationStatus`: of keys that cannot rotate too. AWS's documentation shows a key id, AWS answers with the ARN.
 pub(crate) fn status(call: &mut Call<'_>, mut input: Input) -> Result<Value, ApiError> {
     let key_id = input.required_key_id("KeyId")?;
     input.finish()?;
     let key = manage(call, &key_id, &[])?;
-    check_rotates(&key)?;
     let primary = call.service.keys.primary(&key);
     let waits = key.not_pending_deletion().is_err();
     let days = primary.row.rotation_days.filter(|_| !waits);
-    let mut output = json!({ "KeyId": key.id(), "KeyRotationEnabled": days.is_some() });
+    let mut output = json!({ "KeyId": &*key.arn, "KeyRotationEnabled": days.is_some() });
     if let (Some(days), Some(members)) = (days, output.as_object_mut()) {
         members.insert("RotationPeriodInDays".to_owned(), days.into());
         let next = primary.row.next_rotation_ms.map(seconds);
@@ -96,8 +95,9 @@ pub(crate) async fn rotate_on_demand(
     input.finish()?;
     let _management = call.manage().await?;
     let key = manage(call, &key_id, &[])?;
-    check_rotates(&key)?;
+    // Here AWS looks at the state before it looks at the kind.
     key.usable(call.now_ms())?;
+    check_rotates(&key)?;
     check_primary(&key)?;
     let on_demand = |material: &&Material| {
         let rotation = material.rotation.as_ref();
