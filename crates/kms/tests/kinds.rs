@@ -703,6 +703,40 @@ fn keys_of_another_usage() {
     assert_eq!(symmetric.error_type(), "UnsupportedOperationException");
 }
 
+/// The API's documentation of UpdateAlias: keys of one type and one usage; RSA and ECC are of one type.
+#[test]
+fn an_alias_moves_among_keys_of_one_kind() {
+    let server = Server::dev();
+    let client = server.client();
+    let make = |spec, usage| create(&client, json!({ "KeySpec": spec, "KeyUsage": usage }));
+    let update = |key: &str| {
+        let input = json!({ "AliasName": "alias/app", "TargetKeyId": key });
+        client.call("UpdateAlias", input)
+    };
+    let rsa = make("RSA_2048", "SIGN_VERIFY");
+    let input = json!({ "AliasName": "alias/app", "TargetKeyId": rsa });
+    client.call("CreateAlias", input).ok();
+    update(&make("ECC_NIST_P256", "SIGN_VERIFY")).ok();
+    let text = "Alias alias/app cannot be changed from a CMK with key usage SIGN_VERIFY to a CMK with key usage GENERATE_VERIFY_MAC. \
+        The key usage of the current CMK and the new CMK must be the same.";
+    assert_eq!(
+        update(&make("HMAC_256", "GENERATE_VERIFY_MAC")).error(),
+        ("ValidationException", text)
+    );
+    client
+        .call("DeleteAlias", json!({ "AliasName": "alias/app" }))
+        .ok();
+    let input = json!({ "AliasName": "alias/app", "TargetKeyId": client.create_key() });
+    client.call("CreateAlias", input).ok();
+    let text = "Alias alias/app cannot be changed from a CMK with key type symmetric to a CMK with key type asymmetric. \
+        The key type of the current CMK and the new CMK must be the same.";
+    assert_eq!(
+        update(&make("RSA_2048", "ENCRYPT_DECRYPT")).error(),
+        ("ValidationException", text)
+    );
+    update(&client.create_key()).ok();
+}
+
 #[test]
 fn every_kind_survives_a_restart() {
     let mut server = Server::dev();

@@ -56,6 +56,7 @@ pub(crate) async fn update(call: &mut Call<'_>, mut input: Input) -> Result<Valu
     let (alias, old_key) = existing(call, &name)?;
     authorize(call, &name, &old_key, "kms:UpdateAlias")?;
     authorize(call, &name, &key, "kms:UpdateAlias")?;
+    check_same_kind(&name, &old_key, &key)?;
     key.not_pending_deletion()?;
     let alias = AliasRow {
         key_id: key.row.id.clone(),
@@ -151,6 +152,28 @@ fn check_name(name: &str, no_prefix: &str) -> Result<(), ApiError> {
         ))),
         Some(_) => Ok(()),
     }
+}
+
+/// Whoever uses an alias goes on with the same algorithms after it was moved.
+fn check_same_kind(name: &str, old: &Key, new: &Key) -> Result<(), ApiError> {
+    let key_type = |key: &Key| match key.row.spec {
+        spec if spec.is_symmetric_encryption() => "symmetric",
+        spec if spec.is_asymmetric() => "asymmetric",
+        _ => "HMAC",
+    };
+    let refused = |what: &str, old: &str, new: &str| {
+        ApiError::validation(format!(
+            "Alias {name} cannot be changed from a CMK with key {what} {old} to a CMK with key {what} {new}. The key {what} of the current CMK and the new CMK must be the same."
+        ))
+    };
+    if old.row.usage != new.row.usage {
+        let (old, new) = (old.row.usage.name(), new.row.usage.name());
+        return Err(refused("usage", old, new));
+    }
+    if key_type(old) != key_type(new) {
+        return Err(refused("type", key_type(old), key_type(new)));
+    }
+    Ok(())
 }
 
 fn target_key(call: &mut Call<'_>, target: &str) -> Result<Arc<Key>, ApiError> {
