@@ -83,6 +83,11 @@ pub struct Kms {
     /// Key ARNs that replies may name; empty means any.
     #[serde(default)]
     pub key_arns: Vec<String>,
+    /// Whether the KMS takes documents for Sign, Verify, GenerateMac and VerifyMac too: Enclos's extension, which AWS has not,
+    /// so that nothing but the image's author can know it. Not written when it is off, so that images without it have the
+    /// bytes that they always had.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub attested_signing: bool,
 }
 
 /// The operator's host file, `host.toml`: read by `enclos-hypervisor` and `enclos-gateway`.

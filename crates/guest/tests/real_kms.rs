@@ -40,6 +40,11 @@ struct Installation {
 
 impl Installation {
     async fn start() -> Self {
+        Self::start_with(false).await
+    }
+
+    /// With the extension, or without.
+    async fn start_with(attested_signing: bool) -> Self {
         let data = tempfile::tempdir().unwrap();
         let root = RootKey::open(&data.path().join("root.key"), true).unwrap();
         let anchors = TrustAnchors::new()
@@ -48,7 +53,8 @@ impl Installation {
         let (store, _writer) = Store::open(data.path()).await.unwrap();
         let service = Service::new(store, root, Trust::new(anchors))
             .await
-            .unwrap();
+            .unwrap()
+            .with_attested_signing(attested_signing);
         let names =
             tls::certificate_names(&[SERVER_NAME.to_owned()], IpAddr::V4(Ipv4Addr::LOCALHOST));
         let source = Source::Own {
@@ -75,6 +81,16 @@ impl Installation {
 
     /// An enclave whose parent is `arn`: the address of its KMS endpoint.
     async fn enclave_of(&self, arn: &str, key: &str) -> (World, SocketAddr) {
+        self.enclave_with(arn, key, false).await
+    }
+
+    /// The same, of an image that says what its KMS takes documents for.
+    async fn enclave_with(
+        &self,
+        arn: &str,
+        key: &str,
+        attested_signing: bool,
+    ) -> (World, SocketAddr) {
         add_principal(self.data.path(), arn, key).await;
         let world = World::new(self.address).await;
         let text = json!({"AccessKeyId": key, "SecretAccessKey": format!("secret of {key}")});
@@ -84,6 +100,7 @@ impl Installation {
             server_name: SERVER_NAME.into(),
             ca_pem: self.ca_pem.clone(),
             key_arns: Vec::new(),
+            attested_signing,
         };
         let endpoint = world.endpoint(kms, Arc::new(RealNsm)).await;
         (world, endpoint)
@@ -222,4 +239,98 @@ async fn credentials_that_the_kms_does_not_know_are_its_to_refuse() {
         "{}",
         answer.text()
     );
+}
+
+/// A key of this kind that the role may use from the image alone.
+async fn signing_key(admin: SocketAddr, spec: &str, usage: &str, actions: [&str; 2]) -> String {
+    let policy = json!({
+        "Version": "2012-10-17",
+        "Statement": [
+            {
+                "Effect": "Allow", "Principal": {"AWS": ADMIN}, "Resource": "*",
+                "Action": ["kms:PutKeyPolicy", "kms:DescribeKey"],
+            },
+            {
+                "Effect": "Allow", "Principal": {"AWS": ROLE}, "Resource": "*", "Action": actions,
+                "Condition": {"StringEqualsIgnoreCase": {
+                    "kms:RecipientAttestation:ImageSha384": image_pcr().to_string(),
+                }},
+            },
+        ],
+    });
+    let body = json!({"Policy": policy.to_string(), "KeySpec": spec, "KeyUsage": usage});
+    let created = ok(admin, "CreateKey", &body).await;
+    created["KeyMetadata"]["Arn"].as_str().unwrap().to_owned()
+}
+
+/// The calls of a stock SDK: what signs and what makes a MAC, and what checks it.
+async fn signs(endpoint: SocketAddr, key: &str, mac: &str) -> [Answer; 2] {
+    let text = STANDARD.encode("an invoice");
+    let sign = json!({"KeyId": key, "Message": text, "SigningAlgorithm": "ECDSA_SHA_256"});
+    let make = json!({"KeyId": mac, "Message": text, "MacAlgorithm": "HMAC_SHA_256"});
+    let signed = call(endpoint, "Sign", &sign).await;
+    let made = call(endpoint, "GenerateMac", &make).await;
+    for (answer, request, action, proof, valid) in [
+        (&signed, sign, "Verify", "Signature", "SignatureValid"),
+        (&made, make, "VerifyMac", "Mac", "MacValid"),
+    ] {
+        if answer.status == 200 {
+            let mut request = request;
+            request[proof] = answer.json()[proof].clone();
+            assert_eq!(ok(endpoint, action, &request).await[valid], true);
+        }
+    }
+    [signed, made]
+}
+
+#[tokio::test]
+async fn plain_calls_sign_and_make_macs_from_the_right_image() {
+    let installation = Installation::start_with(true).await;
+    let (_admin_world, admin) = installation.enclave_of(ADMIN, "AKIAADMIN").await;
+    let (_role_world, role) = installation.enclave_with(ROLE, "AKIAROLE", true).await;
+    let key = signing_key(
+        admin,
+        "ECC_NIST_P256",
+        "SIGN_VERIFY",
+        ["kms:Sign", "kms:Verify"],
+    );
+    let key = key.await;
+    let mac = ["kms:GenerateMac", "kms:VerifyMac"];
+    let mac = signing_key(admin, "HMAC_256", "GENERATE_VERIFY_MAC", mac).await;
+    let [signed, made] = signs(role, &key, &mac).await;
+    assert_eq!(signed.status, 200, "{}", signed.text());
+    assert_eq!(signed.json()["KeyId"], key);
+    assert!(signed.json().get("CiphertextForRecipient").is_none());
+    let made = STANDARD.decode(made.json()["Mac"].as_str().unwrap());
+    assert_eq!(made.unwrap().len(), 32);
+    // An image that does not say so calls as on AWS, and proves nothing.
+    let (_plain_world, plain) = installation.enclave_of(ROLE, "AKIAPLAIN").await;
+    for answer in signs(plain, &key, &mac).await {
+        let name = answer.json()["__type"].as_str().unwrap().to_owned();
+        assert!(name.ends_with("AccessDeniedException"), "{name}");
+    }
+}
+
+#[tokio::test]
+async fn a_signature_of_a_kms_without_the_extension_is_refused() {
+    let installation = Installation::start().await;
+    let (_world, admin) = installation.enclave_with(ADMIN, "AKIAADMIN", true).await;
+    let create = |spec, usage| json!({"KeySpec": spec, "KeyUsage": usage});
+    let key = ok(admin, "CreateKey", &create("ECC_NIST_P256", "SIGN_VERIFY")).await;
+    let mac = ok(
+        admin,
+        "CreateKey",
+        &create("HMAC_256", "GENERATE_VERIFY_MAC"),
+    )
+    .await;
+    let id = |created: &Value| created["KeyMetadata"]["Arn"].as_str().unwrap().to_owned();
+    for answer in signs(admin, &id(&key), &id(&mac)).await {
+        assert_eq!(answer.status, 502, "{}", answer.text());
+        assert!(
+            answer.text().contains("--attested-signing"),
+            "{}",
+            answer.text()
+        );
+        assert!(answer.headers.contains_key("x-enclos-error"));
+    }
 }

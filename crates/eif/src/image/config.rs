@@ -18,6 +18,7 @@
 //! server_name = "kms.enclos.internal"
 //! ca = "kms-ca.pem"           # beside this file; its content is measured
 //! key_arns = []
+//! attested_signing = true     # Sign, Verify, GenerateMac, VerifyMac by attestation; the KMS runs with --attested-signing; default: false
 //! ```
 
 use std::collections::BTreeMap;
@@ -141,6 +142,8 @@ struct KmsTable {
     ca: PathBuf,
     #[serde(default)]
     key_arns: Vec<String>,
+    #[serde(default)]
+    attested_signing: bool,
 }
 
 impl BuildConfig {
@@ -212,6 +215,7 @@ fn load_kms(path: &Path, folder: &Path, kms: KmsTable) -> Result<Kms, ConfigErro
         server_name,
         ca,
         key_arns,
+        attested_signing,
     } = kms;
     for (field, value) in [("kms.region", &region), ("kms.server_name", &server_name)] {
         if value.is_empty() {
@@ -240,6 +244,7 @@ fn load_kms(path: &Path, folder: &Path, kms: KmsTable) -> Result<Kms, ConfigErro
             server_name,
             ca_pem,
             key_arns,
+            attested_signing,
         }),
         Err(source) => Err(ConfigError::Certificates { path: ca, source }),
     }

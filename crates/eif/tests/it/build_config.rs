@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::Path;
 
+use enclos_api::config::Kms;
 use enclos_eif::image::{BuildConfig, ConfigError};
 
 use crate::common::chain;
@@ -30,7 +31,18 @@ fn enclos_toml_is_read_and_its_mistakes_are_named() {
     assert_eq!(config.app.command.unwrap(), ["/a", "b"]);
     assert_eq!(config.ports.unwrap(), [80]);
     assert_eq!(config.attested_tls, [80]);
-    assert_eq!(config.kms.unwrap().ca_pem, certificate.pem());
+    let plain = config.kms.unwrap();
+    assert_eq!(plain.ca_pem, certificate.pem());
+    // What is off is not written: images without it keep their bytes.
+    let written = |kms: &Kms| serde_json::to_string(kms).unwrap();
+    assert!(!plain.attested_signing && !written(&plain).contains("attested_signing"));
+    let config = load(folder.path(), &format!("{kms}attested_signing = true")).unwrap();
+    let signing = config.kms.unwrap();
+    assert!(written(&signing).contains(r#""attested_signing":true"#));
+    assert_eq!(
+        serde_json::from_str::<Kms>(&written(&signing)).unwrap(),
+        signing
+    );
     for (text, expected) in [
         ("[app]\ncomand = []", "unknown field `comand`"),
         ("[kms]\nregion = 'x'", "missing field"),
@@ -42,6 +54,7 @@ fn enclos_toml_is_read_and_its_mistakes_are_named() {
         (&kms.replace("ca.pem", "none.pem"), "none.pem"),
         (&kms.replace("ca.pem", "enclos.toml"), "no PEM certificate"),
         (&kms.replace("us-east-1", ""), "kms.region"),
+        (&format!("{kms}attested_signing = 1"), "expected a boolean"),
     ] {
         let error = load(folder.path(), text).unwrap_err();
         assert!(

@@ -84,6 +84,7 @@ mod tests {
             server_name: "kms.example".into(),
             ca_pem: String::new(),
             key_arns: Vec::new(),
+            attested_signing: false,
         };
         let text = hosts(None, "enclave", Some(&kms));
         assert!(

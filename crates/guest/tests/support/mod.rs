@@ -375,6 +375,7 @@ pub fn kms_config(ca_pem: &str) -> Kms {
         server_name: SERVER_NAME.into(),
         ca_pem: ca_pem.into(),
         key_arns: vec![KEY_ARN.into()],
+        attested_signing: false,
     }
 }
 

@@ -178,7 +178,7 @@ impl Endpoint {
             headers,
             body,
         } = read(request).await?;
-        let planned = request::plan(&action, body);
+        let planned = request::plan(&action, body, self.kms.attested_signing);
         if let Some(warning) = planned.warning {
             log::line("enclos-agent", format_args!("kms: {action}: {warning}"));
         }

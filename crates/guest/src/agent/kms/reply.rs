@@ -22,11 +22,8 @@ pub enum ReplyError {
     #[error("the KMS's reply is not a JSON object")]
     Json,
     /// The KMS ignored the attestation.
-    #[error(
-        "the KMS's reply has no CiphertextForRecipient; \
-         a KMS that ignores attestation is not used from an enclave"
-    )]
-    NoCiphertext,
+    #[error("the KMS's reply has no CiphertextForRecipient; {0}")]
+    NoCiphertext(&'static str),
     /// The plaintext was sent in the clear too.
     #[error("the KMS sent {0} in the clear although it was asked to encrypt it to the enclave")]
     InTheClear(&'static str),
@@ -61,7 +58,16 @@ pub enum ReplyError {
     },
 }
 
-/// Checks and opens a successful reply.
+fn no_ciphertext(expected: &Expected) -> ReplyError {
+    ReplyError::NoCiphertext(match expected.extension {
+        false => "a KMS that ignores attestation is not used from an enclave",
+        true => {
+            "[kms] attested_signing in enclos.toml is for a KMS that runs with --attested-signing"
+        }
+    })
+}
+
+/// Checks and opens a successful reply. One that holds nothing sealed is checked and stays as it is.
 ///
 /// # Errors
 /// See [`ReplyError`].
@@ -74,30 +80,35 @@ pub fn open(
     let Ok(Value::Object(mut fields)) = serde_json::from_slice(body) else {
         return Err(ReplyError::Json);
     };
-    check_clear(&fields, expected.plaintext_field)?;
     check_key(&fields, expected, allowed)?;
     check_repeated(&fields, expected)?;
+    let Some(plaintext_field) = expected.plaintext_field else {
+        return Ok(Zeroizing::new(body.to_vec()));
+    };
+    check_clear(&fields, plaintext_field, expected)?;
     let envelope = match fields.remove("CiphertextForRecipient") {
-        Some(Value::String(text)) => STANDARD
-            .decode(text)
-            .map_err(|_| ReplyError::NoCiphertext)?,
-        _ => return Err(ReplyError::NoCiphertext),
+        Some(Value::String(text)) => STANDARD.decode(text).map_err(|_| no_ciphertext(expected))?,
+        _ => return Err(no_ciphertext(expected)),
     };
     let plaintext = cms::open(&envelope, key)?;
     check_len(plaintext.len(), expected)?;
     let text = STANDARD.encode(&*plaintext);
-    fields.insert(expected.plaintext_field.to_owned(), Value::String(text));
+    fields.insert(plaintext_field.to_owned(), Value::String(text));
     Ok(Zeroizing::new(
         Value::Object(fields).to_string().into_bytes(),
     ))
 }
 
 /// The plaintext's field is absent, null or empty when a `Recipient` was given.
-fn check_clear(fields: &Map<String, Value>, name: &'static str) -> Result<(), ReplyError> {
+fn check_clear(
+    fields: &Map<String, Value>,
+    name: &'static str,
+    expected: &Expected,
+) -> Result<(), ReplyError> {
     match fields.get(name) {
         None | Some(Value::Null) => Ok(()),
         Some(Value::String(text)) if text.is_empty() => Ok(()),
-        Some(_) if !fields.contains_key("CiphertextForRecipient") => Err(ReplyError::NoCiphertext),
+        Some(_) if !fields.contains_key("CiphertextForRecipient") => Err(no_ciphertext(expected)),
         Some(_) => Err(ReplyError::InTheClear(name)),
     }
 }

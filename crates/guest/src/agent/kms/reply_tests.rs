@@ -20,7 +20,7 @@ fn opened(
     reply: &Value,
     allowed: &[&str],
 ) -> Result<Value, ReplyError> {
-    let planned = request::plan(action, request.to_string().into());
+    let planned = request::plan(action, request.to_string().into(), true);
     let allowed: Vec<String> = allowed.iter().map(|arn| (*arn).to_owned()).collect();
     let expected = planned.attested.unwrap();
     let bytes = open(reply.to_string().as_bytes(), &expected, &allowed, &KEY)?;
@@ -35,6 +35,8 @@ fn each_action_gets_its_field_and_loses_the_envelope() {
         ("GenerateDataKeyPair", "PrivateKeyPlaintext", 1217),
         ("GenerateRandom", "Plaintext", 32),
         ("DeriveSharedSecret", "SharedSecret", 32),
+        ("Sign", "Signature", 71),
+        ("GenerateMac", "Mac", 48),
     ] {
         let request = json!({"KeySpec": "AES_256", "KeyPairSpec": "RSA_2048", "NumberOfBytes": 32});
         let plaintext = vec![3; len];
@@ -68,10 +70,67 @@ fn a_kms_that_ignores_attestation_is_refused() {
         json!({"KeyId": ARN}),
     ] {
         let error = opened("Decrypt", &json!({}), &reply, &[]).unwrap_err();
-        assert!(matches!(error, ReplyError::NoCiphertext));
+        assert!(matches!(error, ReplyError::NoCiphertext(_)));
     }
     let reply = json!({"KeyId": ARN, "CiphertextForRecipient": "?"});
     assert!(opened("Decrypt", &json!({}), &reply, &[]).is_err());
+}
+
+#[test]
+fn a_signature_or_mac_that_is_not_sealed_is_refused() {
+    for (action, field, algorithm, other) in [
+        (
+            "Sign",
+            "Signature",
+            ("SigningAlgorithm", "ECDSA_SHA_256"),
+            "ECDSA_SHA_512",
+        ),
+        (
+            "GenerateMac",
+            "Mac",
+            ("MacAlgorithm", "HMAC_SHA_256"),
+            "HMAC_SHA_512",
+        ),
+    ] {
+        let (name, used) = algorithm;
+        let request = json!({"KeyId": ARN, name: used});
+        let clear = json!({"KeyId": ARN, name: used, field: "eA=="});
+        let error = opened(action, &request, &clear, &[]).unwrap_err();
+        assert!(error.to_string().contains("--attested-signing"), "{error}");
+        let mut reply =
+            json!({"KeyId": ARN, name: used, "CiphertextForRecipient": sealed(&[7; 32])});
+        let value = opened(action, &request, &reply, &[ARN]).unwrap();
+        assert_eq!(value[field], STANDARD.encode([7; 32]));
+        reply[name] = json!(other);
+        let error = opened(action, &request, &reply, &[]).unwrap_err();
+        assert!(matches!(error, ReplyError::Repeated { .. }), "{error}");
+        reply[name] = json!(used);
+        reply["KeyId"] = json!(ARN.replace("8888", "9999"));
+        let error = opened(action, &request, &reply, &[]).unwrap_err();
+        assert!(matches!(error, ReplyError::Key { .. }), "{error}");
+    }
+    let short = json!({"KeyId": ARN, "MacAlgorithm": "HMAC_SHA_256", "CiphertextForRecipient": sealed(&[7; 31])});
+    let request = json!({"KeyId": ARN, "MacAlgorithm": "HMAC_SHA_256"});
+    let error = opened("GenerateMac", &request, &short, &[]).unwrap_err();
+    assert!(matches!(error, ReplyError::Length { found: 31, .. }));
+}
+
+#[test]
+fn the_reply_to_a_check_is_checked_and_stays_as_it_is() {
+    for (action, field, name) in [
+        ("Verify", "SignatureValid", "SigningAlgorithm"),
+        ("VerifyMac", "MacValid", "MacAlgorithm"),
+    ] {
+        let request = json!({"KeyId": ID, name: "x"});
+        let reply = json!({"KeyId": ARN, field: true, name: "x"});
+        assert_eq!(opened(action, &request, &reply, &[ARN]).unwrap(), reply);
+        let other = ARN.replace("8888", "9999");
+        let error = opened(action, &request, &reply, &[&other]).unwrap_err();
+        assert!(matches!(error, ReplyError::Key { .. }), "{error}");
+        let asked = json!({"KeyId": ID, name: "y"});
+        let error = opened(action, &asked, &reply, &[ARN]).unwrap_err();
+        assert!(matches!(error, ReplyError::Repeated { .. }), "{error}");
+    }
 }
 
 #[test]
@@ -130,7 +189,7 @@ fn a_reply_that_contradicts_the_request_is_refused() {
 
 #[test]
 fn what_is_no_json_object_is_refused() {
-    let planned = request::plan("Decrypt", "{}".into());
+    let planned = request::plan("Decrypt", "{}".into(), false);
     let expected = planned.attested.unwrap();
     for body in [&b""[..], b"[]", b"\"x\"", b"{"] {
         assert!(matches!(

@@ -3,6 +3,7 @@
 //! | action | done |
 //! |---|---|
 //! | Decrypt, GenerateDataKey, GenerateDataKeyPair, GenerateRandom, DeriveSharedSecret | `Recipient` added, unless it has one |
+//! | Sign, Verify, GenerateMac, VerifyMac | the same, if the image says that its KMS takes one |
 //! | Decrypt, ReEncrypt | a `CiphertextBlob` that is base64 twice is decoded once |
 //! | anything else | nothing: its body is not even parsed |
 
@@ -18,13 +19,52 @@ pub const TWICE: &str =
 /// Fewest bytes of a ciphertext that is looked at for being base64: shorter ones are none anyway.
 const SHORTEST: usize = 32;
 
-/// Where a reply carries what only the enclave may read.
-const ACTIONS: [(&str, &str); 5] = [
-    ("Decrypt", "Plaintext"),
-    ("DeriveSharedSecret", "SharedSecret"),
-    ("GenerateDataKey", "Plaintext"),
-    ("GenerateDataKeyPair", "PrivateKeyPlaintext"),
-    ("GenerateRandom", "Plaintext"),
+/// An action that takes a document.
+#[derive(Debug)]
+struct Attested {
+    name: &'static str,
+    /// Where a reply carries what only the enclave may read; a check's reply has nothing of the kind.
+    sealed: Option<&'static str>,
+    /// What the reply repeats, if the request has it.
+    repeated: &'static [&'static str],
+}
+
+const fn attested(
+    name: &'static str,
+    sealed: Option<&'static str>,
+    repeated: &'static [&'static str],
+) -> Attested {
+    Attested {
+        name,
+        sealed,
+        repeated,
+    }
+}
+
+/// Those of AWS.
+const ACTIONS: [Attested; 5] = [
+    attested("Decrypt", Some("Plaintext"), &["EncryptionAlgorithm"]),
+    attested(
+        "DeriveSharedSecret",
+        Some("SharedSecret"),
+        &["KeyAgreementAlgorithm"],
+    ),
+    attested("GenerateDataKey", Some("Plaintext"), &[]),
+    attested(
+        "GenerateDataKeyPair",
+        Some("PrivateKeyPlaintext"),
+        &["KeyPairSpec"],
+    ),
+    attested("GenerateRandom", Some("Plaintext"), &[]),
+];
+
+/// Those of a KMS with `--attested-signing`. No reply tells such a KMS from another in time: one that ignores the document
+/// has signed already. So the image says it.
+const EXTENSION: [Attested; 4] = [
+    attested("GenerateMac", Some("Mac"), &["MacAlgorithm"]),
+    attested("Sign", Some("Signature"), &["SigningAlgorithm"]),
+    attested("Verify", None, &["SigningAlgorithm"]),
+    attested("VerifyMac", None, &["MacAlgorithm"]),
 ];
 
 /// A request as it goes on.
@@ -49,8 +89,10 @@ enum Body {
 pub struct Expected {
     /// Which action was asked for.
     pub action: &'static str,
-    /// Field that the application expects its plaintext in.
-    pub plaintext_field: &'static str,
+    /// Field that the application expects what is sealed in; none where nothing is.
+    pub plaintext_field: Option<&'static str>,
+    /// Whether it is one that AWS takes no document for.
+    pub extension: bool,
     /// Length of the plaintext, when the request names it.
     pub plaintext_len: Option<usize>,
     /// Key that the request names.
@@ -59,10 +101,12 @@ pub struct Expected {
     pub repeated: Vec<(&'static str, String)>,
 }
 
-/// Decides what is done to a request.
+/// Decides what is done to a request. `signing` is whether the KMS takes documents for signatures and MACs too.
 #[must_use]
-pub fn plan(action: &str, body: Bytes) -> Planned {
-    let known = ACTIONS.iter().find(|(name, _)| *name == action);
+pub fn plan(action: &str, body: Bytes, signing: bool) -> Planned {
+    let extension = EXTENSION.iter().filter(|_| signing);
+    let mut taking = ACTIONS.iter().chain(extension);
+    let known = taking.find(|known| known.name == action);
     let raw = |body| Planned {
         body: Body::Raw(body),
         attested: None,
@@ -81,7 +125,7 @@ pub fn plan(action: &str, body: Bytes) -> Planned {
         .is_some_and(|recipient| !recipient.is_null());
     let attested = known
         .filter(|_| !own_recipient)
-        .map(|(action, plaintext)| expected(action, plaintext, &fields));
+        .map(|action| expected(action, &fields));
     if attested.is_none() && warning.is_none() {
         return raw(body);
     }
@@ -132,35 +176,39 @@ fn decode_twice(fields: &mut Map<String, Value>) -> Option<&'static str> {
     Some(TWICE)
 }
 
-fn expected(
-    action: &'static str,
-    plaintext_field: &'static str,
-    fields: &Map<String, Value>,
-) -> Expected {
+fn expected(action: &Attested, fields: &Map<String, Value>) -> Expected {
     let text = |name: &str| fields.get(name).and_then(Value::as_str).map(str::to_owned);
-    let repeated = match action {
-        "GenerateDataKeyPair" => vec!["KeyPairSpec"],
-        "DeriveSharedSecret" => vec!["KeyAgreementAlgorithm"],
-        "Decrypt" => vec!["EncryptionAlgorithm"],
-        _ => vec![],
-    };
-    let repeated = repeated
-        .into_iter()
-        .filter_map(|name| Some((name, text(name)?)))
-        .collect();
+    let repeated = action.repeated.iter();
+    let repeated = repeated.filter_map(|name| Some((*name, text(name)?)));
     Expected {
-        action,
-        plaintext_field,
-        plaintext_len: plaintext_len(action, fields),
+        action: action.name,
+        plaintext_field: action.sealed,
+        extension: EXTENSION.iter().any(|known| known.name == action.name),
+        plaintext_len: plaintext_len(action.name, fields),
         key_id: text("KeyId"),
-        repeated,
+        repeated: repeated.collect(),
     }
 }
 
 fn plaintext_len(action: &str, fields: &Map<String, Value>) -> Option<usize> {
-    if !matches!(action, "GenerateDataKey" | "GenerateRandom") {
-        return None;
+    match action {
+        "GenerateDataKey" | "GenerateRandom" => data_len(fields),
+        "GenerateMac" => mac_len(fields),
+        _ => None,
     }
+}
+
+fn mac_len(fields: &Map<String, Value>) -> Option<usize> {
+    match fields.get("MacAlgorithm")?.as_str()? {
+        "HMAC_SHA_224" => Some(28),
+        "HMAC_SHA_256" => Some(32),
+        "HMAC_SHA_384" => Some(48),
+        "HMAC_SHA_512" => Some(64),
+        _ => None,
+    }
+}
+
+fn data_len(fields: &Map<String, Value>) -> Option<usize> {
     match fields.get("KeySpec").and_then(Value::as_str) {
         Some("AES_256") => Some(32),
         Some("AES_128") => Some(16),
@@ -173,15 +221,17 @@ mod tests {
     use super::*;
 
     fn planned(action: &str, body: &Value) -> Planned {
-        plan(action, Bytes::from(body.to_string()))
+        plan(action, Bytes::from(body.to_string()), false)
     }
 
     #[test]
-    fn five_actions_are_attested() {
-        for (action, field) in ACTIONS {
-            let planned = planned(action, &json!({"KeyId": "alias/x"}));
+    fn five_actions_are_attested_and_four_more_where_the_image_says_so() {
+        let all = ACTIONS.iter().chain(&EXTENSION);
+        for Attested { name, sealed, .. } in all {
+            let body = json!({"KeyId": "alias/x"});
+            let planned = plan(name, Bytes::from(body.to_string()), true);
             let expected = planned.attested.as_ref().unwrap();
-            assert_eq!(expected.plaintext_field, field);
+            assert_eq!(expected.plaintext_field, *sealed);
             let body: Value = serde_json::from_slice(&planned.attested_body(b"doc")).unwrap();
             assert_eq!(
                 body["Recipient"]["AttestationDocument"],
@@ -195,21 +245,31 @@ mod tests {
         }
     }
 
+    #[track_caller]
+    fn passes(action: &str, signing: bool) {
+        let body = Bytes::from_static(b"{ \"b\":1,\"a\" : 2}");
+        let planned = plan(action, body.clone(), signing);
+        assert!(planned.attested.is_none(), "{action}");
+        assert_eq!(planned.body(), body);
+    }
+
     #[test]
     fn other_actions_pass_byte_for_byte() {
         for action in [
             "Encrypt",
-            "Sign",
             "GenerateDataKeyWithoutPlaintext",
             "ListKeys",
             "ReEncrypt",
         ] {
-            let body = Bytes::from_static(b"{ \"b\":1,\"a\" : 2}");
-            let planned = plan(action, body.clone());
-            assert!(planned.attested.is_none());
-            assert_eq!(planned.body(), body);
+            for signing in [false, true] {
+                passes(action, signing);
+            }
         }
-        let nonsense = plan("Decrypt", Bytes::from_static(b"not JSON"));
+        // AWS knows no `Recipient` of these.
+        for action in &EXTENSION {
+            passes(action.name, false);
+        }
+        let nonsense = plan("Decrypt", Bytes::from_static(b"not JSON"), true);
         assert!(nonsense.attested.is_none());
         assert_eq!(nonsense.body(), "not JSON");
     }
@@ -217,7 +277,10 @@ mod tests {
     #[test]
     fn an_applications_own_recipient_stays() {
         let own = json!({"Recipient": {"AttestationDocument": "QQ=="}});
-        assert!(planned("Decrypt", &own).attested.is_none());
+        for action in ["Decrypt", "Sign"] {
+            let planned = plan(action, own.to_string().into(), true);
+            assert!(planned.attested.is_none());
+        }
         assert!(
             planned("Decrypt", &json!({"Recipient": null}))
                 .attested
@@ -259,7 +322,16 @@ mod tests {
 
     #[test]
     fn lengths_follow_from_the_request() {
-        let len = |action, body| planned(action, &body).attested.unwrap().plaintext_len;
+        let len = |action, body: Value| {
+            let planned = plan(action, body.to_string().into(), true);
+            planned.attested.unwrap().plaintext_len
+        };
+        for (algorithm, bytes) in [("224", 28), ("256", 32), ("384", 48), ("512", 64)] {
+            let mac = json!({"MacAlgorithm": format!("HMAC_SHA_{algorithm}")});
+            assert_eq!(len("GenerateMac", mac.clone()), Some(bytes));
+            assert_eq!(len("VerifyMac", mac), None);
+        }
+        assert_eq!(len("GenerateMac", json!({"MacAlgorithm": "x"})), None);
         assert_eq!(
             len("GenerateDataKey", json!({"KeySpec": "AES_256"})),
             Some(32)
