@@ -87,17 +87,21 @@ impl<'a> Builder<'a> {
     /// # Errors
     /// The build fails.
     pub fn flask_backend(&self, name: &str) -> Result<Image> {
-        self.flask_backend_with(name, "")
+        self.flask_backend_edited(name, &[], |text| text)
     }
 
-    /// The same with `env`, `NAME = "value",` in TOML, added to the application's environment.
+    /// The same with a route that signs, for a KMS with attested signatures; `env`, `NAME = "value",` in TOML, is added to its
+    /// environment.
     ///
     /// # Errors
     /// The build fails.
-    pub fn flask_backend_with(&self, name: &str, env: &str) -> Result<Image> {
-        self.flask_backend_edited(name, |text| match env {
-            "" => text,
-            env => text.replacen("env = {", &format!("env = {{ {env}"), 1),
+    pub fn flask_signer(&self, name: &str, env: &str) -> Result<Image> {
+        let signer = read(&self.bench.path("e2e/guest/python/signer.py"))?;
+        let added = [Added::file("app/signer.py", signer)];
+        self.flask_backend_edited(name, &added, |text| {
+            let text = text.replacen("env = {", &format!("env = {{ {env}"), 1);
+            let text = text.replacen("app.py\"]", "signer.py\"]", 1);
+            text.replacen("[kms]\n", "[kms]\nattested_signing = true\n", 1)
         })
     }
 
@@ -107,17 +111,18 @@ impl<'a> Builder<'a> {
     /// The build fails.
     pub fn flask_backend_with_attested_tls(&self, name: &str) -> Result<Image> {
         let setting = "[ingress]\nattested_tls = [5000]\n";
-        self.flask_backend_edited(name, |text| text.replacen("[ingress]\n", setting, 1))
+        self.flask_backend_edited(name, &[], |text| text.replacen("[ingress]\n", setting, 1))
     }
 
     fn flask_backend_edited(
         &self,
         name: &str,
+        more: &[Added],
         edit: impl FnOnce(String) -> String,
     ) -> Result<Image> {
         let app = read(&self.bench.path("examples/flask-backend/app.py"))?;
         let rootfs = self.dir.join(format!("{name}.rootfs.tar"));
-        let added = [Added::file("app/app.py", app)];
+        let added = [&[Added::file("app/app.py", app)], more].concat();
         add_to_archive(&self.bench.flask_rootfs, &rootfs, &added)?;
         let config = self.example_config(name, "examples/flask-backend")?;
         fs::write(&config, edit(fs::read_to_string(&config)?))?;
@@ -314,6 +319,7 @@ fn write_program(path: &Path, program: &[u8]) -> Result<()> {
 }
 
 /// A file that is added to an archive.
+#[derive(Clone)]
 struct Added {
     path: PathBuf,
     mode: u32,

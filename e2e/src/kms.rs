@@ -83,6 +83,16 @@ impl Server {
         Ok(server)
     }
 
+    /// Starts it again with Enclos's extension: documents count for Sign, Verify, GenerateMac and VerifyMac too.
+    ///
+    /// # Errors
+    /// It does not start.
+    pub fn take_documents_for_signing(&mut self) -> Result<()> {
+        self.kill()?;
+        self.arguments.push("--attested-signing".into());
+        self.restart()
+    }
+
     /// Starts the process again, after [`Self::kill`].
     ///
     /// # Errors
@@ -211,7 +221,15 @@ impl Client {
     /// # Errors
     /// The KMS refuses.
     pub fn create_key(&self, description: &str) -> Result<String> {
-        let created = self.must("CreateKey", &json!({ "Description": description }))?;
+        self.create(&json!({ "Description": description }))
+    }
+
+    /// Creates a key with these parameters and returns its ARN.
+    ///
+    /// # Errors
+    /// The KMS refuses.
+    pub fn create(&self, parameters: &Value) -> Result<String> {
+        let created = self.must("CreateKey", parameters)?;
         let arn = created["KeyMetadata"]["Arn"].as_str();
         Ok(arn
             .with_context(|| format!("no ARN in {created}"))?

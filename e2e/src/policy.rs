@@ -47,6 +47,16 @@ impl Pins {
     /// The key policy: the account manages the key and encrypts, only the enclave decrypts.
     #[must_use]
     pub fn policy(&self) -> Value {
+        self.policy_of("kms:Encrypt", "kms:Decrypt")
+    }
+
+    /// The policy of a key that signs: everybody of the account verifies, only the enclave signs.
+    #[must_use]
+    pub fn signing_policy(&self) -> Value {
+        self.policy_of("kms:Verify", "kms:Sign")
+    }
+
+    fn policy_of(&self, open: &str, attested: &str) -> Value {
         let conditions: BTreeMap<String, &String> = self
             .pcrs
             .iter()
@@ -56,17 +66,17 @@ impl Pins {
             "Version": "2012-10-17",
             "Statement": [
                 {
-                    "Sid": "The account manages the key and encrypts",
+                    "Sid": "The account manages the key and does what is open to it",
                     "Effect": "Allow",
                     "Principal": { "AWS": format!("arn:aws:iam::{ACCOUNT}:root") },
-                    "Action": ["kms:DescribeKey", "kms:GetKeyPolicy", "kms:PutKeyPolicy", "kms:Encrypt"],
+                    "Action": ["kms:DescribeKey", "kms:GetKeyPolicy", "kms:PutKeyPolicy", open],
                     "Resource": "*"
                 },
                 {
-                    "Sid": "Only this enclave decrypts",
+                    "Sid": "Only this enclave does the rest",
                     "Effect": "Allow",
                     "Principal": { "AWS": self.roles },
-                    "Action": "kms:Decrypt",
+                    "Action": attested,
                     "Resource": "*",
                     "Condition": { "StringEqualsIgnoreCase": conditions }
                 }

@@ -5,7 +5,7 @@ use enclos_e2e::child;
 use enclos_e2e::container::{Buildah, Registry};
 use enclos_e2e::image::{Image, change_one_byte};
 use enclos_e2e::policy::Pins;
-use enclos_e2e::stack::{BOOT, Enclave, INSTANCE, OTHER_ROLE, ROLE};
+use enclos_e2e::stack::{BOOT, Enclave, INSTANCE, OTHER_ROLE, ROLE, Stack};
 use enclos_e2e::stories::{self, Refusal, Secret};
 use serde_json::json;
 
@@ -133,17 +133,37 @@ fn a_stock_application_is_reached_by_attested_tls_alone() {
 }
 
 /// SDKs from before `AWS_ENDPOINT_URL_KMS` call the name that AWS's documentation gives, by TLS: DNS leads them to the agent, and the
-/// bundle in `AWS_CA_BUNDLE` makes them trust it. boto3 does what they do when told to ignore the variable.
+/// bundle in `AWS_CA_BUNDLE` makes them trust it. boto3 does what they do when told to ignore the variable. It signs too, where image
+/// and KMS say so.
 #[test]
 fn an_sdk_that_knows_no_endpoint_variable_decrypts_too() {
-    let fixture = Fixture::new();
+    let mut fixture = Fixture::new();
+    fixture.stack.kms.take_documents_for_signing().unwrap();
     let env = "AWS_IGNORE_CONFIGURED_ENDPOINT_URLS = \"true\",";
-    let image = fixture.builder().flask_backend_with("old-sdk", env);
-    let image = image.unwrap();
+    let image = fixture.builder().flask_signer("old-sdk", env).unwrap();
     let secret = fixture.secret(&image);
     let enclave = fixture.stack.host.run(&image, &[]).unwrap();
     enclave.until_answering("/health").unwrap();
     expect_answer(&enclave, &secret.ciphertext);
+    expect_signature(&fixture.stack, &enclave, &secret.pins);
+}
+
+/// The enclave signs with a key that is pinned to it; the account finds the signature right, and the host itself gets none.
+fn expect_signature(stack: &Stack, enclave: &Enclave<'_>, pins: &Pins) {
+    let developer = stack.kms.developer();
+    let kind = json!({ "KeySpec": "ECC_NIST_P256", "KeyUsage": "SIGN_VERIFY" });
+    let key = developer.create(&kind).unwrap();
+    developer.put_policy(&key, &pins.signing_policy()).unwrap();
+    let asked = json!({ "key": key, "text": "an invoice" });
+    let reply = enclave.post("/sign", &asked).unwrap().json().unwrap();
+    let mut call = json!({ "KeyId": key, "Message": BASE64_STANDARD.encode("an invoice"),
+        "SigningAlgorithm": "ECDSA_SHA_256" });
+    let refused = stack.role.call("Sign", &call).unwrap();
+    let refused = String::from_utf8_lossy(&refused.body).into_owned();
+    assert!(refused.contains("AccessDenied"), "{refused}");
+    call["Signature"] = reply["signature"].clone();
+    let verified = developer.must("Verify", &call).unwrap();
+    assert_eq!(verified["SignatureValid"], true, "{reply}");
 }
 
 #[test]
