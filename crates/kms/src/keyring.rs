@@ -5,6 +5,7 @@
 //! no request waits for another key's.
 
 use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
 use dashmap::DashMap;
@@ -154,6 +155,14 @@ pub enum LoadError {
         #[source]
         source: PolicyError,
     },
+}
+
+impl LoadError {
+    /// Whether it may pass once `root.key` can be read.
+    pub(crate) fn is_unread(&self) -> bool {
+        let unread = |source: &UnsealError| matches!(source, UnsealError::Unread(_));
+        matches!(self, Self::Unseal { source, .. } if unread(source))
+    }
 }
 
 impl Key {
@@ -486,14 +495,24 @@ pub struct Keyring {
     families: DashMap<String, BTreeSet<String>>,
     /// Policies by their text: keys that have the same one share it.
     policies: DashMap<Arc<str>, Weak<Policy>>,
+    /// Which reading of `root.key` it was that did not open all stored keys; 0 if they are all here.
+    incomplete: AtomicU64,
 }
 
 impl Keyring {
     /// Finds the key that a reference names.
     ///
     /// # Errors
-    /// `NotFoundException` with AWS's text.
+    /// `NotFoundException` with AWS's text; `DependencyTimeoutException` if it may be one that does not open yet.
     pub fn find(&self, reference: &KeyRef) -> Result<Arc<Key>, ApiError> {
+        self.lookup(reference)
+            .map_err(|missing| match self.incomplete() {
+                None => missing,
+                Some(_) => ApiError::try_again(&missing),
+            })
+    }
+
+    fn lookup(&self, reference: &KeyRef) -> Result<Arc<Key>, ApiError> {
         let missing = |arn| ApiError::not_found(format!("Key '{arn}' does not exist"));
         match reference {
             KeyRef::Key(place, id) => self
@@ -614,6 +633,17 @@ impl Keyring {
         }
         let text = Arc::clone(&key.row.policy);
         self.policies.insert(text, Arc::downgrade(&key.policy));
+    }
+
+    /// Which reading of `root.key` did not open all stored keys; none if they are all here.
+    pub(crate) fn incomplete(&self) -> Option<u64> {
+        Some(self.incomplete.load(Ordering::Acquire)).filter(|reading| *reading != 0)
+    }
+
+    /// Notes that stored keys are not here, with the reading of `root.key` that did not open them, or that they all are.
+    pub(crate) fn set_incomplete(&self, reading: Option<u64>) {
+        self.incomplete
+            .store(reading.unwrap_or(0), Ordering::Release);
     }
 
     /// Forgets a key and its aliases.

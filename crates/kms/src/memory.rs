@@ -113,6 +113,9 @@ impl Memory<'_> {
         follower: &Follower,
         staleness: Duration,
     ) -> Result<(), ApiError> {
+        if self.has_more_to_open() {
+            self.read_whole(follower).await?;
+        }
         if !follower.shared {
             self.follow_late(follower).await;
             return Ok(());
@@ -127,6 +130,26 @@ impl Memory<'_> {
             None => Ok(()),
             Some(error) => Err(ApiError::store(error.as_ref())),
         }
+    }
+
+    /// Whether there are stored keys that did not open, and `root.key` was read again since.
+    fn has_more_to_open(&self) -> bool {
+        let reading = self.keys.incomplete();
+        reading.is_some_and(|reading| reading != self.root.reads())
+    }
+
+    /// Reads everything again: which keys did not open is known, which grants went with them is not.
+    async fn read_whole(&self, follower: &Follower) -> Result<(), ApiError> {
+        let mut state = follower.state.lock().await;
+        if !self.has_more_to_open() {
+            return Ok(());
+        }
+        let news = state.watch.look(&Wanted::Whole).await;
+        if let Some(news) = news.map_err(|error| ApiError::store(&error))? {
+            self.take(&news);
+            follower.seq.store(news.seq, Ordering::Release);
+        }
+        Ok(())
     }
 
     /// Asks for what is new, once for all who have come.
@@ -196,6 +219,8 @@ impl Memory<'_> {
 
     /// Puts what is new into memory. New names come before old ones go, so that an alias that moves is always there.
     fn take(&self, news: &News) {
+        let reading = self.root.reads();
+        let mut unread = false;
         if news.whole {
             let gone = self.keys.select(|key| !news.keys.contains_key(&key.row.id));
             gone.iter().for_each(|key| self.forget(&key.row.id));
@@ -203,8 +228,15 @@ impl Memory<'_> {
         for (id, stored) in &news.keys {
             if let Err(error) = self.put(id, stored, news.whole) {
                 tracing::error!(key = id, error = %Chain(&error), "a key cannot be used as it is stored and is refused");
+                unread |= error.is_unread();
                 self.forget(id);
             }
+        }
+        if unread {
+            self.root.note_missed();
+            self.keys.set_incomplete(Some(reading));
+        } else if news.whole {
+            self.keys.set_incomplete(None);
         }
         for (id, stored) in &news.keys {
             self.keys.keep_aliases(id, &stored.aliases);
@@ -261,12 +293,22 @@ impl ApiError {
     pub(crate) fn store(error: &StoreError) -> Self {
         if error.is_passing() {
             tracing::error!(error = %Chain(error), "the database cannot be reached");
-            return Self::new(
-                ErrorKind::DependencyTimeout,
-                "The system timed out while trying to fulfill the request. You can retry the request.",
-            );
+            return Self::timeout();
         }
         Self::internal(error)
+    }
+
+    /// What this server needs and does not have yet; `cause` goes to the log only.
+    pub(crate) fn try_again(cause: &dyn std::error::Error) -> Self {
+        tracing::error!(error = %Chain(cause), "a request cannot be answered yet");
+        Self::timeout()
+    }
+
+    fn timeout() -> Self {
+        Self::new(
+            ErrorKind::DependencyTimeout,
+            "The system timed out while trying to fulfill the request. You can retry the request.",
+        )
     }
 }
 

@@ -60,6 +60,7 @@ pub struct Metrics {
     store: Gauge,
     locked: Gauge,
     root: Gauge,
+    unread: Gauge,
     spans: Family<Fate, Counter>,
 }
 
@@ -72,6 +73,8 @@ pub struct State {
     pub store_writable: bool,
     /// Current version of the root key.
     pub root_key_version: u32,
+    /// Whether `root.key` was changed and cannot be read.
+    pub root_key_unread: bool,
 }
 
 impl Default for Metrics {
@@ -85,6 +88,7 @@ impl Default for Metrics {
             store: Gauge::default(),
             locked: Gauge::default(),
             root: Gauge::default(),
+            unread: Gauge::default(),
             spans: Family::default(),
             registry: Registry::default(),
         };
@@ -107,6 +111,9 @@ impl Default for Metrics {
         registry.register("memory_locked", help, made.locked.clone());
         let help = "Version of the root key that new values are sealed under";
         registry.register("root_key_version", help, made.root.clone());
+        let help =
+            "1 if root.key was changed and cannot be read: its token does not answer, for example";
+        registry.register("root_key_unread", help, made.unread.clone());
         let help =
             "Spans by fate: exported to the collector, or dropped because it was away or too slow";
         registry.register("spans", help, made.spans.clone());
@@ -162,6 +169,7 @@ impl Metrics {
             .set(i64::try_from(state.waiting).unwrap_or(i64::MAX));
         self.store.set(i64::from(state.store_writable));
         self.root.set(i64::from(state.root_key_version));
+        self.unread.set(i64::from(state.root_key_unread));
         let mut out = String::new();
         text::encode(&mut out, &self.registry)?;
         Ok(out)
@@ -184,6 +192,7 @@ mod tests {
         waiting: 3,
         store_writable: true,
         root_key_version: 2,
+        root_key_unread: true,
     };
 
     #[test]
@@ -203,6 +212,7 @@ mod tests {
             "enclos_kms_store_waiting 3",
             "enclos_kms_store_writable 1",
             "enclos_kms_root_key_version 2",
+            "enclos_kms_root_key_unread 1",
         ] {
             assert!(text.contains(line), "{line} in\n{text}");
         }

@@ -4,7 +4,7 @@
 //! | path | answer |
 //! |---|---|
 //! | `/livez` | 200 while the process serves |
-//! | `/readyz` | 200 if calls can be served and audited; 503 if the store cannot be written or the server stops |
+//! | `/readyz` | 200 if calls can be served and audited; 503 if the store cannot be written, if something stored does not open because the changed `root.key` cannot be read, or if the server stops |
 //! | `/metrics` | OpenMetrics |
 
 use std::convert::Infallible;
@@ -33,6 +33,10 @@ const CONNECTION_TIME: Duration = Duration::from_secs(30);
 
 /// Longest header block, in bytes.
 const HEADER_BYTES: usize = 16 * 1024;
+
+const MISSED: &str =
+    "root.key was changed and cannot be read, and something stored does not open without it\n";
+const UNREAD: &str = "ready, but root.key was changed and cannot be read; see the log\n";
 
 const TEXT: &str = "text/plain; charset=utf-8";
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -118,7 +122,9 @@ fn respond<B>(
     }
     let ready = match &service {
         None | Some((_, true)) => Err("stopping\n"),
-        Some((service, false)) if !service.is_healthy() => Err("the store cannot be written\n"),
+        Some((service, _)) if !service.is_healthy() => Err("the store cannot be written\n"),
+        Some((service, _)) if service.root.is_missed() => Err(MISSED),
+        Some((service, _)) if service.root.is_unread() => Ok(UNREAD),
         Some(_) => Ok("ready\n"),
     };
     match (request.uri().path(), &service) {

@@ -71,6 +71,7 @@ impl PrincipalError {
     pub(crate) fn told(&self) -> ApiError {
         match self {
             Self::Store(error) => ApiError::store(error),
+            Self::Unseal(UnsealError::Unread(_)) => ApiError::try_again(self),
             other => ApiError::internal(other),
         }
     }
@@ -181,8 +182,9 @@ fn secret(bytes: Zeroizing<Vec<u8>>) -> Arc<SecretKey> {
 
 fn open(row: &PrincipalRow, root: &RootKey) -> Result<Principal, PrincipalError> {
     let label = seal::access_key_label(&row.access_key_id, &row.arn);
+    let opened = root.unseal(&label, &row.sealed_secret);
     Ok(Principal {
-        secret: secret(root.unseal(&label, &row.sealed_secret)?),
+        secret: secret(opened.inspect_err(|_| root.note_missed())?),
         arn: PrincipalArn::parse(&row.arn)?,
     })
 }

@@ -258,6 +258,7 @@ impl Service {
             waiting: self.store.waiting(),
             store_writable: self.store.is_healthy(),
             root_key_version: self.root.version(),
+            root_key_unread: self.root.is_unread(),
         })
     }
 

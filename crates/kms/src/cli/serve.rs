@@ -440,7 +440,7 @@ async fn follow_root(location: Location, root: Arc<RootKey>, mut stopped: watch:
 }
 
 async fn take_up(location: &Location, root: &RootKey, pace: &mut Pace) -> Result<(), Failure> {
-    root.reload()?;
+    root.reload_in_task()?;
     if pace.is_due(root.version()) {
         pace.looked = None;
         root::seal_anew(location, root).await?;

@@ -123,7 +123,7 @@ impl Lock {
     fn of(protection: Protection, ask: bool) -> Result<Self, RootKeyError> {
         let key = match &protection {
             Protection::None => None,
-            Protection::Token(token) => Some(token.open()?),
+            Protection::Token(token) => Some(token.open(ask)?),
             Protection::Passphrase(parameters) => Some(parameters.derive(&passphrase::find(ask)?)?),
         };
         Ok(Self { protection, key })

@@ -15,11 +15,14 @@
 
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Duration;
 
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use aws_lc_rs::hmac;
 use enclos_token::TokenError;
+use tokio::runtime::{Handle, RuntimeFlavor};
 use zeroize::Zeroizing;
 
 use super::passphrase::PassphraseError;
@@ -46,6 +49,12 @@ pub struct RootKey {
     ring: RwLock<Arc<Ring>>,
     /// Held while the file is read again: the file whose token refused our PIN, which is not tried twice.
     refused: Mutex<Option<Stamp>>,
+    /// Whether the file was changed and could not be read again since.
+    unread: AtomicBool,
+    /// Whether something stored could not be opened meanwhile.
+    missed: AtomicBool,
+    /// How often it was read.
+    reads: AtomicU64,
 }
 
 /// The versions that a file held.
@@ -125,6 +134,17 @@ pub enum RootKeyError {
     /// The token.
     #[error("the token that protects the root key does not open it")]
     Token(#[from] TokenError),
+    /// The token, not in time.
+    #[error(
+        "the token that protects the root key has not answered within {} s; see that it can be reached", .0.as_secs()
+    )]
+    Silent(Duration),
+    /// No thread to ask the token.
+    #[error("cannot start the thread that asks the token of the root key")]
+    Thread(#[source] std::io::Error),
+    /// The code between us and the token.
+    #[error("asking the token of the root key ended in a panic")]
+    Panicked,
     /// The cipher.
     #[error("cannot seal a version of the root key")]
     Seal(#[from] SealError),
@@ -147,17 +167,27 @@ impl RootKeyError {
     /// Whether the token that opens the file is not there, or does not work.
     #[must_use]
     pub fn is_absence(&self) -> bool {
-        matches!(self, Self::Token(error) if error.is_absence())
+        match self {
+            Self::Token(error) => error.is_absence(),
+            Self::Silent(_) => true,
+            _ => false,
+        }
     }
 }
 
 /// A sealed value did not open.
 #[derive(Debug, thiserror::Error)]
-#[error(
-    "{what} does not open under this root key: it is damaged, was moved, or root.key is another installation's"
-)]
-pub struct UnsealError {
-    what: String,
+pub enum UnsealError {
+    /// It never will.
+    #[error(
+        "{0} does not open under this root key: it is damaged, was moved, or root.key is another installation's"
+    )]
+    Closed(String),
+    /// It may once the file can be read.
+    #[error(
+        "{0} does not open under the root key as it is known: root.key was changed and cannot be read again"
+    )]
+    Unread(String),
 }
 
 /// A value could not be sealed.
@@ -309,6 +339,9 @@ impl RootKey {
             path: path.to_owned(),
             ring: RwLock::new(Arc::new(Ring::new(file, stamp)?)),
             refused: Mutex::new(None),
+            unread: AtomicBool::new(false),
+            missed: AtomicBool::new(false),
+            reads: AtomicU64::new(1),
         })
     }
 
@@ -318,17 +351,46 @@ impl RootKey {
     /// # Errors
     /// If it cannot be used; what was known stays known.
     pub fn reload(&self) -> Result<bool, RootKeyError> {
+        let read = self.read_again();
+        match &read {
+            Ok(None) => {}
+            Ok(Some(_)) => {
+                self.unread.store(false, Ordering::Relaxed);
+                self.missed.store(false, Ordering::Relaxed);
+            }
+            Err(_) => self.unread.store(true, Ordering::Relaxed),
+        }
+        Ok(read? == Some(true))
+    }
+
+    /// The same for tasks: a token may have to be asked, which must not hold up other requests.
+    ///
+    /// # Errors
+    /// As [`RootKey::reload`].
+    pub fn reload_in_task(&self) -> Result<bool, RootKeyError> {
+        let here = Handle::try_current().map(|runtime| runtime.runtime_flavor());
+        match here {
+            Ok(RuntimeFlavor::MultiThread) => tokio::task::block_in_place(|| self.reload()),
+            _ => self.reload(),
+        }
+    }
+
+    /// Whether the file is as it was, or was read; nothing if it was refused before.
+    fn read_again(&self) -> Result<Option<bool>, RootKeyError> {
         let stamp = stamp(&self.path).map_err(|source| RootKeyError::Io {
             path: self.path.clone(),
             source,
         })?;
         if self.ring().stamp == stamp {
-            return Ok(false);
+            return Ok(Some(false));
         }
         let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
         let known = self.ring();
-        if known.stamp == stamp || *refused == Some(stamp) {
-            return Ok(false);
+        if known.stamp == stamp {
+            return Ok(Some(false));
+        }
+        if *refused == Some(stamp) {
+            return Ok(None);
         }
         let read = RootFile::read(&self.path, Some(known.lock.clone()), false);
         *refused = match &read {
@@ -338,7 +400,30 @@ impl RootKey {
         let file = read?;
         let news = Arc::new(Ring::new(file, stamp)?);
         *self.ring.write().unwrap_or_else(PoisonError::into_inner) = news;
-        Ok(true)
+        self.reads.fetch_add(1, Ordering::Release);
+        Ok(Some(true))
+    }
+
+    /// Whether the file was changed and what is in it is not known: its token does not answer, for example.
+    #[must_use]
+    pub fn is_unread(&self) -> bool {
+        self.unread.load(Ordering::Relaxed)
+    }
+
+    /// Whether requests miss what stands in a file that could not be read.
+    #[must_use]
+    pub fn is_missed(&self) -> bool {
+        self.is_unread() && self.missed.load(Ordering::Relaxed)
+    }
+
+    /// Notes that something stored did not open; what strangers send does not count.
+    pub(crate) fn note_missed(&self) {
+        self.missed.store(true, Ordering::Relaxed);
+    }
+
+    /// Changes when the file was read again: what did not open may open now.
+    pub(crate) fn reads(&self) -> u64 {
+        self.reads.load(Ordering::Acquire)
     }
 
     fn ring(&self) -> Arc<Ring> {
@@ -395,7 +480,7 @@ impl RootKey {
 
     /// Whether another process has changed the file and it was read again.
     fn is_news(&self) -> bool {
-        self.reload().unwrap_or_else(|error| {
+        self.reload_in_task().unwrap_or_else(|error| {
             tracing::error!(error = %Chain(&error), "root.key was changed and cannot be read again; what was known is used");
             false
         })
@@ -420,8 +505,12 @@ impl RootKey {
         if opened.is_none() && self.is_news() {
             opened = self.ring().open(label, sealed);
         }
-        opened.ok_or_else(|| UnsealError {
-            what: String::from_utf8_lossy(label).into_owned(),
+        opened.ok_or_else(|| {
+            let what = String::from_utf8_lossy(label).into_owned();
+            match self.is_unread() {
+                true => UnsealError::Unread(what),
+                false => UnsealError::Closed(what),
+            }
         })
     }
 }

@@ -77,6 +77,8 @@ pub(crate) enum Wanted {
     After(i64),
     /// What changes of these keys and grants have touched.
     Touched(BTreeSet<String>),
+    /// Everything.
+    Whole,
 }
 
 impl Watch {
@@ -105,6 +107,7 @@ impl Watch {
         let news = match wanted {
             Wanted::After(seq) => news(&mut connection, *seq).await?,
             Wanted::Touched(subjects) => Some(some(&mut connection, subjects).await?),
+            Wanted::Whole => Some(whole(&mut connection).await?),
         };
         self.connection = Some(connection);
         Ok(news)

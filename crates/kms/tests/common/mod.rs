@@ -6,6 +6,7 @@ pub(crate) mod campaign;
 pub(crate) mod enclave;
 pub(crate) mod fleet;
 pub(crate) mod postgres;
+pub(crate) mod token;
 
 use std::io::{BufRead as _, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -112,10 +113,12 @@ impl Server {
         let more = ["--dev-listen", "--operations-listen"];
         let more = more.iter().filter(|flag| arguments.contains(flag));
         for _ in 0..=more.count() {
-            let line = lines
-                .next()
-                .expect("the server ended early; see its log")
-                .unwrap();
+            let Some(line) = lines.next() else {
+                let log = std::fs::read_to_string(data.join("log")).unwrap();
+                let last: Vec<_> = log.lines().rev().take(40).collect();
+                panic!("the server ended early; its last lines first: {last:#?}");
+            };
+            let line = line.unwrap();
             let (what, url) = line.split_once(" on ").unwrap();
             let (scheme, address) = url.split_once("://").unwrap();
             let address = Some(address.parse().unwrap());
