@@ -26,7 +26,11 @@ use std::ffi::OsString;
 use std::path::Path;
 use std::process::ExitCode;
 
+use clap::error::{ContextKind, ErrorKind};
 use clap::{Parser, Subcommand};
+
+use codes::Code;
+use failure::{Failure, Outcome};
 
 /// Confidential computing on your own machines: build, run, verify and call enclaves
 #[derive(Debug, Parser)]
@@ -56,7 +60,12 @@ enum EnclosCommand {
 
 /// nitro-cli's commands, served by Enclos
 #[derive(Debug, Parser)]
-#[command(name = "nitro-cli", version, arg_required_else_help = true)]
+#[command(
+    name = "nitro-cli",
+    display_name = "Nitro CLI",
+    version = concat!("1.5.2 (Enclos ", env!("CARGO_PKG_VERSION"), ")"),
+    arg_required_else_help = true
+)]
 struct NitroCli {
     #[command(subcommand)]
     command: nitro::Command,
@@ -65,12 +74,16 @@ struct NitroCli {
 fn main() -> ExitCode {
     let args: Vec<OsString> = std::env::args_os().collect();
     let (name, outcome) = if is_nitro_cli(&args) {
-        ("nitro-cli", nitro::run(NitroCli::parse_from(args).command))
+        let parsed = NitroCli::try_parse_from(&args);
+        let parsed = parsed.or_else(|error| refused(error, true));
+        ("nitro-cli", parsed.and_then(|cli| nitro::run(cli.command)))
     } else {
-        let outcome = match Enclos::parse_from(args).command {
+        let parsed = Enclos::try_parse_from(&args);
+        let parsed = parsed.or_else(|error| refused(error, is_nitro_command(&args)));
+        let outcome = parsed.and_then(|enclos| match enclos.command {
             EnclosCommand::Nitro(command) => nitro::run(command),
             EnclosCommand::Own(command) => own::run(command),
-        };
+        });
         ("enclos", outcome)
     };
     match outcome {
@@ -80,6 +93,33 @@ fn main() -> ExitCode {
             ExitCode::from(failure.exit_status())
         }
     }
+}
+
+/// nitro-cli reads values itself, after its options, so an unusable value has a code there; for everything else, and for our own
+/// commands, clap says what is wrong and exits with 2.
+fn refused<T>(error: clap::Error, is_nitro: bool) -> Outcome<T> {
+    if !is_nitro || error.kind() != ErrorKind::ValueValidation {
+        error.exit();
+    }
+    let named = |kind| error.get(kind).map(ToString::to_string).unwrap_or_default();
+    let (value, option) = (
+        named(ContextKind::InvalidValue),
+        named(ContextKind::InvalidArg),
+    );
+    let failure = Failure::aws_text(
+        Code::INVALID_ARGUMENT,
+        format_args!("`{value}` cannot be used for {option}"),
+    );
+    let reason = std::error::Error::source(&error).map(ToString::to_string);
+    Err(reason
+        .into_iter()
+        .fold(failure, |failure, reason| failure.because(reason)))
+}
+
+/// Whether the first word is one of nitro-cli's commands.
+fn is_nitro_command(args: &[OsString]) -> bool {
+    let word = args.get(1).and_then(|word| word.to_str());
+    word.is_some_and(nitro::Command::has_subcommand)
 }
 
 fn is_nitro_cli(args: &[OsString]) -> bool {

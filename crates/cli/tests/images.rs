@@ -126,7 +126,7 @@ fn a_damaged_image_is_described_as_far_as_it_goes_and_refused_beyond() {
     }
     assert_eq!(
         run(&daemon, &["describe-eif", "--eif-path", "/no/such.eif"]).status,
-        19
+        35
     );
 }
 
@@ -255,9 +255,15 @@ fn pcr_agrees_with_awss_builder() {
     assert_eq!(pcr8["PCR8"].as_str().map(str::len), Some(96));
     let wrong = run(&daemon, &["pcr", "--signing-certificate", &signing.key]);
     assert!(
-        wrong.status == 3 && wrong.stderr.contains("PRIVATE KEY"),
+        wrong.status == 57 && wrong.stderr.contains("PRIVATE KEY"),
         "{}",
         wrong.stderr
     );
-    assert_eq!(run(&daemon, &["pcr", "--input", "/no/such"]).status, 57);
+    assert_eq!(run(&daemon, &["pcr", "--input", "/no/such"]).status, 19);
+    let both = [&signing.certificate, &signing.key].map(|path| std::fs::read(path).unwrap());
+    let both = daemon.file("both.pem", &both.concat());
+    assert_eq!(
+        run(&daemon, &["pcr", "--signing-certificate", &both]).json(),
+        pcr8
+    );
 }

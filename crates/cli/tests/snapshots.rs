@@ -172,7 +172,13 @@ fn failures_of_every_command() {
     let daemon = Daemon::none();
     let eif = daemon.file("broken.eif", b".eif and nothing more");
     let text = daemon.file("text", b"text");
-    let cases: [(&str, &[&str]); 54] = [
+    let cases: [(&str, &[&str]); 57] = [
+        ("run-enclave-nothing", &["run-enclave"]),
+        (
+            "run-enclave-cpus",
+            &["run-enclave", "--memory", "512", "--eif-path", &eif],
+        ),
+        ("sign-eif-nothing", &["sign-eif"]),
         (
             "run-enclave-no-image",
             &[

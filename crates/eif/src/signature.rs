@@ -50,7 +50,7 @@ pub enum SignatureError {
         expected: &'static str,
     },
     /// The certificate is no PEM certificate.
-    #[error("the signing certificate is not one PEM certificate; sign with a valid one")]
+    #[error("the signing certificate is not a PEM certificate; sign with a valid one")]
     Certificate(#[from] x509_cert::der::Error),
     /// The certificate's key is of a kind that signs no images.
     #[error("the signing certificate's key is not on P-256, P-384 or P-521; sign with such a key")]
@@ -302,9 +302,25 @@ fn parse_uints(cbor: &mut Decoder<'_>) -> Result<Vec<u8>, SignatureError> {
     cbor.array_iter::<u8>()?.map(|byte| Ok(byte?)).collect()
 }
 
+/// The first certificate of a PEM file with several blocks, which is the one that signs: its issuers may follow it, a key may
+/// be before it. A file with one block or none is left whole.
+pub fn first_certificate(text: &str) -> &str {
+    const BEGIN: &str = "-----BEGIN CERTIFICATE-----";
+    const END: &str = "-----END CERTIFICATE-----";
+    if text.matches("-----BEGIN ").count() < 2 {
+        return text;
+    }
+    let first = text.find(BEGIN).map(|from| &text[from..]);
+    let end = first.and_then(|first| first.find(END));
+    match (first, end) {
+        (Some(first), Some(end)) => &first[..end + END.len()],
+        _ => text,
+    }
+}
+
 pub(crate) fn parse_certificate(pem: &[u8]) -> Result<(Vec<u8>, Certificate), SignatureError> {
     let text = std::str::from_utf8(pem).map_err(|_| shape("no text", "a PEM certificate"))?;
-    let (label, document) = Document::from_pem(text)?;
+    let (label, document) = Document::from_pem(first_certificate(text))?;
     if label != "CERTIFICATE" {
         return Err(shape(format!("a PEM {label}"), "a PEM CERTIFICATE"));
     }

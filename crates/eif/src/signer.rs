@@ -17,7 +17,7 @@ use crate::measure::Measurements;
 use crate::reader::Eif;
 use crate::signature::{
     Curve, ImageSignature, SignatureError, encode_cose, encode_payload, encode_protected,
-    encode_section, parse_certificate, to_be_signed,
+    encode_section, first_certificate, parse_certificate, to_be_signed,
 };
 
 /// Why a key and its certificate cannot sign.
@@ -177,7 +177,7 @@ impl Signer {
         Ok(Self {
             key,
             curve,
-            certificate_pem: certificate_pem.as_bytes().to_vec(),
+            certificate_pem: first_certificate(certificate_pem).as_bytes().to_vec(),
             certificate_der,
         })
     }
@@ -326,15 +326,13 @@ fn public_key(certificate: &Certificate) -> &[u8] {
         .raw_bytes()
 }
 
-/// The private key's own block: `openssl ecparam -genkey` writes the curve's parameters before it.
+/// The private key's own block: `openssl ecparam -genkey` writes the curve's parameters before it, and a certificate may follow.
 fn private_key(pem: &str) -> &str {
-    const BEGINNINGS: [&str; 2] = [
-        "-----BEGIN PRIVATE KEY-----",
-        "-----BEGIN EC PRIVATE KEY-----",
-    ];
-    let start = BEGINNINGS
-        .iter()
-        .find_map(|beginning| pem.find(beginning))
-        .unwrap_or(0);
-    &pem[start..]
+    const LABELS: [&str; 2] = ["PRIVATE KEY-----", "EC PRIVATE KEY-----"];
+    let block = LABELS.iter().find_map(|label| {
+        let rest = &pem[pem.find(&format!("-----BEGIN {label}"))?..];
+        let end = format!("-----END {label}");
+        Some(&rest[..rest.find(&end)? + end.len()])
+    });
+    block.unwrap_or(pem)
 }

@@ -35,15 +35,16 @@ pub(crate) enum Command {
 /// Options of `run-enclave`.
 #[derive(Debug, Args)]
 #[command(
+    group(ArgGroup::new("cpus").required(true).args(["cpu_ids", "cpu_count", "config"])),
     after_help = "Exactly one of --cpu-count and --cpu-ids is needed, --memory and --eif-path too, unless \
                         --config gives them. --publish and --config can be combined."
 )]
 pub(crate) struct RunEnclave {
     /// Host CPUs for the enclave's vCPUs, such as `2 3`
-    #[arg(long, value_name = "ID", num_args = 1.., value_delimiter = ',', group = "cpus", required_unless_present_any = ["config", "cpu_count"])]
+    #[arg(long, value_name = "ID", num_args = 1.., value_delimiter = ',')]
     pub(crate) cpu_ids: Vec<u32>,
     /// Number of vCPUs
-    #[arg(long, value_name = "N", group = "cpus", required_unless_present_any = ["config", "cpu_ids"])]
+    #[arg(long, value_name = "N")]
     pub(crate) cpu_count: Option<u32>,
     /// Memory in MiB, or with a suffix: 512, 512M, 2G
     #[arg(long, value_name = "MIB", value_parser = parse_memory, required_unless_present = "config")]
@@ -64,7 +65,7 @@ pub(crate) struct RunEnclave {
     #[arg(long)]
     pub(crate) attach_console: bool,
     /// Read the options from a JSON file instead
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["cpus", "memory", "eif_path", "enclave_cid", "enclave_name", "debug_mode"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["memory", "eif_path", "enclave_cid", "enclave_name", "debug_mode"])]
     pub(crate) config: Option<PathBuf>,
     /// Listen on a host port and forward it to a port of the enclave; may be repeated (Enclos only)
     #[arg(long, value_name = "[ADDRESS:]PORT:GUESTPORT")]
@@ -191,13 +192,9 @@ pub(crate) struct Pcr {
 pub(crate) struct SignEif {
     /// The image
     #[arg(long, value_name = "FILE")]
-    pub(crate) eif_path: PathBuf,
-    /// Certificate, PEM; its key then shows in PCR8
-    #[arg(long, value_name = "FILE")]
-    pub(crate) signing_certificate: PathBuf,
-    /// Private key that belongs to the certificate: a PEM file, a KMS key's ARN, or a pkcs11: URI
-    #[arg(long, value_name = "KEY")]
-    pub(crate) private_key: String,
+    pub(crate) eif_path: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) signing: Signing,
 }
 
 /// Options of `explain`.
@@ -238,7 +235,7 @@ impl FromStr for PublishSpec {
     }
 }
 
-/// A plain number is MiB, as nitro-cli reads it.
+/// A plain number is MiB, as nitro-cli reads it. Whether it is enough, 0 included, depends on the image.
 pub(crate) fn parse_memory(text: &str) -> Result<u64, String> {
     let expected =
         || format!("`{text}` is not a size: a number of MiB, or a number with M, G or T");
@@ -253,11 +250,11 @@ pub(crate) fn parse_memory(text: &str) -> Result<u64, String> {
         ),
         None => (text, 1),
     };
-    let number: u64 = digits.parse().map_err(|_| expected())?;
-    number
-        .checked_mul(mib)
-        .filter(|mib| *mib > 0)
-        .ok_or_else(expected)
+    let digits = Some(digits).filter(|digits| !digits.starts_with('+'));
+    let number: u64 = digits
+        .and_then(|digits| digits.parse().ok())
+        .ok_or_else(expected)?;
+    number.checked_mul(mib).ok_or_else(expected)
 }
 
 /// Ids that vsock reserves are refused as nitro-cli refuses them; 0 asks for the next free one.
@@ -290,11 +287,21 @@ mod tests {
             ("2G", 2048),
             ("2g", 2048),
             ("1T", 1 << 20),
+            ("0", 0),
         ];
         for (text, mib) in good {
             assert_eq!(parse_memory(text), Ok(mib));
         }
-        for bad in ["", "0", "G", "1.5G", "12K", "-1", "18446744073709551615T"] {
+        for bad in [
+            "",
+            "+1",
+            "G",
+            "1.5G",
+            "1GB",
+            "12K",
+            "-1",
+            "18446744073709551615T",
+        ] {
             assert!(
                 parse_memory(bad).unwrap_err().contains("is not a size"),
                 "{bad}"

@@ -14,7 +14,7 @@ use crate::term;
 pub(super) fn run(args: &DescribeEif) -> Outcome {
     let path = &args.eif_path;
     let file = File::open(path)
-        .map_err(|error| Failure::file(Some(Code::FILE_OPERATION), "open", path, error))?;
+        .map_err(|error| Failure::file(Some(Code::EIF_PARSING), "open", path, error))?;
     let report = enclos_eif::inspect(&mut BufReader::new(file)).map_err(|error| {
         Failure::aws(
             Code::EIF_PARSING,

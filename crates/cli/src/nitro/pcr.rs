@@ -7,6 +7,7 @@ use std::io;
 use std::path::Path;
 
 use enclos_attest::PcrValue;
+use enclos_eif::signature::first_certificate;
 use serde_json::json;
 use sha2::{Digest, Sha384};
 
@@ -29,7 +30,7 @@ pub(super) fn run(args: &Pcr) -> Outcome {
 }
 
 fn of_file(path: &Path) -> Outcome<PcrValue> {
-    let failed = |error| Failure::file(Some(Code::HASHER), "hash", path, error);
+    let failed = |error| Failure::file(Some(Code::FILE_OPERATION), "hash", path, error);
     let mut hasher = HashWriter(Sha384::new());
     io::copy(&mut File::open(path).map_err(failed)?, &mut hasher).map_err(failed)?;
     Ok(PcrValue::measured(&hasher.0.finalize().into()))
@@ -49,9 +50,10 @@ impl io::Write for HashWriter {
 }
 
 pub(crate) fn of_certificate(path: &Path) -> Outcome<PcrValue> {
-    let pem = std::fs::read(path)
+    let file = std::fs::read(path)
         .map_err(|error| Failure::file(Some(Code::FILE_OPERATION), "read", path, error))?;
-    match pem_rfc7468::decode_vec(&pem) {
+    let pem = String::from_utf8_lossy(&file);
+    match pem_rfc7468::decode_vec(first_certificate(&pem).as_bytes()) {
         Ok(("CERTIFICATE", der)) => Ok(PcrValue::of_certificate(&der)),
         Ok((label, _)) => Err(not_certificate(
             path,
@@ -63,7 +65,7 @@ pub(crate) fn of_certificate(path: &Path) -> Outcome<PcrValue> {
 
 fn not_certificate(path: &Path, error: anyhow::Error) -> Failure {
     Failure::aws(
-        Code::INVALID_ARGUMENT,
+        Code::HASHER,
         error.context(format!("{} is not a PEM certificate", path.display())),
     )
 }
@@ -108,7 +110,7 @@ mod tests {
                 refused.exit_status(),
                 of_file(Path::new("/none")).unwrap_err().exit_status()
             ),
-            (3, 57)
+            (57, 19)
         );
     }
 }

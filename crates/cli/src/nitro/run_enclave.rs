@@ -86,11 +86,8 @@ impl Launch {
             .map_err(|error| Failure::file(Some(Code::FILE_OPERATION), "read", path, error))?;
         let file: ConfigFile = serde_json::from_str(&text).map_err(|error| {
             let context = format!("{} is not a configuration of run-enclave", path.display());
-            Failure::aws(
-                Code::INVALID_ARGUMENT,
-                anyhow::Error::new(error).context(context),
-            )
-            .hint("needed: eif_path, memory_mib, and one of cpu_count and cpu_ids")
+            Failure::aws(Code::SERDE, anyhow::Error::new(error).context(context))
+                .hint("needed: eif_path, memory_mib, and one of cpu_count and cpu_ids")
         })?;
         let attach = attach || file.attach_console;
         Ok(Self {
@@ -258,8 +255,8 @@ mod tests {
         );
         assert_eq!(
             code_of(r#"{"eif_path":"x","memory_mib":"1","cpu_count":1}"#),
-            3
+            17
         );
-        assert_eq!(code_of("{"), 3);
+        assert_eq!(code_of("{"), 17);
     }
 }

@@ -11,12 +11,21 @@ use super::args::SignEif;
 use super::output::Measured;
 use crate::codes::Code;
 use crate::failure::{Failure, Outcome};
-use crate::signing::signer;
 use crate::term;
 
 pub(super) fn run(args: &SignEif) -> Outcome {
-    let signer = signer(&args.signing_certificate, &args.private_key)?;
-    let measured = sign_in_place(&args.eif_path, &signer)?;
+    let eif = args.eif_path.as_deref().ok_or_else(|| {
+        Failure::aws_text(Code::MISSING_ARGUMENT, "--eif-path is missing")
+            .hint("name the image to sign")
+    })?;
+    let signer = args.signing.signer()?.ok_or_else(|| {
+        Failure::aws_text(
+            Code::SIGNING,
+            "--signing-certificate and --private-key are missing",
+        )
+        .hint("give a PEM certificate and its key; `enclos sign-eif --help` says what a key can be")
+    })?;
+    let measured = sign_in_place(eif, &signer)?;
     term::note("Enclave Image successfully signed.");
     term::json(&json!({ "Measurements": Measured::from(&measured) }))
 }
@@ -26,7 +35,8 @@ pub(crate) fn sign_in_place(path: &Path, signer: &Signer) -> Outcome<Measurement
     let failed = |doing: &'static str| {
         move |error| Failure::file(Some(Code::FILE_OPERATION), doing, path, error)
     };
-    let image = File::open(path).map_err(failed("open"))?;
+    let image = File::open(path)
+        .map_err(|error| Failure::file(Some(Code::SIGNING), "open", path, error))?;
     let mode = image.metadata().map_err(failed("read"))?.permissions();
     let folder = path
         .parent()

@@ -22,7 +22,10 @@ impl Name {
     fn command(self) -> (Command, &'static str) {
         match self {
             Self::Enclos => (Enclos::command(), "enclos"),
-            Self::NitroCli => (NitroCli::command(), "nitro-cli"),
+            Self::NitroCli => {
+                let command = NitroCli::command().display_name("nitro-cli");
+                (command, "nitro-cli")
+            }
         }
     }
 }

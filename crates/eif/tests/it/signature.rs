@@ -243,8 +243,55 @@ fn keys_are_read_in_the_forms_that_openssl_writes() {
     let sec1 = sec1.to_sec1_pem(Default::default()).unwrap();
     let parameters = "-----BEGIN EC PARAMETERS-----\nBgUrgQQAIg==\n-----END EC PARAMETERS-----\n";
     let text = format!("{parameters}{}", sec1.as_str());
-    let [a, b] = [&key, &text].map(|key| signed(&Signer::from_pem(key, &certificate).unwrap()).0);
-    assert!(a == b);
+    let followed = format!("{key}{certificate}");
+    let [a, b, c] =
+        [&key, &text, &followed].map(|key| signed(&Signer::from_pem(key, &certificate).unwrap()).0);
+    assert!(a == b && b == c);
+}
+
+/// nitro-cli takes the first certificate of a file, and writes the whole file into the image; a key that is in it does not get
+/// there by us.
+#[test]
+fn a_certificate_is_the_first_of_its_file_and_nothing_else_gets_into_the_image() {
+    let (key, certificate) = pair(&rcgen::PKCS_ECDSA_P384_SHA384, "signer");
+    let (_, issuer) = pair(&rcgen::PKCS_ECDSA_P384_SHA384, "issuer");
+    let alone = signed(&Signer::from_pem(&key, certificate.trim_end()).unwrap());
+    for file in [
+        format!("{certificate}{issuer}"),
+        format!("{key}{certificate}"),
+        format!("Certificate:\n    Data:\n{certificate}{issuer}"),
+    ] {
+        let together = signed(&Signer::from_pem(&key, &file).unwrap());
+        assert!(together == alone, "{file}");
+    }
+}
+
+/// What nitro-cli signs with a chain in the certificate's file.
+#[test]
+fn a_chain_in_an_image_is_read_to_its_first_certificate() {
+    let (key, certificate) = pair(&rcgen::PKCS_ECDSA_P384_SHA384, "signer");
+    let (_, issuer) = pair(&rcgen::PKCS_ECDSA_P384_SHA384, "issuer");
+    let signer = Signer::from_pem(&key, &certificate).unwrap();
+    let (image, measurements) = signed(&signer);
+    let cose: Vec<u8> = {
+        let section = section(&image);
+        let key = section.windows(10).position(|w| w == b"\x69signature");
+        minicbor::decode(&section[key.unwrap() + 10..]).unwrap()
+    };
+    let mut encoder = minicbor::Encoder::new(Vec::new());
+    encoder.array(1).unwrap().map(2).unwrap();
+    for (name, bytes) in [
+        (
+            "signing_certificate",
+            format!("{certificate}{issuer}").into_bytes(),
+        ),
+        ("signature", cose),
+    ] {
+        encoder.str(name).unwrap().encode(&bytes).unwrap();
+    }
+    let parsed = ImageSignature::parse(&encoder.into_writer()).unwrap();
+    parsed.verify(&measurements.pcr0).unwrap();
+    assert_eq!(Some(parsed.pcr8()), measurements.pcr8);
 }
 
 #[test]

@@ -262,3 +262,141 @@ fn every_command_and_option_of_nitro_cli_is_there() {
         }
     }
 }
+
+/// Command lines that fail, `{}` being a folder with certificates, keys and files that are something else.
+const FAILING: &str = "
+    bogus
+    run-enclave
+    run-enclave x
+    run-enclave --bogus
+    run-enclave --eif-path {}/none --memory 512
+    run-enclave --eif-path {}/none --cpu-count 2
+    run-enclave --memory 512 --cpu-count 2
+    run-enclave --eif-path {}/none --memory 512 --cpu-count 2 --cpu-ids 1 2
+    run-enclave --eif-path {}/none --memory 512 --memory 513 --cpu-count 2
+    run-enclave --eif-path {}/none --memory 512 --cpu-ids one
+    run-enclave --eif-path {}/none --memory 512 --cpu-ids 1 two
+    run-enclave --eif-path {}/none --memory 512 --cpu-count two
+    run-enclave --eif-path {}/none --memory 512 --cpu-count -1
+    run-enclave --eif-path {}/none --memory 512 --cpu-count 4294967296
+    run-enclave --eif-path {}/none --memory 1GB --cpu-count 2
+    run-enclave --eif-path {}/none --memory 1k --cpu-count 2
+    run-enclave --eif-path {}/none --memory 1.5g --cpu-count 2
+    run-enclave --eif-path {}/none --memory +512 --cpu-count 2
+    run-enclave --eif-path {}/none --memory 99999999999999999999 --cpu-count 2
+    run-enclave --eif-path {}/none --memory 512 --cpu-count 2 --enclave-cid 1
+    run-enclave --eif-path {}/none --memory 512 --cpu-count 2 --enclave-cid 2
+    run-enclave --eif-path {}/none --memory 512 --cpu-count 2 --enclave-cid 3
+    run-enclave --eif-path {}/none --memory 512 --cpu-count 2 --enclave-cid 4294967295
+    run-enclave --eif-path {}/none --memory 512 --cpu-count 2 --enclave-cid 4294967296
+    run-enclave --eif-path {}/none --memory 512 --cpu-count 2 --enclave-cid x
+    run-enclave --config {}/none
+    run-enclave --config {}/none --attach-console
+    run-enclave --config {}/none --debug-mode
+    run-enclave --config {}/none --memory 512
+    run-enclave --config {}/none --cpu-count 2
+    run-enclave --config {}/text
+    run-enclave --config {}/empty.json
+    run-enclave --config {}/no-cpus.json
+    run-enclave --config {}/both-cpus.json
+    run-enclave --config {}/no-memory.json
+    run-enclave --config {}/text-memory.json
+    terminate-enclave
+    terminate-enclave --all --enclave-id x
+    terminate-enclave --all --enclave-name x
+    terminate-enclave --enclave-id x --enclave-name x
+    describe-enclaves x
+    console
+    console --disconnect-timeout 5
+    console --enclave-id x --enclave-name x
+    console --enclave-id i-1-enc1 --disconnect-timeout soon
+    build-enclave
+    build-enclave --docker-uri x
+    build-enclave --output-file x
+    build-enclave --docker-uri x --output-file x --signing-certificate {}/cert.pem
+    build-enclave --docker-uri x --output-file x --private-key {}/key.pem
+    describe-eif
+    describe-eif --eif-path {}/none
+    describe-eif --eif-path {}
+    describe-eif --eif-path {}/text
+    describe-eif --eif-path {}/nothing
+    pcr
+    pcr --input {}/none
+    pcr --input {}
+    pcr --input {}/text --signing-certificate {}/cert.pem
+    pcr --signing-certificate {}/none
+    pcr --signing-certificate {}/text
+    pcr --signing-certificate {}/key.pem
+    explain
+    sign-eif
+    sign-eif --signing-certificate {}/cert.pem --private-key {}/key.pem
+    sign-eif --eif-path {}/text
+    sign-eif --eif-path {}/text --signing-certificate {}/cert.pem
+    sign-eif --eif-path {}/text --private-key {}/key.pem
+    sign-eif --eif-path {}/text --signing-certificate {}/cert.pem --private-key {}/key.pem
+    sign-eif --eif-path {}/none --signing-certificate {}/cert.pem --private-key {}/key.pem
+    sign-eif --eif-path {}/text --signing-certificate {}/none --private-key {}/key.pem
+    sign-eif --eif-path {}/text --signing-certificate {}/cert.pem --private-key {}/none
+    sign-eif --eif-path {}/text --signing-certificate {}/text --private-key {}/key.pem
+";
+
+/// Certificates of another key, and every kind of wrong file that [`FAILING`] names.
+fn wrong_files(folder: &Path) {
+    let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P384_SHA384).unwrap();
+    let certificate = rcgen::CertificateParams::default().self_signed(&key);
+    let files = [
+        ("cert.pem", certificate.unwrap().pem()),
+        ("key.pem", key.serialize_pem()),
+        ("nothing", String::new()),
+        ("text", "no image at all".to_owned()),
+        ("empty.json", "{}".to_owned()),
+        (
+            "no-cpus.json",
+            r#"{"eif_path":"x","memory_mib":512}"#.to_owned(),
+        ),
+        (
+            "both-cpus.json",
+            r#"{"eif_path":"x","memory_mib":512,"cpu_count":2,"cpu_ids":[1]}"#.to_owned(),
+        ),
+        (
+            "no-memory.json",
+            r#"{"eif_path":"x","cpu_count":2}"#.to_owned(),
+        ),
+        (
+            "text-memory.json",
+            r#"{"eif_path":"x","memory_mib":"512","cpu_count":2}"#.to_owned(),
+        ),
+    ];
+    for (name, text) in files {
+        fs::write(folder.join(name), text).unwrap();
+    }
+}
+
+/// What `docs/nitro-cli-differences.md` lists is not among them.
+#[test]
+fn what_fails_exits_as_nitro_cli_does() {
+    let case = Case::generate(0);
+    let folder = case.folder.path();
+    wrong_files(folder);
+    let lines: Vec<_> = FAILING
+        .lines()
+        .map(str::trim)
+        .filter(|line| !line.is_empty())
+        .collect();
+    assert!(lines.len() > 60);
+    for line in lines {
+        let line = line.replace("{}", folder.to_str().unwrap());
+        let [theirs, ours] = [nitro_cli(&case), enclos()].map(|mut command| {
+            let command = command
+                .args(line.split(' '))
+                .env("NITRO_CLI_SOCKETS_PATH", folder);
+            let output = command.env("ENCLOS_RUN_DIR", folder).output().unwrap();
+            (
+                output.status.code(),
+                String::from_utf8_lossy(&output.stderr).into_owned(),
+            )
+        });
+        assert_eq!(ours.0, theirs.0, "{line}\n{}\n{}", ours.1, theirs.1);
+        assert!(!ours.1.is_empty(), "{line}");
+    }
+}
