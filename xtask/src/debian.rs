@@ -12,12 +12,16 @@ use crate::shell::Shell;
 /// What a compiler on Debian has anyway, and what none of those that are unpacked needs for its target.
 const NOT_NEEDED: [&str; 4] = ["gcc", "clang", "libc-dev", "binutils"];
 
+/// In the names of packages of cross compilers: those look for each other in the folder that they are in, so they are
+/// unpacked all of them, installed or not.
+const SELF_CONTAINED: [&str; 2] = ["aarch64-linux-gnu", "arm64-cross"];
+
 /// Whether this machine's apt has all of them.
 pub(crate) fn has(packages: &[&str]) -> bool {
     packages.iter().all(|package| host::apt_knows(package))
 }
 
-/// Packages, and those that they depend on and that are not installed.
+/// Packages, and those that they depend on and that are not at hand.
 pub(crate) fn closure(packages: &[&str]) -> Result<BTreeSet<String>> {
     if !has(packages) {
         host::update_index()?;
@@ -41,7 +45,7 @@ fn add(package: &str, wanted: &mut BTreeSet<String>) -> Result<()> {
     }
     let depends = Shell::new("apt-cache").args(["depends", package]).read()?;
     for needed in depends.lines().filter_map(dependency) {
-        if !NOT_NEEDED.contains(&needed) && !is_installed(needed) {
+        if !NOT_NEEDED.contains(&needed) && (is_self_contained(needed) || !is_installed(needed)) {
             add(needed, wanted)?;
         }
     }
@@ -53,6 +57,10 @@ fn dependency(line: &str) -> Option<&str> {
     let (kind, name) = line.trim().split_once(": ")?;
     let needed = matches!(kind, "Depends" | "PreDepends");
     (needed && !name.starts_with('<')).then_some(name)
+}
+
+fn is_self_contained(package: &str) -> bool {
+    SELF_CONTAINED.iter().any(|part| package.contains(part))
 }
 
 fn is_installed(package: &str) -> bool {
@@ -100,6 +108,14 @@ pub(crate) fn unpack(packages: &BTreeSet<String>, home: PathBuf) -> Result<PathB
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_cross_compiler_is_unpacked_whole() {
+        for package in ["gcc-12-aarch64-linux-gnu", "libgcc-12-dev-arm64-cross"] {
+            assert!(is_self_contained(package), "{package}");
+        }
+        assert!(!is_self_contained("libisl23"));
+    }
 
     #[test]
     fn dependencies_are_told_from_alternatives_and_virtual_packages() {

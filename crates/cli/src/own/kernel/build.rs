@@ -3,7 +3,8 @@
 //! Debian's cloud kernel boots every virtual machine there is. An enclave has a vsock, an NSM and perhaps a serial port: the
 //! lean kernel has their drivers built in, no modules, no ACPI, no PCI, and reaches init in less than half of the time. It is made
 //! from the source of Debian's own kernel, package `linux-source-6.12`, whose hash apt checks against its signed index,
-//! the committed configuration `kernel/x86_64.config`, and one line of change (`kernel/nsm-rng.patch`).
+//! a committed configuration (`kernel/x86_64.config`, `kernel/aarch64.config`), and one line of change (`kernel/nsm-rng.patch`). For
+//! another processor than this machine's it is built by Debian's cross compiler.
 //!
 //! The same source, compiler and linker give the same bytes: user, host, time and build number, which a kernel would
 //! otherwise record, are fixed, and it is built inside its source tree, so that no path is recorded either.
@@ -16,15 +17,115 @@ use std::process::{Command, Stdio};
 use clap::Args;
 
 use super::apt::Apt;
-use super::{find, missing_programs, output, put_in_place, root};
+use super::{Arch, find, missing_programs, output, put_in_place, root};
 use crate::failure::{Failure, Outcome};
 use crate::term;
 
 /// The package with Linux's source as Debian builds it.
 const SOURCE_PACKAGE: &str = "linux-source-6.12";
 
-/// Options that differ from the kernel's defaults, as `make savedefconfig` writes them.
-const CONFIG: &str = include_str!("../../../kernel/x86_64.config");
+/// How a processor's kernel is made.
+struct Target {
+    /// Options that differ from the kernel's defaults, as `make savedefconfig` writes them.
+    config: &'static str,
+    /// What make is asked for, and where it leaves that.
+    image: &'static str,
+    file: &'static str,
+    /// The processor as Linux's build names it, what its compiler's name begins with, and the package that has it.
+    arch: &'static str,
+    prefix: &'static str,
+    package: &'static str,
+    is_native: bool,
+}
+
+impl Target {
+    fn of(arch: Arch) -> Self {
+        match arch {
+            Arch::X86_64 => Self {
+                config: include_str!("../../../kernel/x86_64.config"),
+                image: "bzImage",
+                file: "arch/x86/boot/bzImage",
+                arch: "x86",
+                prefix: "x86_64-linux-gnu-",
+                package: "gcc-x86-64-linux-gnu",
+                is_native: cfg!(target_arch = "x86_64"),
+            },
+            Arch::Aarch64 => Self {
+                config: include_str!("../../../kernel/aarch64.config"),
+                image: "Image",
+                file: "arch/arm64/boot/Image",
+                arch: "arm64",
+                prefix: "aarch64-linux-gnu-",
+                package: "gcc-aarch64-linux-gnu",
+                is_native: cfg!(target_arch = "aarch64"),
+            },
+        }
+    }
+
+    fn need_tools(&self) -> Outcome {
+        let compiler = format!("{}gcc", self.prefix);
+        let mut packages = missing_programs(&TOOLS);
+        if !self.is_native {
+            packages.extend(missing_programs(&[(&compiler, self.package)]));
+        }
+        if !Path::new(LIBELF.0).is_file() {
+            packages.push(LIBELF.1);
+        }
+        if packages.is_empty() {
+            return Ok(());
+        }
+        packages.dedup();
+        let packages = packages.join(" ");
+        Err(Failure::text("programs that build a kernel are missing")
+            .hint(format_args!("on Debian: apt-get install {packages}")))
+    }
+
+    /// `make` in the source tree, with nothing of the user's environment that could reach the kernel.
+    fn make(&self, source: &Path) -> Command {
+        let mut make = Command::new("make");
+        make.current_dir(source).env_clear().envs(FIXED).arg("-s");
+        if let Some(path) = std::env::var_os("PATH") {
+            make.env("PATH", path);
+        }
+        if !self.is_native {
+            make.env("ARCH", self.arch)
+                .env("CROSS_COMPILE", self.prefix);
+        }
+        make
+    }
+
+    /// Completes the configuration with the kernel's defaults and checks that nothing was lost on the way.
+    fn configure(&self, source: &Path) -> Outcome {
+        let path = source.join(".config");
+        fs::write(&path, self.config)
+            .map_err(|error| Failure::file(None, "write", &path, error))?;
+        output(self.make(source).arg("olddefconfig"))?;
+        let complete =
+            fs::read_to_string(&path).map_err(|error| Failure::file(None, "read", &path, error))?;
+        let lost = lost(self.config, &complete);
+        if lost.is_empty() {
+            return Ok(());
+        }
+        Err(Failure::text(format_args!(
+            "this source does not know what the configuration asks for: {}",
+            lost.join(", ")
+        ))
+        .hint("it is made for Debian's linux-source-6.12; pass that package with --deb"))
+    }
+
+    /// The layout that `kernel fetch` leaves too.
+    fn keep(&self, source: &Path, work: &Path) -> Outcome<PathBuf> {
+        let kept = work.join("kept");
+        let modules = kept.join("modules");
+        fs::create_dir_all(&modules)
+            .map_err(|error| Failure::file(None, "create", &modules, error))?;
+        super::keep(&source.join(self.file), &kept.join("vmlinuz"))?;
+        super::keep(&source.join(".config"), &kept.join("config"))?;
+        let list = modules.join("modules.builtin");
+        fs::write(&list, BUILT_IN).map_err(|error| Failure::file(None, "write", &list, error))?;
+        Ok(kept)
+    }
+}
 
 /// The NSM's driver takes virtio type 4 too.
 const PATCH: &str = include_str!("../../../kernel/nsm-rng.patch");
@@ -68,10 +169,14 @@ pub(crate) struct Build {
     /// Compilers that run at once; by default one per CPU
     #[arg(short, long, value_name = "N")]
     jobs: Option<u32>,
+    /// Processor that it is for; another than this machine's needs Debian's cross compiler
+    #[arg(long, value_enum, default_value = "x86_64")]
+    arch: Arch,
 }
 
 pub(super) fn build(args: &Build) -> Outcome<PathBuf> {
-    need_tools()?;
+    let target = Target::of(args.arch);
+    target.need_tools()?;
     let root = root()?;
     fs::create_dir_all(&root).map_err(|error| Failure::file(None, "create", &root, error))?;
     let work = tempfile::Builder::new()
@@ -86,30 +191,17 @@ pub(super) fn build(args: &Build) -> Outcome<PathBuf> {
     };
     let source = unpack(&deb, work.path())?;
     patch(&source)?;
-    configure(&source)?;
-    let release = output(make(&source).args(["-s", "kernelrelease"]))?;
+    target.configure(&source)?;
+    let release = output(target.make(&source).arg("kernelrelease"))?;
     let release = release.trim();
     let jobs = jobs(args.jobs);
     term::note(format_args!(
         "building Linux {release} with {jobs} at once; this takes minutes"
     ));
-    output(make(&source).args(["-s", &format!("-j{jobs}"), "bzImage"]))?;
-    let kept = keep(&source, work.path())?;
+    let mut make = target.make(&source);
+    output(make.args([&format!("-j{jobs}"), target.image]))?;
+    let kept = target.keep(&source, work.path())?;
     put_in_place(&kept, &root.join(release))
-}
-
-fn need_tools() -> Outcome {
-    let mut packages = missing_programs(&TOOLS);
-    if !Path::new(LIBELF.0).is_file() {
-        packages.push(LIBELF.1);
-    }
-    if packages.is_empty() {
-        return Ok(());
-    }
-    packages.dedup();
-    let packages = packages.join(" ");
-    Err(Failure::text("programs that build a kernel are missing")
-        .hint(format_args!("on Debian: apt-get install {packages}")))
 }
 
 fn jobs(asked: Option<u32>) -> u32 {
@@ -157,24 +249,6 @@ fn patch(source: &Path) -> Outcome {
         .hint("it is made for Debian's linux-source-6.12; pass that package with --deb"))
 }
 
-/// Completes the configuration with the kernel's defaults and checks that nothing was lost on the way.
-fn configure(source: &Path) -> Outcome {
-    let path = source.join(".config");
-    fs::write(&path, CONFIG).map_err(|error| Failure::file(None, "write", &path, error))?;
-    output(make(source).args(["-s", "olddefconfig"]))?;
-    let complete =
-        fs::read_to_string(&path).map_err(|error| Failure::file(None, "read", &path, error))?;
-    let lost = lost(CONFIG, &complete);
-    if lost.is_empty() {
-        return Ok(());
-    }
-    Err(Failure::text(format_args!(
-        "this source does not know what the configuration asks for: {}",
-        lost.join(", ")
-    ))
-    .hint("it is made for Debian's linux-source-6.12; pass that package with --deb"))
-}
-
 /// Options of `wanted` that `complete` has otherwise. One that is off may also be absent.
 fn lost<'a>(wanted: &'a str, complete: &str) -> Vec<&'a str> {
     let has = |line: &str| complete.lines().any(|other| other == line);
@@ -187,28 +261,6 @@ fn lost<'a>(wanted: &'a str, complete: &str) -> Vec<&'a str> {
     lines
         .filter(|line| !off(line).unwrap_or_else(|| has(line)))
         .collect()
-}
-
-/// `make` in the source tree, with nothing of the user's environment that could reach the kernel.
-fn make(source: &Path) -> Command {
-    let mut make = Command::new("make");
-    make.current_dir(source).env_clear().envs(FIXED);
-    if let Some(path) = std::env::var_os("PATH") {
-        make.env("PATH", path);
-    }
-    make
-}
-
-/// The layout that `kernel fetch` leaves too.
-fn keep(source: &Path, work: &Path) -> Outcome<PathBuf> {
-    let kept = work.join("kept");
-    let modules = kept.join("modules");
-    fs::create_dir_all(&modules).map_err(|error| Failure::file(None, "create", &modules, error))?;
-    super::keep(&source.join("arch/x86/boot/bzImage"), &kept.join("vmlinuz"))?;
-    super::keep(&source.join(".config"), &kept.join("config"))?;
-    let list = modules.join("modules.builtin");
-    fs::write(&list, BUILT_IN).map_err(|error| Failure::file(None, "write", &list, error))?;
-    Ok(kept)
 }
 
 #[cfg(test)]
@@ -240,17 +292,25 @@ mod tests {
     }
 
     #[test]
-    fn the_configuration_is_an_enclaves() {
-        for line in [
-            "CONFIG_NSM=y",
-            "CONFIG_VIRTIO_VSOCKETS=y",
-            "CONFIG_VIRTIO_MMIO_CMDLINE_DEVICES=y",
-            "CONFIG_TUN=y",
-            "# CONFIG_ACPI is not set",
-        ] {
-            assert!(CONFIG.lines().any(|other| other == line), "{line}");
+    fn the_configurations_are_an_enclaves() {
+        for arch in [Arch::X86_64, Arch::Aarch64] {
+            let config = Target::of(arch).config;
+            for line in [
+                "CONFIG_NSM=y",
+                "CONFIG_VIRTIO_VSOCKETS=y",
+                "CONFIG_VIRTIO_MMIO_CMDLINE_DEVICES=y",
+                "CONFIG_TUN=y",
+                "# CONFIG_BLOCK is not set",
+            ] {
+                assert!(
+                    config.lines().any(|other| other == line),
+                    "{arch:?}: {line}"
+                );
+            }
+            assert!(!config.contains("CONFIG_MODULES=y") && !config.contains("=m\n"));
         }
-        assert!(!CONFIG.contains("CONFIG_MODULES=y") && !CONFIG.contains("=m\n"));
+        let x86 = Target::of(Arch::X86_64).config;
+        assert!(x86.contains("# CONFIG_ACPI is not set\n"));
     }
 
     #[test]

@@ -6,7 +6,7 @@
 //!
 //! | file | Debian's, from the package | lean |
 //! |---|---|---|
-//! | `vmlinuz` | `boot/vmlinuz-<version>` | `bzImage` |
+//! | `vmlinuz` | `boot/vmlinuz-<version>` | `bzImage`, or arm64's `Image` |
 //! | `config` | `boot/config-<version>` | its complete configuration |
 //! | `modules/` | `lib/modules/<version>/` | `modules.builtin`, and no module |
 //!
@@ -28,7 +28,7 @@ use crate::dirs;
 use crate::failure::{Failure, Outcome};
 use crate::term;
 
-/// What the lean kernel's version ends with.
+/// What a lean kernel's version has after its number; that for aarch64 ends with `-arm64` beside it.
 const LEAN: &str = "-enclos";
 
 /// The package that depends on the newest 6.12 cloud kernel, but for its ending: the architecture as Debian names it.
@@ -52,7 +52,7 @@ impl Arch {
         }
     }
 
-    /// Whether a directory of the cache holds a kernel for it. Lean kernels are for x86-64.
+    /// Whether a directory of the cache holds a kernel for it: Debian's and the lean one for aarch64 both end so.
     fn has(self, name: &OsStr) -> bool {
         let is_arm = name.to_string_lossy().ends_with(Self::Aarch64.debian());
         is_arm == (self == Self::Aarch64)
@@ -96,14 +96,25 @@ pub(super) fn run(command: &Kernel) -> Outcome {
     let dir = match command {
         Kernel::Fetch(args) => fetch(args)?,
         Kernel::Build(args) => build::build(args)?,
-        Kernel::Path(args) => newest_in(&root()?, args.arch)?.ok_or_else(missing)?,
+        Kernel::Path(args) => {
+            newest_in(&root()?, args.arch)?.ok_or_else(|| missing_for(args.arch))?
+        }
     };
     term::out(&format!("{}\n", dir.display()))
 }
 
 /// The failure of every command that needs a kernel and finds none.
 pub(crate) fn missing() -> Failure {
-    Failure::text("no kernel is in the cache").hint("fetch Debian's with `enclos kernel fetch`")
+    missing_for(Arch::X86_64)
+}
+
+fn missing_for(arch: Arch) -> Failure {
+    match arch {
+        Arch::X86_64 => Failure::text("no kernel is in the cache")
+            .hint("fetch Debian's with `enclos kernel fetch`"),
+        Arch::Aarch64 => Failure::text("no kernel for aarch64 is in the cache")
+            .hint("fetch Debian's with `enclos kernel fetch --arch aarch64`"),
+    }
 }
 
 /// Directory of the newest lean kernel in the cache, else of the newest of all, for x86-64.
@@ -130,7 +141,7 @@ fn version_key(name: &OsStr) -> (bool, Vec<u64>, String) {
     let numbers = name
         .split(|c: char| !c.is_ascii_digit())
         .filter_map(|part| part.parse().ok());
-    let lean = name.ends_with(LEAN);
+    let lean = name.contains(LEAN);
     (lean, numbers.collect(), name.clone().into_owned())
 }
 
@@ -266,13 +277,18 @@ mod tests {
         let arm = root.path().join("6.12.118-cloud-arm64");
         fs::create_dir(&arm).unwrap();
         fs::write(arm.join("vmlinuz"), "").unwrap();
-        assert_eq!(newest_in(root.path(), Arch::Aarch64).unwrap(), Some(arm));
+        let newest_arm = || newest_in(root.path(), Arch::Aarch64).unwrap();
+        assert_eq!(newest_arm(), Some(arm));
         let newest = || newest_in(root.path(), Arch::X86_64).unwrap();
         assert_eq!(newest(), Some(root.path().join("6.12.117-cloud")));
         let lean = root.path().join("6.12.90-enclos");
         fs::create_dir(&lean).unwrap();
         fs::write(lean.join("vmlinuz"), "").unwrap();
-        assert_eq!(newest(), Some(lean));
+        assert_eq!(newest(), Some(lean.clone()));
+        let lean_arm = root.path().join("6.12.90-enclos-arm64");
+        fs::create_dir(&lean_arm).unwrap();
+        fs::write(lean_arm.join("vmlinuz"), "").unwrap();
+        assert_eq!((newest(), newest_arm()), (Some(lean), Some(lean_arm)));
     }
 
     #[test]
