@@ -5,6 +5,7 @@
 //     node peer.mjs esdk-encrypt KEY [NAME=VALUE …]  < plaintext  > message
 //     node peer.mjs esdk-decrypt KEY [NAME=VALUE …]  < message    > plaintext
 //     node peer.mjs checks KEY
+//     node peer.mjs ethereum KEY
 //
 // Endpoint, region and credentials come from the environment. A call that KMS refuses ends the program with status 7
 // and the exception's name on standard error.
@@ -12,7 +13,7 @@
 // Packages are installed apart from the checkout: ENCLOS_NODE_MODULES names the folder above node_modules.
 
 import assert from "node:assert/strict";
-import { createPublicKey, verify } from "node:crypto";
+import { createPublicKey, randomBytes, verify } from "node:crypto";
 import { createRequire } from "node:module";
 import { buffer } from "node:stream/consumers";
 
@@ -60,6 +61,19 @@ const commands = {
     await grants(KeyId);
     await signatures();
     await errors(KeyId);
+  },
+  // A signer of Ethereum's: from a signature its own library finds the key again.
+  async ethereum(KeyId) {
+    const { KmsSigner } = require("aws-kms-signer");
+    const curve = require("secp256k1");
+    const signer = new KmsSigner(KeyId);
+    const { PublicKey } = await send(new kms.GetPublicKeyCommand({ KeyId }));
+    for (let turn = 0; turn < 8; turn++) {
+      const digest = randomBytes(32);
+      const { r, s, v } = await signer.sign(digest);
+      const found = curve.ecdsaRecover(Buffer.concat([r, s]), v - 27, digest, false);
+      assert.deepEqual(Buffer.from(found), Buffer.from(PublicKey).subarray(-65));
+    }
   },
 };
 
