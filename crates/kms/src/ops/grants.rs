@@ -192,7 +192,7 @@ fn constraints(input: &mut Input) -> Result<Constraints, ApiError> {
     };
     let equals = context(&nested, "EncryptionContextEquals")?;
     let subset = context(&nested, "EncryptionContextSubset")?;
-    let (equals, subset) = one_context(equals, subset)?;
+    let (equals, subset) = one_context(equals, subset);
     let constraints = Constraints {
         equals,
         subset,
@@ -204,16 +204,14 @@ fn constraints(input: &mut Input) -> Result<Constraints, ApiError> {
 
 type Context = Option<EncryptionContext>;
 
-/// A grant has one constraint on the encryption context. Beside the other, one without pairs is as if it were not there:
-/// Terraform's provider sends both.
-fn one_context(equals: Context, subset: Context) -> Result<(Context, Context), ApiError> {
+/// Beside the other, a constraint without pairs is as if it were not there: Terraform's provider sends both.
+fn one_context(equals: Context, subset: Context) -> (Context, Context) {
     match (equals, subset) {
-        (Some(equals), Some(subset)) => match (equals.is_empty(), subset.is_empty()) {
-            (false, false) => Err(ApiError::validation("More than one constraint supplied")),
-            (true, false) => Ok((None, Some(subset))),
-            (_, true) => Ok((Some(equals), None)),
-        },
-        alone => Ok(alone),
+        (Some(equals), Some(subset)) if equals.is_empty() && !subset.is_empty() => {
+            (None, Some(subset))
+        }
+        (Some(equals), Some(subset)) if subset.is_empty() => (Some(equals), None),
+        both => both,
     }
 }
 
@@ -267,6 +265,9 @@ fn check_terms(key: &Key, terms: &Terms) -> Result<(), ApiError> {
         )));
     }
     let constraints = &terms.constraints;
+    if constraints.equals.is_some() && constraints.subset.is_some() {
+        return Err(ApiError::validation("More than one constraint supplied"));
+    }
     for pairs in [&constraints.equals, &constraints.subset]
         .into_iter()
         .flatten()

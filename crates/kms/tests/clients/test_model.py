@@ -2,11 +2,15 @@
 
 No answer is a 5xx, every error is one that the model or AWS's list of common errors has for the operation, every
 success has the shape that the model gives it, and a request with one flaw is refused for that flaw.
+
+The same requests every time. ENCLOS_KMS_SEED chooses others, ENCLOS_KMS_MODEL_REQUESTS how many with several flaws each
+operation gets; more than ten thousand requests in all unless it says otherwise.
 """
 
 import collections
 import http.client
 import json
+import os
 import random
 import re
 import urllib.parse
@@ -19,8 +23,10 @@ from botocore.credentials import Credentials
 
 MODEL = aws_model.load()
 OPERATIONS = sorted(MODEL.operations)
-# Requests that fit, for each operation.
+# Requests for each operation: that fit, and with several flaws.
 FITTING = 60
+FLAWED = int(os.environ.get("ENCLOS_KMS_MODEL_REQUESTS", "60"))
+SEED = os.environ.get("ENCLOS_KMS_SEED", "")
 
 # https://docs.aws.amazon.com/kms/latest/APIReference/CommonErrors.html, and what AWS's JSON protocol answers to other types.
 COMMON = {
@@ -143,7 +149,7 @@ def check(operation, request, answer):
 
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_answers_fit_the_model(caller, known, operation):
-    dice = random.Random(operation)
+    dice = random.Random(SEED + operation)
     answers = collections.Counter()
     shape = MODEL.input(operation)
     for _ in range(FITTING):
@@ -189,7 +195,7 @@ def put(request, shape, path, value, known, dice):
 
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_a_flaw_is_refused_for_what_it_is(caller, known, operation):
-    dice = random.Random(operation)
+    dice = random.Random(SEED + operation)
     shape = MODEL.input(operation)
     smallest = MODEL.structure(dice, shape, known, optional=0)
     # The first of what exists, so that the flaw is the only one.
@@ -215,3 +221,21 @@ def refused_as(operation, request, answer, wrong):
     status, body = answer
     expected = {"type": {"SerializationException"}, "constraint": {"ValidationException"}}[wrong]
     assert status == 400 and code(body) in expected, f"{operation} {json.dumps(request)[:300]}: {status} {body[:300]!r}, expected {expected}"
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_several_flaws_are_the_callers_fault(caller, known, operation):
+    dice = random.Random(SEED + operation)
+    shape = MODEL.input(operation)
+    flaws = [(path, value) for path, member in paths(shape, known, dice) for value, _ in MODEL.misfits(member)]
+    for _ in range(FLAWED):
+        request = MODEL.structure(dice, shape, known)
+        for path, value in dice.sample(flaws, min(len(flaws), dice.randint(1, 5))):
+            # What lies on the way may be a flaw itself by now.
+            try:
+                request = put(request, shape, path, value, known, dice)
+            except (AttributeError, IndexError, KeyError, TypeError, ValueError):
+                continue
+        for name in [name for name in request if dice.random() < 0.1]:
+            del request[name]
+        check(operation, request, caller(operation, request))
