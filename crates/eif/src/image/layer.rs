@@ -186,8 +186,10 @@ impl Applier<'_> {
         }
     }
 
-    /// Whether the path is a whiteout, applied.
+    /// Whether the path is a whiteout, applied. Its name says so, not its type.
     fn whiteout(&mut self, path: &[u8]) -> Result<bool, ImageError> {
+        let len = path.iter().rposition(|b| *b != b'/').map_or(0, |at| at + 1);
+        let path = &path[..len];
         let start = path
             .iter()
             .rposition(|b| *b == b'/')
@@ -195,7 +197,7 @@ impl Applier<'_> {
         let (parent, name) = path.split_at(start);
         if name == OPAQUE {
             self.check(path, |tree| tree.opaque(parent))?;
-        } else if name.starts_with(RESERVED) {
+        } else if path.split(|b| *b == b'/').any(|c| c.starts_with(RESERVED)) {
             // aufs's own bookkeeping, which means nothing to anyone else.
         } else if let Some(hidden) = name.strip_prefix(WHITEOUT) {
             if matches!(hidden, b"" | b"." | b"..") {

@@ -1,7 +1,7 @@
 //! A file system in memory: names, owners and modes here, file bodies elsewhere.
 //!
 //! Layers are applied to a [`Tree`] and never to the host's file system, so no path in a layer can reach
-//! outside: symbolic links are followed inside the tree, `..` in a link stops at its root, and `..` in an
+//! outside: symbolic links are followed inside the tree, `..` in a link of either kind stops at its root, and `..` in an
 //! entry's own path is refused. Each name remembers the layer that set it, because a whiteout hides what
 //! lower layers put there and nothing else.
 
@@ -198,9 +198,9 @@ impl Tree {
         Ok(self.insert(parent, name, attributes, kind))
     }
 
-    /// Gives the file at `target` one more name.
+    /// Gives the file at `target` one more name. `..` in the target stops at the root, which is the image's.
     pub(crate) fn link(&mut self, path: &[u8], target: &[u8]) -> Result<(), PathError> {
-        let (parent, name) = self.place(target, Absent::Refuse)?;
+        let (parent, name) = self.place(&within_root(target), Absent::Refuse)?;
         let found = self.nodes[parent]
             .children
             .get(&name)
@@ -225,7 +225,7 @@ impl Tree {
     /// Hides what lower layers have at this path.
     pub(crate) fn whiteout(&mut self, path: &[u8]) -> Result<(), PathError> {
         let (parent, name) = match self.place(path, Absent::Refuse) {
-            Err(PathError::Missing) => return Ok(()),
+            Err(PathError::Missing | PathError::NotDirectory) => return Ok(()),
             place => place?,
         };
         let Some(found) = self.nodes[parent].children.get(&name).copied() else {
@@ -240,7 +240,7 @@ impl Tree {
     /// Hides what lower layers have inside the directory at this path.
     pub(crate) fn opaque(&mut self, path: &[u8]) -> Result<(), PathError> {
         match self.walk(&components(path)?, Absent::Refuse, 0) {
-            Err(PathError::Missing) => Ok(()),
+            Err(PathError::Missing | PathError::NotDirectory) => Ok(()),
             directory => {
                 self.hide_children(directory?);
                 Ok(())
@@ -354,6 +354,19 @@ fn redirect(before: &[Vec<u8>], target: &[u8], after: &[Vec<u8>]) -> Vec<Vec<u8>
 fn split(path: &[u8]) -> impl Iterator<Item = &[u8]> {
     path.split(|b| *b == b'/')
         .filter(|c| !c.is_empty() && *c != b".")
+}
+
+/// The path with each `..` and the component before it taken out of the text, as runtimes do whatever is there.
+fn within_root(path: &[u8]) -> Vec<u8> {
+    let mut kept: Vec<&[u8]> = Vec::new();
+    for component in split(path) {
+        if component == b".." {
+            kept.pop();
+        } else {
+            kept.push(component);
+        }
+    }
+    kept.join(&b'/')
 }
 
 /// A path's components; leading slashes and `.` mean nothing.

@@ -614,6 +614,43 @@ fn odd_whiteouts_are_harmless() {
     }
 }
 
+/// What containers/storage and umoci, which podman and buildah and others unpack with, make of the same layers.
+#[test]
+fn whiteouts_are_read_as_runtimes_read_them() {
+    let lower = || {
+        Layer::default()
+            .file("d/a", "")
+            .file("d/b", "")
+            .file("top", "")
+    };
+    // A directory of that name is one too, and what aufs keeps for itself is nobody's, nor anything below it.
+    let upper = Layer::default()
+        .dir("d/.wh.a/")
+        .dir(".wh..wh.plnk/")
+        .file(".wh..wh.plnk/1.2", "");
+    let output = layered(&[lower().finish(), upper.finish()]).unwrap();
+    assert_eq!(output.paths(), ["d", "d/b", "top"]);
+    // There is nothing inside a file that could be hidden.
+    for inside in ["top/.wh..wh..opq", "top/.wh.x"] {
+        let upper = Layer::default().file(inside, "");
+        let output = layered(&[lower().finish(), upper.finish()]).unwrap();
+        assert_eq!(output.paths(), ["d", "d/a", "d/b", "top"]);
+    }
+}
+
+/// As in a runtime, whose root is the image.
+#[test]
+fn targets_of_hard_links_stop_at_the_root() {
+    for target in ["/d/a", "../../d/a", "d/../d/a", "x/../d/./a"] {
+        let layer = Layer::default().file("d/a", "A").hard_link("h", target);
+        assert_eq!(
+            layered(&[layer.finish()]).unwrap().text("h"),
+            "A",
+            "{target}"
+        );
+    }
+}
+
 #[test]
 fn the_last_of_several_entries_wins() {
     let layer = Layer::default()
