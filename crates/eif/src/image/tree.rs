@@ -19,6 +19,9 @@ use super::stream::Piece;
 /// Symbolic links followed on one path before it is refused, Linux's own limit.
 const MAX_LINKS: usize = 40;
 
+/// Longest name in a directory, Linux's own limit (bytes): a kernel that unpacks a longer one leaves the file out.
+const MAX_NAME: usize = 255;
+
 /// Directories inside each other: as many one-letter names as fit half of Linux's `PATH_MAX`, so that the
 /// recursions here stay shallow.
 const MAX_DEPTH: usize = 1024;
@@ -119,6 +122,8 @@ pub(crate) enum PathError {
     Parent,
     #[error("names the root, which is no file")]
     Root,
+    #[error("has a name of over {MAX_NAME} bytes in its path, which Linux has not")]
+    LongName,
     #[error("goes through a file that is no directory")]
     NotDirectory,
     #[error("goes through more than {MAX_LINKS} symbolic links")]
@@ -372,8 +377,11 @@ fn within_root(path: &[u8]) -> Vec<u8> {
 /// A path's components; leading slashes and `.` mean nothing.
 fn components(path: &[u8]) -> Result<Vec<Vec<u8>>, PathError> {
     let components: Vec<_> = split(path).map(<[u8]>::to_vec).collect();
-    match components.iter().any(|c| c == b"..") {
-        true => Err(PathError::Parent),
+    if components.iter().any(|c| c == b"..") {
+        return Err(PathError::Parent);
+    }
+    match components.iter().any(|c| c.len() > MAX_NAME) {
+        true => Err(PathError::LongName),
         false => Ok(components),
     }
 }

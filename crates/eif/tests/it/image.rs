@@ -638,6 +638,19 @@ fn whiteouts_are_read_as_runtimes_read_them() {
     }
 }
 
+/// The kernel would leave such a file out of the enclave and say nothing.
+#[test]
+fn names_that_linux_cannot_have_are_refused() {
+    let longest = "n".repeat(255);
+    let output = layered(&[pax(&[("path", &longest)], "x", b"")]).unwrap();
+    assert_eq!(output.paths(), [longest.as_str()]);
+    let longer = format!("d/{longest}n/x");
+    let error = layered(&[pax(&[("path", &longer)], "x", b"")])
+        .err()
+        .unwrap();
+    assert!(error.to_string().contains("over 255 bytes"), "{error}");
+}
+
 /// As in a runtime, whose root is the image.
 #[test]
 fn targets_of_hard_links_stop_at_the_root() {
