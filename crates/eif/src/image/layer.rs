@@ -159,8 +159,8 @@ impl Applier<'_> {
             }
             EntryType::Symlink => Kind::Symlink(self.link_name(&entry, &path)?),
             EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => {
-                // Old archives mark directories by a slash at the end of the name only.
-                if path.ends_with(b"/") {
+                // Archives from before there was a type for directories mark them by a slash at the end of the name.
+                if path.ends_with(b"/") && has_no_type(&entry) {
                     return self.check(&path, |tree| tree.directory(&path, attributes));
                 }
                 Kind::File(self.body(&mut entry)?)
@@ -273,6 +273,11 @@ impl Applier<'_> {
         }
         sparse.file().map_err(&failed)
     }
+}
+
+/// Whether the header is of the oldest kind, which `tar` takes for a file's.
+fn has_no_type<R: Read>(entry: &Entry<'_, R>) -> bool {
+    entry.header().as_old().linkflag == [0]
 }
 
 fn attributes<R: Read>(entry: &Entry<'_, R>) -> io::Result<Attributes> {

@@ -22,6 +22,9 @@ const MAX_LINKS: usize = 40;
 /// Longest name in a directory, Linux's own limit (bytes): a kernel that unpacks a longer one leaves the file out.
 const MAX_NAME: usize = 255;
 
+/// Longest target of a symbolic link (bytes), with the same reason.
+const MAX_TARGET: usize = 4095;
+
 /// Directories inside each other: as many one-letter names as fit half of Linux's `PATH_MAX`, so that the
 /// recursions here stay shallow.
 const MAX_DEPTH: usize = 1024;
@@ -124,6 +127,8 @@ pub(crate) enum PathError {
     Root,
     #[error("has a name of over {MAX_NAME} bytes in its path, which Linux has not")]
     LongName,
+    #[error("is a symbolic link to over {MAX_TARGET} bytes, which Linux has not")]
+    LongTarget,
     #[error("goes through a file that is no directory")]
     NotDirectory,
     #[error("goes through more than {MAX_LINKS} symbolic links")]
@@ -199,6 +204,9 @@ impl Tree {
         attributes: Attributes,
         kind: Kind,
     ) -> Result<NodeId, PathError> {
+        if matches!(&kind, Kind::Symlink(target) if target.len() > MAX_TARGET) {
+            return Err(PathError::LongTarget);
+        }
         let (parent, name) = self.place(path, Absent::Make)?;
         Ok(self.insert(parent, name, attributes, kind))
     }

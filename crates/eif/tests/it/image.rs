@@ -638,6 +638,24 @@ fn whiteouts_are_read_as_runtimes_read_them() {
     }
 }
 
+/// Before there was a type for directories, a slash at the end of a name made one. Where there is a type, it counts.
+#[test]
+fn a_slash_at_the_end_makes_a_directory_of_entries_without_a_type_alone() {
+    let [old, new] = [[0], *b"0"].map(|flag| {
+        let mut header = Header::new_gnu();
+        header.set_path("a/").unwrap();
+        header.as_old_mut().linkflag = flag;
+        header.set_mode(0o644);
+        header.set_uid(0);
+        header.set_gid(0);
+        header.set_size(0);
+        header.set_cksum();
+        let output = layered(&[[header.as_bytes().as_slice(), &[0; 1024]].concat()]).unwrap();
+        output.file("a").mode & 0o170_000
+    });
+    assert_eq!((old, new), (0o040_000, 0o100_000));
+}
+
 /// The kernel would leave such a file out of the enclave and say nothing.
 #[test]
 fn names_that_linux_cannot_have_are_refused() {
@@ -649,6 +667,18 @@ fn names_that_linux_cannot_have_are_refused() {
         .err()
         .unwrap();
     assert!(error.to_string().contains("over 255 bytes"), "{error}");
+    let target = |len| {
+        let mut archive = tar::Builder::new(Vec::new());
+        let target = "t".repeat(len);
+        let headers = [("linkpath", target.as_bytes())];
+        archive.append_pax_extensions(headers).unwrap();
+        let mut layer = archive.into_inner().unwrap();
+        layer.truncate(layer.len() - 1024);
+        layered(&[[layer, Layer::default().symlink("s", "x").finish()].concat()])
+    };
+    assert_eq!(target(4095).unwrap().text("s").len(), 4095);
+    let error = target(4096).err().unwrap();
+    assert!(error.to_string().contains("over 4095 bytes"), "{error}");
 }
 
 /// As in a runtime, whose root is the image.
