@@ -62,7 +62,7 @@ pub struct Process {
     pub cwd: String,
     /// OCI `User`: empty, `name`, `uid`, `name:group`, `uid:gid`.
     pub user: String,
-    /// Signal that asks the application to stop, `SIGTERM` or a number.
+    /// Signal that asks the application to stop, as [`crate::signal`] reads it.
     pub stop_signal: String,
     /// Whether standard output and error go to the enclave's log on the host, in production too. Whoever pins the image
     /// pins this. Not written when it is off, so that images without it have the bytes that they always had.

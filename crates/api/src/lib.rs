@@ -7,7 +7,7 @@
 //! | [`guest`] | `enclos-init`, `enclos-agent` → host | vsock to CID 3, [`frame`]s of JSON |
 //! | [`config`] | `enclos build` → guest, measured; host configuration file | JSON in the image; TOML on the host |
 //!
-//! [`error`] is how every process prints an error with its causes.
+//! [`error`] is how every process prints an error with its causes, [`signal`] what signals are called.
 //!
 //! Nothing here does I/O beyond reading and writing one frame on a stream it is given. Wire types refuse
 //! unknown fields where the other side is trusted to be the same version, and every message that starts a
@@ -23,6 +23,7 @@ pub mod frame;
 pub mod gateway;
 pub mod guest;
 pub mod log;
+pub mod signal;
 
 /// Version of every protocol in this crate. Both sides refuse a different one by name.
 pub const PROTOCOL_VERSION: u32 = 1;

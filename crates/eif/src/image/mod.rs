@@ -253,7 +253,7 @@ fn build<W: Write + Seek>(
     spool.flush().map_err(&written)?;
     let mut warnings = app.warnings(spec);
     let config = enclave_config(spec, &app.image.config, &mut warnings)?;
-    complete(&mut app.image.tree);
+    complete(&mut app.image)?;
     let version = kernel_version(&spec.kernel)?;
     let facts = KernelFacts {
         version: version.as_deref(),
@@ -338,14 +338,30 @@ fn write_app(
     archive.finish().map(drop).map_err(io::Error::other)
 }
 
-/// Adds the directories that init needs.
-fn complete(tree: &mut Tree) {
+/// Adds the directories that init needs, and those that the image wants to be there.
+fn complete(image: &mut Image) -> Result<(), ImageError> {
+    let tree = &mut image.tree;
     for (path, mode) in MOUNT_POINTS {
         if !tree.exists(path.as_bytes()) {
             // Directly below the root nothing can be in the way of a name that is not there.
             let _ = tree.directory(path.as_bytes(), Attributes::root(mode));
         }
     }
+    // A runtime would mount something there, and make a directory of what is not there.
+    for path in image
+        .config
+        .volumes
+        .iter()
+        .flat_map(|volumes| volumes.keys())
+    {
+        if !tree.exists(path.as_bytes()) {
+            let made = tree.directory(path.as_bytes(), Attributes::root(0o755));
+            made.map_err(|error| {
+                ImageError::entry("the image's Volumes", path.as_bytes(), error.to_string())
+            })?;
+        }
+    }
+    Ok(())
 }
 
 /// The application's part of an image, before its configuration is settled.
@@ -620,25 +636,18 @@ fn absolute(path: Option<&String>) -> Result<String, ImageError> {
     }
 }
 
-/// A signal's number or name; the name is checked where it is used, inside.
+/// A signal's number or name, as it is written there.
 fn signal(value: Option<&String>) -> Result<String, ImageError> {
     let value = value
         .filter(|value| !value.is_empty())
         .cloned()
         .unwrap_or_else(|| "SIGTERM".into());
-    let number = value
-        .parse::<u8>()
-        .is_ok_and(|number| (1..=64).contains(&number));
-    let name = value.starts_with("SIG")
-        && value
-            .bytes()
-            .all(|b| b.is_ascii_alphanumeric() || b == b'+');
-    match number || name {
-        true => Ok(value),
-        false => Err(ImageError::Value {
+    match enclos_api::signal::number(&value) {
+        Some(_) => Ok(value),
+        None => Err(ImageError::Value {
             field: "StopSignal",
             value,
-            expected: "SIGTERM or a number",
+            expected: "a signal such as SIGTERM or SIGRTMIN+3, or a number",
         }),
     }
 }

@@ -49,6 +49,7 @@ pub(crate) struct ImageConfig {
     pub(crate) cmd: Option<Vec<String>>,
     pub(crate) working_dir: Option<String>,
     pub(crate) stop_signal: Option<String>,
+    pub(crate) volumes: Option<BTreeMap<String, Value>>,
 }
 
 /// An image taken apart.

@@ -978,6 +978,31 @@ fn the_configuration_is_measured_as_the_image_and_the_user_say() {
     );
 }
 
+/// Docker takes any of these in a Dockerfile, and writes it into the image as it is there.
+#[test]
+fn signals_have_the_names_that_engines_know() {
+    for name in ["TERM", "quit", "SIGRTMIN", "SIGRTMIN+3", "SIGRTMAX-1", "37"] {
+        let config = json!({ "Cmd": ["/a"], "StopSignal": name });
+        let files = layout(&config, &[], |layer| layer.to_vec());
+        let output = Bench::new().build_archive(&archive(&files)).unwrap();
+        assert_eq!(output.built.config.process.stop_signal, name);
+    }
+}
+
+/// Runtimes mount something there; an application expects the directory.
+#[test]
+fn volumes_are_there() {
+    let volumes = json!({ "Cmd": ["/a"], "Volumes": { "/data/db": {}, "/srv": {} } });
+    let layer = Layer::default().dir("srv").file("srv/kept", "").finish();
+    let files = layout(&volumes, &[layer], |layer| layer.to_vec());
+    let output = Bench::new().build_archive(&archive(&files)).unwrap();
+    assert_eq!(output.paths(), ["data", "data/db", "srv", "srv/kept"]);
+    let layer = Layer::default().file("data", "").finish();
+    let files = layout(&volumes, &[layer], |layer| layer.to_vec());
+    let error = Bench::new().build_archive(&archive(&files)).err().unwrap();
+    assert!(error.to_string().contains("Volumes"), "{error}");
+}
+
 #[test]
 fn values_that_cannot_be_honoured_are_refused() {
     let cases = [
@@ -990,6 +1015,10 @@ fn values_that_cannot_be_honoured_are_refused() {
         (json!({ "Cmd": ["/a"], "Env": ["NOVALUE"] }), "Env"),
         (
             json!({ "Cmd": ["/a"], "StopSignal": "TERM!" }),
+            "StopSignal",
+        ),
+        (
+            json!({ "Cmd": ["/a"], "StopSignal": "SIGNONSENSE" }),
             "StopSignal",
         ),
         (

@@ -21,6 +21,7 @@ use std::time::{Duration, Instant};
 use enclos_api::config::{AGENT_PATH, ENCLAVE_CONFIG_PATH, EnclaveConfig, MODULES_PATH};
 use enclos_api::frame::FrameError;
 use enclos_api::guest::Report;
+use enclos_api::signal;
 use rustix::io::Errno;
 use rustix::process::{Pid, WaitStatus};
 use rustix::system::RebootCommand;
@@ -40,7 +41,6 @@ mod modules;
 mod mounts;
 mod names;
 mod network;
-mod signal;
 pub mod user;
 
 /// Where init and agent leave what the application may read.
@@ -218,7 +218,10 @@ impl Ending {
 fn how(status: WaitStatus) -> String {
     match (status.exit_status(), status.terminating_signal()) {
         (Some(status), _) => format!("exited with status {status}"),
-        (_, Some(number)) => format!("was ended by signal {number}{}", signal::suffix(number)),
+        (_, Some(number)) => {
+            let name = signal::name(number).map_or_else(String::new, |name| format!(" ({name})"));
+            format!("was ended by signal {number}{name}")
+        }
         _ => "ended".to_owned(),
     }
 }
@@ -378,7 +381,7 @@ fn run_application(
         }
     };
     lifecycle.report(&Report::AppStarted);
-    let stop_signal = signal::parse(&config.process.stop_signal);
+    let stop_signal = signal::number(&config.process.stop_signal).map_or(libc::SIGTERM, i32::from);
     let mut kill_at = None;
     let mut said = None;
     loop {

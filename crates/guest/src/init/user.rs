@@ -44,6 +44,13 @@ struct Group<'a> {
     members: &'a str,
 }
 
+/// Largest id, as runc has it: above it, and -1 among them, the kernel's calls mean something else.
+const MAX_ID: u32 = i32::MAX as u32;
+
+fn id(text: &str) -> Option<u32> {
+    text.parse().ok().filter(|id| *id <= MAX_ID)
+}
+
 /// Lines that are not of the format are skipped, as the C library does.
 fn passwd_lines(text: &str) -> impl Iterator<Item = Passwd<'_>> {
     text.lines().filter_map(|line| {
@@ -53,8 +60,8 @@ fn passwd_lines(text: &str) -> impl Iterator<Item = Passwd<'_>> {
         };
         Some(Passwd {
             name,
-            uid: uid.parse().ok()?,
-            gid: gid.parse().ok()?,
+            uid: id(uid)?,
+            gid: id(gid)?,
             home,
         })
     })
@@ -68,7 +75,7 @@ fn group_lines(text: &str) -> impl Iterator<Item = Group<'_>> {
         };
         Some(Group {
             name,
-            gid: gid.parse().ok()?,
+            gid: id(gid)?,
             members,
         })
     })
@@ -76,8 +83,8 @@ fn group_lines(text: &str) -> impl Iterator<Item = Group<'_>> {
 
 /// Resolves `user` against the texts of the image's two files.
 ///
-/// As with other OCI runtimes a number need not be in the files, and supplementary groups are taken only when
-/// no group was named.
+/// As with other OCI runtimes a number need not be in the files and is never a name, and supplementary groups are taken only
+/// when no group was named.
 ///
 /// # Errors
 /// See [`UserError`].
@@ -86,8 +93,11 @@ pub fn resolve(user: &str, passwd: &str, group: &str) -> Result<Identity, UserEr
         .split_once(':')
         .map_or((user, ""), |(user, group)| (user, group));
     let user = if user.is_empty() { "0" } else { user };
-    let number: Option<u32> = user.parse().ok();
-    let entry = passwd_lines(passwd).find(|e| e.name == user || Some(e.uid) == number);
+    let number = id(user);
+    let entry = passwd_lines(passwd).find(|e| match number {
+        Some(number) => e.uid == number,
+        None => e.name == user,
+    });
     let uid = entry.as_ref().map(|entry| entry.uid).or(number);
     let uid = uid.ok_or_else(|| UserError::NoUser {
         name: user.to_owned(),
@@ -114,9 +124,8 @@ pub fn resolve(user: &str, passwd: &str, group: &str) -> Result<Identity, UserEr
 }
 
 fn group_id(name: &str, text: &str) -> Result<u32, UserError> {
-    let number: Option<u32> = name.parse().ok();
-    let entry = group_lines(text).find(|e| e.name == name || Some(e.gid) == number);
-    let gid = entry.map(|entry| entry.gid).or(number);
+    let named = || group_lines(text).find(|e| e.name == name);
+    let gid = id(name).or_else(|| named().map(|entry| entry.gid));
     gid.ok_or_else(|| UserError::NoGroup {
         name: name.to_owned(),
     })
@@ -144,22 +153,22 @@ mod tests {
     const GROUP: &str =
         "root:x:0:\napp:x:1001:\naudio:x:29:app,other\nweb:x:33:other,app\nbad:x:y:\n";
 
-    fn id(user: &str) -> (u32, u32, Vec<u32>, String) {
+    fn ids(user: &str) -> (u32, u32, Vec<u32>, String) {
         let identity = resolve(user, PASSWD, GROUP).unwrap();
         (identity.uid, identity.gid, identity.groups, identity.home)
     }
 
     #[test]
     fn every_form_resolves() {
-        assert_eq!(id(""), (0, 0, vec![], "/root".into()));
-        assert_eq!(id("app"), (1000, 1001, vec![29, 33], "/home/app".into()));
-        assert_eq!(id("1000"), (1000, 1001, vec![29, 33], "/home/app".into()));
-        assert_eq!(id("app:web"), (1000, 33, vec![], "/home/app".into()));
-        assert_eq!(id("app:55"), (1000, 55, vec![], "/home/app".into()));
-        assert_eq!(id("4242"), (4242, 0, vec![], "/".into()));
-        assert_eq!(id("4242:4343"), (4242, 4343, vec![], "/".into()));
-        assert_eq!(id(":33"), (0, 33, vec![], "/root".into()));
-        assert_eq!(id("nohome").3, "/");
+        assert_eq!(ids(""), (0, 0, vec![], "/root".into()));
+        assert_eq!(ids("app"), (1000, 1001, vec![29, 33], "/home/app".into()));
+        assert_eq!(ids("1000"), (1000, 1001, vec![29, 33], "/home/app".into()));
+        assert_eq!(ids("app:web"), (1000, 33, vec![], "/home/app".into()));
+        assert_eq!(ids("app:55"), (1000, 55, vec![], "/home/app".into()));
+        assert_eq!(ids("4242"), (4242, 0, vec![], "/".into()));
+        assert_eq!(ids("4242:4343"), (4242, 4343, vec![], "/".into()));
+        assert_eq!(ids(":33"), (0, 33, vec![], "/root".into()));
+        assert_eq!(ids("nohome").3, "/");
     }
 
     #[test]
@@ -186,5 +195,28 @@ mod tests {
         );
         assert!(resolve("4294967296", PASSWD, GROUP).is_err());
         assert!(resolve("-1", PASSWD, GROUP).is_err());
+    }
+
+    /// To `setresuid` that is -1, which changes nothing: the application would be root.
+    #[test]
+    fn ids_that_mean_something_else_to_the_kernel_are_none() {
+        let passwd = "odd:x:4294967295:4294967295::/:\n";
+        for user in ["4294967295", "2147483648", "odd", "0:4294967295"] {
+            assert!(
+                resolve(user, passwd, "odd:x:4294967295:\n").is_err(),
+                "{user}"
+            );
+        }
+        assert_eq!(resolve("2147483647", "", "").unwrap().uid, 2_147_483_647);
+    }
+
+    #[test]
+    fn a_number_is_never_a_name() {
+        let passwd = "33:x:0:0::/root:\nweb:x:33:34::/web:\n";
+        let identity = resolve("33:5", passwd, "5:x:0:\n").unwrap();
+        assert_eq!(
+            (identity.uid, identity.gid, &*identity.home),
+            (33, 5, "/web")
+        );
     }
 }
