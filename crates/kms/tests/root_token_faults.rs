@@ -7,11 +7,11 @@ mod common;
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use common::postgres::Postgres;
-use common::token::{Host, MODULE, Node, Variables, done, kept, opens, wait_until};
-use common::{BINARY, Client, Reply, Server};
+use common::token::{Host, MODULE, Node, Variables, kept, opens, wait_until};
+use common::{BINARY, Client, Reply, Server, readiness, until};
 use serde_json::{Value, json};
 
 const ARGUMENTS: [&str; 5] = [
@@ -35,12 +35,7 @@ impl Faulty {
         let database = database.or_else(|| host.database.clone());
         let host = Host { database, ..host };
         let library = host.path("faulty.so");
-        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/common/faulty_token.c");
-        let compiled = Command::new("cc")
-            .args(["-shared", "-fPIC", "-Wall", "-Werror", "-o"])
-            .args([&library, &source])
-            .output();
-        done(&compiled.expect("cc (package gcc)"));
+        common::library("faulty_token.c", &library);
         Self { host, library }
     }
 
@@ -93,25 +88,6 @@ impl Faulty {
     }
 }
 
-/// What `/readyz` says.
-fn ready(server: &Server) -> String {
-    let client = Client::new(server.operations.unwrap(), "", "");
-    let request = b"GET /readyz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
-    String::from_utf8(client.raw(request)).unwrap()
-}
-
-#[track_caller]
-fn until<T>(what: &str, mut found: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + Duration::from_secs(60);
-    loop {
-        if let Some(found) = found() {
-            return found;
-        }
-        assert!(Instant::now() < deadline, "{what}");
-        std::thread::sleep(Duration::from_millis(50));
-    }
-}
-
 /// A new access key, sealed under what the file says by now.
 fn newcomer(node: &Node<'_>, server: &Server) -> Client {
     let arn = "arn:aws:iam::000000000000:root";
@@ -135,13 +111,13 @@ fn a_token_that_does_not_answer_holds_up_nothing() {
     let mut server = faulty.serve(&node);
     let client = server.client();
     let blob = kept(&client);
-    assert!(ready(&server).ends_with("ready\n"));
+    assert!(readiness(&server).ends_with("ready\n"));
     faulty.set("hang");
     node.protect_anew("root");
     node.done(&["root", "rotate"]);
     let newcomer = newcomer(&node, &server);
     wait_until(&server, |log| log.contains(SILENT));
-    let said = ready(&server);
+    let said = readiness(&server);
     assert!(said.starts_with("HTTP/1.1 200 "), "{said}");
     assert!(said.contains("ready, but root.key was changed"), "{said}");
     assert!(server.metrics().contains("enclos_kms_root_key_unread 1"));
@@ -159,7 +135,7 @@ fn a_token_that_does_not_answer_holds_up_nothing() {
             is_told_to_try_again(&reply.join().unwrap());
         }
     });
-    let said = ready(&server);
+    let said = readiness(&server);
     assert!(said.starts_with("HTTP/1.1 503 "), "{said}");
     assert!(
         said.contains("something stored does not open without it"),
@@ -172,7 +148,7 @@ fn a_token_that_does_not_answer_holds_up_nothing() {
     until("the access key is not known", || {
         (newcomer.call("ListKeys", json!({})).status == 200).then_some(())
     });
-    assert!(ready(&server).ends_with("ready\n"));
+    assert!(readiness(&server).ends_with("ready\n"));
     assert!(server.metrics().contains("enclos_kms_root_key_unread 0"));
     opens(&client, &blob);
     assert_eq!(faulty.logins(), 1, "{}", server.log());
@@ -218,7 +194,7 @@ fn a_locked_pin_is_told_and_not_tried_again() {
     // Longer than it takes to look at the file twice.
     std::thread::sleep(Duration::from_secs(5));
     assert_eq!((faulty.logins(), told(&server.log())), (1, 1));
-    assert!(ready(&server).contains("ready, but root.key was changed"));
+    assert!(readiness(&server).contains("ready, but root.key was changed"));
     opens(&client, &blob);
     // A start tries once too, and says so with the status on which systemd does not start again.
     let elsewhere = faulty.host.node("elsewhere");
@@ -232,7 +208,7 @@ fn a_locked_pin_is_told_and_not_tried_again() {
     faulty.clear("locked");
     node.done(&["root", "rotate"]);
     until("the file is not taken up", || {
-        ready(&server).ends_with("ready\n").then_some(())
+        readiness(&server).ends_with("ready\n").then_some(())
     });
     assert_eq!(faulty.logins(), 3, "{}", server.log());
     opens(&client, &blob);
@@ -254,10 +230,11 @@ fn a_key_that_does_not_open_yet_is_not_missing() {
     opens(&client_b, &old);
     faulty.set("hang");
     a.done(&["root", "rotate"]);
-    let taken = b.data.join("taken");
-    std::fs::copy(a.data.join("root.key"), &taken).unwrap();
-    std::fs::rename(&taken, b.data.join("root.key")).unwrap();
-    b.protect_anew("b");
+    // Made elsewhere, so that the node never sees the new version unprotected.
+    let elsewhere = faulty.host.node("elsewhere");
+    std::fs::copy(a.data.join("root.key"), elsewhere.data.join("root.key")).unwrap();
+    elsewhere.protect_anew("b");
+    std::fs::rename(elsewhere.data.join("root.key"), b.data.join("root.key")).unwrap();
     let key = until("the new version is not used", || {
         let key = client_a.create_key();
         let told = client_b.call("DescribeKey", json!({ "KeyId": key }));
@@ -276,7 +253,7 @@ fn a_key_that_does_not_open_yet_is_not_missing() {
         is_told_to_try_again(&client_b.call("Encrypt", input));
     }
     opens(&client_b, &old);
-    assert!(ready(&on_b).starts_with("HTTP/1.1 503 "));
+    assert!(readiness(&on_b).starts_with("HTTP/1.1 503 "));
 
     faulty.clear("hang");
     let asked = json!({ "KeyId": key });
@@ -286,7 +263,7 @@ fn a_key_that_does_not_open_yet_is_not_missing() {
     let grants = client_b.call("ListGrants", asked).ok();
     assert_eq!(grants["Grants"].as_array().unwrap().len(), 1);
     client_b.encrypt("alias/new", b"x", json!({}));
-    assert!(ready(&on_b).ends_with("ready\n"));
+    assert!(readiness(&on_b).ends_with("ready\n"));
     let missing = json!({ "KeyId": "alias/none" });
     let missing = client_b.call("DescribeKey", missing);
     assert_eq!(missing.error_type(), "NotFoundException");

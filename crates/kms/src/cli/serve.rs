@@ -148,6 +148,12 @@ pub(super) struct Arguments {
     require_locked_memory: bool,
 }
 
+/// How long a shutdown waits for listeners, which take a little less for themselves, and for work in the background.
+const TASKS: Duration = Duration::from_secs(12);
+
+/// And then for what is to be stored. Both together are less than a service manager waits: `TimeoutStopSec` in `enclos-kms.service`.
+const STORE: Duration = Duration::from_secs(8);
+
 /// Why a data directory cannot be used.
 #[derive(Debug, thiserror::Error)]
 enum DataError {
@@ -235,15 +241,21 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
     tracing::info!("stopping: finishing requests under way");
     // Receivers exist as long as the tasks do.
     let _all_gone = stop.send(true);
-    while tasks.join_next().await.is_some() {}
-    store.flush().await?;
+    let all = async { while tasks.join_next().await.is_some() {} };
+    if tokio::time::timeout(TASKS, all).await.is_err() {
+        tracing::warn!("work in the background was still under way and is given up");
+        tasks.shutdown().await;
+    }
+    store.end_within(STORE);
+    // What could not be stored the writer tells the log, so its end is waited for all the same.
+    let flushed = store.flush().await;
     let _all_gone = end.send(true);
     for task in operations.into_iter().chain(exporter) {
         task.await?;
     }
     drop((store, service));
     writer.await?;
-    Ok(())
+    Ok(flushed?)
 }
 
 /// Reads what the settings name, as a start would; makes, opens and locks nothing.

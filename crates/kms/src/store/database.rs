@@ -12,7 +12,7 @@ use sqlx::sqlite::{
     SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqliteRow, SqliteSynchronous,
 };
 use sqlx::{Connection as _, Executor as _, Postgres, Row as _, Sqlite};
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, Semaphore};
 
 use super::StoreError;
 use super::postgres::Servers;
@@ -22,6 +22,9 @@ const BUSY: Duration = Duration::from_secs(10);
 
 /// How long one read may take, its wait for a connection included, before its connection is given up.
 const READ_TIME: Duration = Duration::from_secs(5);
+
+/// So many files are opened at once.
+const OPENED_AT_ONCE: usize = 16;
 
 /// Connections for reading.
 const READERS: usize = 2;
@@ -82,6 +85,19 @@ fn sqlite_options(data: &Path) -> SqliteConnectOptions {
         .busy_timeout(BUSY)
 }
 
+/// Opens the file. On a disk that hangs this never ends, and nothing ends the thread that it takes; who gives up waiting leaves its
+/// place taken, so that such threads do not pile up.
+async fn open_file(options: SqliteConnectOptions) -> Result<SqliteConnection, StoreError> {
+    static OPENING: Semaphore = Semaphore::const_new(OPENED_AT_ONCE);
+    let place = OPENING.acquire().await.map_err(|_| StoreError::Stopped)?;
+    let opening = tokio::spawn(async move {
+        let opened = SqliteConnection::connect_with(&options).await;
+        drop(place);
+        opened
+    });
+    Ok(opening.await.map_err(|_| StoreError::Stopped)??)
+}
+
 impl Location {
     pub(super) async fn connect(&self, access: Access) -> Result<Connection, StoreError> {
         match self {
@@ -89,8 +105,7 @@ impl Location {
                 let options = sqlite_options(data)
                     .create_if_missing(access == Access::Create)
                     .read_only(access == Access::Read);
-                let connection = SqliteConnection::connect_with(&options).await?;
-                Ok(Connection::Sqlite(connection))
+                Ok(Connection::Sqlite(open_file(options).await?))
             }
             Self::Postgres(servers) => Ok(Connection::Postgres(servers.connect().await?)),
         }

@@ -10,8 +10,8 @@
 //! A *change* is answered only after its transaction, which also holds its audit row, is on disk (SQLite: WAL,
 //! `synchronous=FULL`; PostgreSQL: `synchronous_commit` at least `on`). So is a refusal by policy and a release to an enclave.
 //! Audit rows of all other calls are queued and committed within [`GATHER`]; a full queue makes callers wait. Once a
-//! transaction has failed (disk full, for example), [`Store::record`] waits for the disk too, so that no call is answered that
-//! cannot be audited.
+//! transaction has failed (disk full, for example) or hangs, [`Store::record`] waits for the disk too, so that no call is answered
+//! that cannot be audited.
 //!
 //! Everything that requests need is also in memory ([`crate::keyring`]); the database is read when the process starts, for
 //! lists, and for keys that changed ([`crate::memory`]).
@@ -25,6 +25,7 @@ mod apply;
 mod audit;
 pub mod backup;
 mod database;
+mod health;
 mod identities;
 mod late;
 mod postgres;
@@ -40,17 +41,18 @@ mod usage;
 mod writer;
 
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::time::Instant;
 
 use crate::crypto::seal::RootKey;
 use crate::error::Chain;
 use crate::tags::Tags;
 
 use database::{Access, Readers};
+use health::Health;
 
 pub use audit::{
     AuditRow, Flaw, Head, HeadError, Verified, append_audit, audit, audit_of, audit_tail,
@@ -292,8 +294,7 @@ pub struct Store {
     /// Told after a message for whose end somebody waits.
     waited_for: Arc<Notify>,
     readers: Arc<Readers>,
-    /// Whether the last transaction succeeded.
-    healthy: Arc<AtomicBool>,
+    health: Arc<Health>,
     /// What seals the audit trail.
     sealer: Sealer,
     late: Arc<Late>,
@@ -335,14 +336,14 @@ impl Store {
             location,
             queue,
             waited_for: Arc::default(),
-            healthy: Arc::new(AtomicBool::new(true)),
+            health: Arc::default(),
             sealer: Sealer::default(),
             late: Arc::default(),
         };
         let writing = writer::Writing::new(
             store.location.clone(),
             connection,
-            Arc::clone(&store.healthy),
+            Arc::clone(&store.health),
             (Arc::clone(&store.sealer), Arc::clone(&store.late)),
             crate::crypto::uuid().map_err(|_| StoreError::Stopped)?,
         );
@@ -363,7 +364,7 @@ impl Store {
             queue,
             waited_for: Arc::default(),
             readers: Arc::new(Readers::new(location.clone())),
-            healthy: Arc::new(AtomicBool::new(true)),
+            health: Arc::default(),
             sealer: Sealer::default(),
             late: Arc::default(),
         })
@@ -429,12 +430,12 @@ impl Store {
         .await
     }
 
-    /// Queues an audit row. With `durable`, and always after a failed transaction, waits until it is on disk.
+    /// Queues an audit row. With `durable`, and always after a failed transaction and while one hangs, waits until it is on disk.
     ///
     /// # Errors
     /// If the row cannot be stored.
     pub async fn record(&self, audit: AuditRow, durable: bool) -> Result<(), StoreError> {
-        if durable || !self.healthy.load(Ordering::Relaxed) {
+        if durable || !self.health.is_good() {
             self.ask(|done| Message::Record(audit, Some(done))).await?;
             return Ok(());
         }
@@ -466,16 +467,21 @@ impl Store {
         self.queue.max_capacity() - self.queue.capacity()
     }
 
-    /// Whether the last transaction succeeded and the writer still takes messages.
+    /// Whether the last transaction succeeded, none hangs and the writer still takes messages.
     #[must_use]
     pub fn is_healthy(&self) -> bool {
-        !self.queue.is_closed() && self.healthy.load(Ordering::Relaxed)
+        !self.queue.is_closed() && self.health.is_good()
+    }
+
+    /// Stores what is still to be stored, and gives up what takes longer than that: the audit rows among it go to the log.
+    pub fn end_within(&self, time: Duration) {
+        self.health.end_at(Instant::now() + time);
     }
 
     /// Notes that a reader found the database gone, although nothing need have been written since; the writer finds out
     /// when it is there again.
     pub(crate) fn suspect(&self) {
-        if !self.healthy.swap(false, Ordering::Relaxed) {
+        if !self.health.suspect() {
             return;
         }
         let (done, _nobody_waits) = oneshot::channel();

@@ -5,7 +5,6 @@
 //! the chain holds this head. So nothing is told to be stored that is not, and nothing is stored twice.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc};
@@ -13,6 +12,7 @@ use tokio::time::Instant;
 
 use super::audit::{self, Head};
 use super::database::{Access, Connection, Location};
+use super::health::Health;
 use super::{
     AuditRow, BATCH, Change, GATHER, Late, Message, PATIENCE, PAUSE, QUEUE, Sealer, StoreError,
     apply,
@@ -29,7 +29,10 @@ const KEEP_CHANGES: i64 = 10_000;
 const PRUNE_EVERY: i64 = 1_000;
 
 /// A tool may hold a file's lock for a while: more than SQLite itself waits for it.
-const PATIENCE_WITH_A_FILE: Duration = Duration::from_secs(20);
+const PATIENCE_WITH_A_FILE: Duration = Duration::from_secs(15);
+
+/// How long closing may take, which copies the log into the file.
+const CLOSE: Duration = Duration::from_secs(5);
 
 /// How often a file is tried: the second time tells what became of the first.
 const TRIES_OF_A_FILE: usize = 2;
@@ -69,11 +72,18 @@ struct Doubt {
     awaited: bool,
 }
 
+/// What a transaction's end says of the next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Outlook {
+    Fair,
+    Hangs,
+}
+
 /// What the writer's task has.
 pub(super) struct Writing {
     location: Location,
     connection: Option<Connection>,
-    healthy: Arc<AtomicBool>,
+    health: Arc<Health>,
     sealer: Sealer,
     /// Where memory finds what it was not told.
     late: Arc<Late>,
@@ -88,14 +98,14 @@ impl Writing {
     pub(super) fn new(
         location: Location,
         connection: Connection,
-        healthy: Arc<AtomicBool>,
+        health: Arc<Health>,
         (sealer, late): (Sealer, Arc<Late>),
         node: String,
     ) -> Self {
         Self {
             location,
             connection: Some(connection),
-            healthy,
+            health,
             sealer,
             late,
             node,
@@ -112,8 +122,7 @@ pub(super) async fn write_all(
     waited_for: Arc<Notify>,
 ) {
     loop {
-        let healthy = writing.healthy.load(Ordering::Relaxed);
-        let next = match healthy && writing.owed.is_empty() {
+        let next = match writing.health.is_writable() && writing.owed.is_empty() {
             true => next_batch(&mut messages, &waited_for).await,
             // Nobody may call while we are unhealthy, so we find out ourselves when we no longer are.
             false => tokio::time::timeout(PROBE, next_batch(&mut messages, &waited_for))
@@ -121,7 +130,11 @@ pub(super) async fn write_all(
                 .unwrap_or_else(|_| Some(Vec::new())),
         };
         match next {
-            Some(batch) => writing.write_batch(batch).await,
+            Some(batch) => {
+                if writing.write_batch(batch).await == Outlook::Hangs {
+                    writing.refuse_all(&mut messages);
+                }
+            }
             None => break,
         }
     }
@@ -129,9 +142,14 @@ pub(super) async fn write_all(
         writing.write_batch(Vec::new()).await;
         writing.give_up(0);
     }
-    if let Some(connection) = writing.connection.take()
-        && let Err(error) = connection.close().await
-    {
+    let Some(connection) = writing.connection.take() else {
+        return;
+    };
+    let closed = tokio::select! {
+        closed = connection.close() => closed,
+        () = writing.health.until(Instant::now() + CLOSE) => Err(StoreError::Slow),
+    };
+    if let Err(error) = closed {
         tracing::error!(error = %Chain(&error), "closing the database failed");
     }
 }
@@ -160,9 +178,11 @@ impl Writing {
     ///
     /// A change that conflicts is undone on its own. If the transaction as a whole fails, everyone who waits is told
     /// so; audit rows that nobody waits for go into the next transaction.
-    async fn write_batch(&mut self, batch: Vec<Message>) {
+    async fn write_batch(&mut self, batch: Vec<Message>) -> Outlook {
+        self.health.begin();
         let result = self.write_patiently(&batch).await;
-        self.healthy.store(result.is_ok(), Ordering::Relaxed);
+        self.health.end(result.is_ok());
+        let hangs = matches!(result, Err(StoreError::Slow));
         match result {
             Ok(outcomes) => {
                 self.owed.clear();
@@ -172,36 +192,60 @@ impl Writing {
             }
             Err(error) => {
                 tracing::error!(error = %Chain(&error), "a transaction failed");
-                for message in batch {
-                    match message {
-                        Message::Record(row, None) => self.owed.push(row),
-                        other => other.answer(Err(error.told())),
-                    }
-                }
-                self.give_up(QUEUE);
+                self.refuse(batch, &error);
             }
         }
+        match hangs && !self.is_shared() {
+            true => Outlook::Hangs,
+            false => Outlook::Fair,
+        }
+    }
+
+    /// Tells those who wait; audit rows that nobody waits for go into the next transaction.
+    fn refuse(&mut self, batch: impl IntoIterator<Item = Message>, error: &StoreError) {
+        for message in batch {
+            match message {
+                Message::Record(row, None) => self.owed.push(row),
+                other => other.answer(Err(error.told())),
+            }
+        }
+        self.give_up(QUEUE);
+    }
+
+    /// Who has queued up behind a transaction that hung would wait for the next, which is likely to hang as well.
+    fn refuse_all(&mut self, messages: &mut mpsc::Receiver<Message>) {
+        let waiting = std::iter::from_fn(|| messages.try_recv().ok());
+        let waiting: Vec<_> = waiting.take(QUEUE).collect();
+        self.refuse(waiting, &StoreError::Slow);
+    }
+
+    fn is_shared(&self) -> bool {
+        matches!(self.location, Location::Postgres(_))
     }
 
     /// Tries until the transaction is durable or certainly is not, or the patience of those who wait is at its end.
     async fn write_patiently(&mut self, batch: &[Message]) -> Result<Vec<Outcome>, StoreError> {
-        let shared = matches!(self.location, Location::Postgres(_));
-        let patience = if shared {
-            PATIENCE
-        } else {
-            PATIENCE_WITH_A_FILE
+        let shared = self.is_shared();
+        // What hung a moment ago is not waited for as long again.
+        let patience = match shared || !self.health.is_writable() {
+            true => PATIENCE,
+            false => PATIENCE_WITH_A_FILE,
         };
         let deadline = Instant::now() + patience;
+        let mut over = std::pin::pin!(self.health.until(deadline));
         if let Some(earlier) = &mut self.doubt {
             earlier.awaited = false;
         }
         let mut tries = 0;
         loop {
             tries += 1;
-            let error = match tokio::time::timeout_at(deadline, self.attempt(batch)).await {
-                Ok(Ok(outcomes)) => return Ok(outcomes),
-                Ok(Err(error)) => error,
-                Err(_) => StoreError::Slow,
+            let error = tokio::select! {
+                biased;
+                () = &mut over => return Err(StoreError::Slow),
+                written = self.attempt(batch) => match written {
+                    Ok(outcomes) => return Ok(outcomes),
+                    Err(error) => error,
+                },
             };
             let again = match shared {
                 true => error.is_passing() && Instant::now() < deadline,
@@ -445,11 +489,12 @@ mod tests {
             .await
             .unwrap();
         let connection = location.connect(Access::Write).await.unwrap();
-        let healthy = Arc::new(AtomicBool::new(false));
+        let health = Arc::new(Health::default());
+        health.end(false);
         let mut writing = Writing::new(
             location,
             connection,
-            healthy,
+            health,
             (Sealer::default(), Arc::default()),
             "node".to_owned(),
         );
@@ -468,7 +513,7 @@ mod tests {
         let (mut writing, mut stalled) = stalled(directory.path()).await;
         stalled.commit().await.unwrap();
         writing.write_batch(Vec::new()).await;
-        assert!(writing.healthy.load(Ordering::Relaxed) && writing.doubt.is_none());
+        assert!(writing.health.is_good() && writing.doubt.is_none());
         let late = Arc::clone(&writing.late);
         assert!(late.is_any());
         let touched: Vec<_> = late.take().into_iter().collect();
@@ -484,7 +529,7 @@ mod tests {
         let (mut writing, mut stalled) = stalled(directory.path()).await;
         stalled.rollback().await.unwrap();
         writing.write_batch(Vec::new()).await;
-        assert!(writing.healthy.load(Ordering::Relaxed) && writing.doubt.is_none());
+        assert!(writing.health.is_good() && writing.doubt.is_none());
         assert!(!writing.late.is_any());
     }
 }

@@ -23,8 +23,8 @@ use base64::engine::general_purpose::STANDARD;
 use rustls::pki_types::pem::PemObject as _;
 use serde_json::Value;
 
-/// Longest that anything here may take.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// Longest that anything here may take: more than the server lets anybody wait for a disk or a database that hangs.
+const PATIENCE: Duration = Duration::from_secs(40);
 
 pub(crate) const REGION: &str = "eu-west-1";
 pub(crate) const BINARY: &str = env!("CARGO_BIN_EXE_enclos-kms");
@@ -246,9 +246,14 @@ impl Server {
 
     /// Asks the process to stop; its exit status.
     pub(crate) fn stop(&mut self) -> Option<i32> {
+        self.stop_within(PATIENCE)
+    }
+
+    /// The same for what takes its time.
+    pub(crate) fn stop_within(&mut self, patience: Duration) -> Option<i32> {
         let pid = rustix::process::Pid::from_child(&self.child);
         rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + patience;
         loop {
             if let Some(status) = self.child.try_wait().unwrap() {
                 return status.code();
@@ -263,6 +268,40 @@ impl Drop for Server {
     fn drop(&mut self) {
         let _ended = self.child.kill();
         let _status = self.child.wait();
+    }
+}
+
+/// Compiles one of the C files beside this one into a library.
+pub(crate) fn library(source: &str, to: &Path) {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/common")
+        .join(source);
+    let compiled = Command::new("cc")
+        .args(["-shared", "-fPIC", "-Wall", "-Werror", "-o"])
+        .args([to, &source])
+        .output()
+        .expect("cc (package gcc)");
+    let said = String::from_utf8_lossy(&compiled.stderr);
+    assert!(compiled.status.success(), "{said}");
+}
+
+/// What `/readyz` says.
+pub(crate) fn readiness(server: &Server) -> String {
+    let client = Client::new(server.operations.unwrap(), "", "");
+    let request = b"GET /readyz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
+    String::from_utf8(client.raw(request)).unwrap()
+}
+
+/// Asks until there is an answer.
+#[track_caller]
+pub(crate) fn until<T>(what: &str, mut found: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
+        if let Some(found) = found() {
+            return found;
+        }
+        assert!(Instant::now() < deadline, "{what}");
+        std::thread::sleep(Duration::from_millis(50));
     }
 }
 
