@@ -1,5 +1,5 @@
 //! What attestation costs a TLS connection: full handshakes with a chain that is not known and one that is, resumed ones, and what
-//! each of them sends. `cargo bench -p enclos-client --features tls --bench attested`.
+//! each of them sends. The same of sealed calls: a document for each, and one for all. `cargo bench -p enclos-client --features tls --bench attested`.
 
 #![allow(
     clippy::unwrap_used,
@@ -19,7 +19,9 @@ use std::time::Duration;
 use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
 use enclos_attest::document::TrustAnchors;
 use enclos_client::attested::AttestedStream;
-use enclos_client::{AttestedTls, Verifier};
+use enclos_client::http::Http;
+use enclos_client::{AttestedTls, Enclave, Endpoint, Session, Verifier};
+use service::{Manner, Service};
 use tls::{Fault, Server};
 
 /// Over which processor time is averaged.
@@ -59,10 +61,9 @@ impl Write for Counted {
     }
 }
 
-fn verifier(server: &Server) -> Verifier {
-    let anchors = TrustAnchors::new();
-    let root = server.root_pem();
-    Verifier::new(anchors.with_root("bench", root.as_bytes()).unwrap())
+fn verifier(root_pem: &str) -> Verifier {
+    let anchors = TrustAnchors::new().with_root("bench", root_pem.as_bytes());
+    Verifier::new(anchors.unwrap())
 }
 
 fn connect(tls: &AttestedTls, server: &Server) -> AttestedStream<Counted> {
@@ -103,13 +104,13 @@ fn processor_time() -> Duration {
     Duration::from_nanos(text.split(' ').next().unwrap().parse().unwrap())
 }
 
-/// Says what a client spends on one exchange.
-fn spent(what: &str, mut client: impl FnMut() -> AttestedTls, server: &Server, resumed: bool) {
+/// Says what a client spends on doing something once.
+fn spent<T>(what: &str, mut prepare: impl FnMut() -> T, once: impl Fn(T)) {
     let mut sum = Duration::ZERO;
     for _ in 0..EXCHANGES {
-        let tls = client();
+        let prepared = prepare();
         let start = processor_time();
-        exchange(&tls, server, resumed);
+        once(prepared);
         sum += processor_time().saturating_sub(start);
     }
     let each = sum / EXCHANGES;
@@ -130,7 +131,7 @@ fn report(what: &str, stream: &mut AttestedStream<Counted>) {
 
 fn handshakes(c: &mut Criterion) {
     let server = Server::start(Fault::None);
-    let known = verifier(&server);
+    let known = verifier(&server.root_pem());
     let tls = AttestedTls::new(known.clone()).unwrap();
     let mut first = connect(&tls, &server);
     report("full handshake", &mut first);
@@ -147,29 +148,30 @@ fn handshakes(c: &mut Criterion) {
     );
 
     let fresh = |verifier| AttestedTls::new(verifier).unwrap();
+    let full = |tls| exchange(&tls, &server, false);
+    let nonces = || fresh(known.clone()).with_nonces().unwrap();
     spent(
         "full, chain not known",
-        || fresh(verifier(&server)),
-        &server,
-        false,
+        || fresh(verifier(&server.root_pem())),
+        full,
     );
-    spent("full, chain known", || fresh(known.clone()), &server, false);
-    let nonces = || fresh(known.clone()).with_nonces().unwrap();
-    spent("full, with a nonce", nonces, &server, false);
-    spent("resumed", || tls.clone(), &server, true);
+    spent("full, chain known", || fresh(known.clone()), full);
+    spent("full, with a nonce", nonces, full);
+    spent("resumed", || (), |()| exchange(&tls, &server, true));
 
     let mut group = c.benchmark_group("handshake, request and answer");
     group.bench_function("full, chain not known", |b| {
-        let once = |tls| exchange(&tls, &server, false);
-        b.iter_batched(|| fresh(verifier(&server)), once, BatchSize::PerIteration);
+        b.iter_batched(
+            || fresh(verifier(&server.root_pem())),
+            full,
+            BatchSize::PerIteration,
+        );
     });
     group.bench_function("full, chain known", |b| {
-        let once = |tls| exchange(&tls, &server, false);
-        b.iter_batched(|| fresh(known.clone()), once, BatchSize::PerIteration);
+        b.iter_batched(|| fresh(known.clone()), full, BatchSize::PerIteration);
     });
     group.bench_function("full, with a nonce", |b| {
-        let once = |tls| exchange(&tls, &server, false);
-        b.iter_batched(nonces, once, BatchSize::PerIteration);
+        b.iter_batched(nonces, full, BatchSize::PerIteration);
     });
     group.bench_function("resumed", |b| {
         b.iter(|| exchange(&tls, &server, true));
@@ -181,5 +183,26 @@ fn handshakes(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, handshakes);
+fn sealed(c: &mut Criterion) {
+    let service = Service::start(Manner::Honest);
+    let endpoint = || Endpoint::new(&service.url());
+    let known = verifier(&service.root_pem);
+    let once = || {
+        let enclave = Enclave::connect(endpoint(), &known).unwrap();
+        enclave.call(b"the question").unwrap()
+    };
+    let session = Session::new(endpoint(), known.clone(), Http::default());
+    let again = || session.call(b"the question").unwrap();
+    spent("sealed, a document for each", || (), |()| drop(once()));
+    spent("sealed, a session", || (), |()| drop(again()));
+    let fetched = service.heard("/attest").len();
+    println!("documents fetched for {EXCHANGES} and {EXCHANGES} sealed calls: {fetched}");
+
+    let mut group = c.benchmark_group("sealed request and reply");
+    group.bench_function("a document for each", |b| b.iter(once));
+    group.bench_function("a session", |b| b.iter(again));
+    group.finish();
+}
+
+criterion_group!(benches, handshakes, sealed);
 criterion_main!(benches);
