@@ -69,6 +69,11 @@ impl Follower {
         }
     }
 
+    /// Closes the connection that it follows the store by.
+    pub(crate) async fn close(&self) {
+        self.state.lock().await.watch.close().await;
+    }
+
     pub(crate) fn with_staleness(self, staleness: Duration) -> Self {
         Self { staleness, ..self }
     }

@@ -86,6 +86,9 @@ pub struct Answer {
     pub warnings: Vec<String>,
 }
 
+/// How long connections for reading may take to close.
+const END_READING: Duration = Duration::from_secs(1);
+
 /// How often a call is made again because other nodes were first.
 const RACES: usize = 20;
 
@@ -204,6 +207,18 @@ impl Service {
         Self {
             follower: self.follower.with_staleness(staleness),
             ..self
+        }
+    }
+
+    /// Closes the connections for reading, so that the writer's is the last: SQLite then copies its log into the file, and the file is
+    /// all there is.
+    pub async fn end_reading(&self) {
+        let closed = async {
+            self.follower.close().await;
+            self.store.end_reading().await;
+        };
+        if tokio::time::timeout(END_READING, closed).await.is_err() {
+            tracing::warn!("connections for reading take long to close and are given up");
         }
     }
 

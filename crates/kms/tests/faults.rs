@@ -133,6 +133,8 @@ fn a_damaged_page_is_never_served() {
         .collect();
     assert_eq!(server.stop(), Some(0));
     let whole = std::fs::read(directory.path().join("kms.db")).unwrap();
+    let log = directory.path().join("kms.db-wal");
+    assert!(!log.exists(), "a clean stop leaves one file");
     let mut refused = 0;
     for page in 0..whole.len() / PAGE {
         let mut damaged = whole.clone();

@@ -354,5 +354,5 @@ pub(super) async fn seal_anew(location: &Location, root: &RootKey) -> Result<(),
             "everything is sealed under the current version of the root key"
         );
     }
-    Ok(())
+    Ok(connection.close().await?)
 }

@@ -253,6 +253,7 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
     for task in operations.into_iter().chain(exporter) {
         task.await?;
     }
+    service.end_reading().await;
     drop((store, service));
     writer.await?;
     Ok(flushed?)

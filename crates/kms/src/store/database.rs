@@ -16,6 +16,7 @@ use tokio::sync::{Mutex, Semaphore};
 
 use super::StoreError;
 use super::postgres::Servers;
+use crate::error::Chain;
 
 /// How long SQLite waits for another process's lock, `enclos-kms principal add` for example.
 const BUSY: Duration = Duration::from_secs(10);
@@ -374,6 +375,15 @@ impl Record {
     }
 }
 
+/// Closes a connection for reading, if there is one. One that is only dropped is open for a while still.
+pub(super) async fn close(connection: Option<Connection>) {
+    if let Some(connection) = connection
+        && let Err(error) = connection.close().await
+    {
+        tracing::debug!(error = %Chain(&error), "closing a connection for reading failed");
+    }
+}
+
 /// Connections for reading. One that fails is given up and made anew by whoever needs it next.
 #[derive(Debug)]
 pub(super) struct Readers {
@@ -422,6 +432,13 @@ impl Readers {
         tokio::time::timeout(READ_TIME, read)
             .await
             .map_err(|_| StoreError::Slow)?
+    }
+
+    /// Closes the connections that nobody uses.
+    pub(super) async fn close(&self) {
+        for slot in &self.idle {
+            close(slot.try_lock().ok().and_then(|mut slot| slot.take())).await;
+        }
     }
 
     pub(super) async fn row(

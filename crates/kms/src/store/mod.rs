@@ -478,6 +478,11 @@ impl Store {
         self.health.end_at(Instant::now() + time);
     }
 
+    /// Closes the connections for reading.
+    pub(crate) async fn end_reading(&self) {
+        self.readers.close().await;
+    }
+
     /// Notes that a reader found the database gone, although nothing need have been written since; the writer finds out
     /// when it is there again.
     pub(crate) fn suspect(&self) {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::apply::touched_grant;
-use super::database::{Access, Location, Value};
+use super::database::{Access, Location, Value, close};
 use super::rows::{
     ALIAS, AliasRow, GRANT, KEY, KeyRow, MATERIAL, MaterialRow, alias_row, grant_row, key_row,
     material_row,
@@ -113,6 +113,11 @@ impl Watch {
                 Err(_) => return Err(StoreError::Slow),
             }
         }
+    }
+
+    /// Closes the connection, if one is open.
+    pub(crate) async fn close(&mut self) {
+        close(self.connection.take()).await;
     }
 
     async fn try_look(&mut self, wanted: &Wanted) -> Result<Option<News>, StoreError> {
