@@ -58,14 +58,53 @@ pub(crate) fn planned(wanted: &Wanted) -> Outcome<Built> {
     with_spec(wanted, plan)
 }
 
-/// Finds everything that the image is made of, then does `make` with it.
+/// Finds everything that the image is made of, then does `make` with it. Where nobody named a kernel and the container image is for
+/// aarch64 alone, as AWS's tool the kernel follows the image.
 fn with_spec(
     wanted: &Wanted,
-    make: impl FnOnce(&BuildSpec) -> Result<Built, ImageError>,
+    make: impl Fn(&BuildSpec) -> Result<Built, ImageError>,
 ) -> Outcome<Built> {
     let kernel = kernel(wanted.kernel.as_deref())?;
+    let architecture = kernel.architecture;
+    let mut spec = spec(wanted, kernel)?;
+    let source = Source::find(
+        &wanted.source,
+        wanted.dockerfile.as_deref(),
+        wanted.allow_tag,
+        architecture,
+    )?;
+    spec.source = source.path().to_owned();
+    spec.name = spec.name.or_else(|| source.name());
+    let failed = |error| Failure::aws(Code::EIF_BUILDING, error);
+    match make(&spec) {
+        Err(error) if wanted.kernel.is_none() && is_for_aarch64(&error) => {
+            let newest = own::newest_kernel_for_aarch64()?;
+            let folder = newest.ok_or_else(|| failed(error).hint(NO_KERNEL_FOR_AARCH64))?;
+            let kernel = self::kernel(Some(&folder))?;
+            let (source, name) = (spec.source, spec.name);
+            let spec = BuildSpec {
+                source,
+                name,
+                ..self::spec(wanted, kernel)?
+            };
+            make(&spec).map_err(failed)
+        }
+        made => made.map_err(failed),
+    }
+}
+
+const NO_KERNEL_FOR_AARCH64: &str = "a kernel for aarch64 is used by itself once one is in the cache: `enclos kernel fetch --arch aarch64`";
+
+/// Whether what was found is for that processor, and not for the kernel's.
+fn is_for_aarch64(error: &ImageError) -> bool {
+    let wanted = format!("linux/{}", Architecture::Aarch64.oci_name());
+    matches!(error, ImageError::Platform { found, .. } if found.split(", ").any(|one| one == wanted))
+}
+
+/// Everything but the source.
+fn spec(wanted: &Wanted, kernel: Kernel) -> Outcome<BuildSpec> {
     let cmdline = kernel.cmdline();
-    let guest = guest(wanted.guest.as_deref())?;
+    let guest = guest(wanted.guest.as_deref(), kernel.architecture)?;
     let config = wanted
         .config
         .as_deref()
@@ -76,26 +115,19 @@ fn with_spec(
         .as_deref()
         .map_or(Ok(Value::Null), custom_metadata)?;
     let epoch = source_date_epoch().map_err(|error| Failure::aws(Code::EIF_BUILDING, error))?;
-    let source = Source::find(
-        &wanted.source,
-        wanted.dockerfile.as_deref(),
-        wanted.allow_tag,
-        kernel.architecture,
-    )?;
-    let spec = BuildSpec {
-        source: source.path().to_owned(),
+    Ok(BuildSpec {
+        source: PathBuf::new(),
         reference: wanted.reference.clone(),
         config,
         modules: kernel.modules,
         kernel: kernel.image,
         guest,
         cmdline: wanted.cmdline.clone().unwrap_or(cmdline),
-        name: wanted.name.clone().or_else(|| source.name()),
+        name: wanted.name.clone(),
         version: wanted.version.clone(),
         custom_metadata,
         epoch,
-    };
-    make(&spec).map_err(|error| Failure::aws(Code::EIF_BUILDING, error))
+    })
 }
 
 /// Where the application comes from.
@@ -272,8 +304,13 @@ fn kernel(given: Option<&Path>) -> Outcome<Kernel> {
     })
 }
 
-fn guest(given: Option<&Path>) -> Outcome<GuestBinaries> {
-    let folder = given.map_or_else(dirs::guest, |folder| Ok(folder.to_owned()))?;
+/// Programs for aarch64 may have a folder of their own among those that are installed.
+fn guest(given: Option<&Path>, architecture: Architecture) -> Outcome<GuestBinaries> {
+    let mut folder = given.map_or_else(dirs::guest, |folder| Ok(folder.to_owned()))?;
+    let own = folder.join("aarch64");
+    if architecture == Architecture::Aarch64 && own.is_dir() {
+        folder = own;
+    }
     let find = |names: [&str; 2]| {
         names
             .into_iter()

@@ -8,7 +8,8 @@ mod inputs;
 use daemon::run_with;
 use inputs::Desk;
 use rcgen::{CertificateParams, KeyPair};
-use serde_json::Value;
+use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
 
 #[test]
 fn a_plan_says_what_the_build_will_say() {
@@ -190,6 +191,14 @@ fn finished_parts_are_put_together() {
     );
 }
 
+/// A program as far as its processor: 62 is x86-64, 183 aarch64.
+fn program(machine: u8) -> Vec<u8> {
+    let mut elf = b"\x7fELF\x02\x01\x01".to_vec();
+    elf.resize(64, 0);
+    elf[18] = machine;
+    elf
+}
+
 #[test]
 fn an_arm64_kernel_makes_an_image_for_aarch64() {
     let desk = Desk::new();
@@ -203,12 +212,6 @@ fn an_arm64_kernel_makes_an_image_for_aarch64() {
     desk.0
         .file("arm/modules/modules.builtin", &built_in.unwrap());
     desk.0.file("arm/vmlinuz", &inputs::arm64_kernel());
-    let program = |machine: u8| {
-        let mut elf = b"\x7fELF\x02\x01\x01".to_vec();
-        elf.resize(64, 0);
-        elf[18] = machine;
-        elf
-    };
     for name in ["arm-guest/enclos-init", "arm-guest/enclos-agent"] {
         desk.0.file(name, &program(183));
     }
@@ -241,4 +244,95 @@ fn an_arm64_kernel_makes_an_image_for_aarch64() {
         "{}",
         refused.stderr
     );
+}
+
+/// An OCI layout with an image for this processor that has one file.
+fn layout(desk: &Desk, architecture: &str) -> String {
+    let mut layer = tar::Builder::new(Vec::new());
+    let mut header = tar::Header::new_ustar();
+    header.set_mode(0o755);
+    header.set_uid(0);
+    header.set_gid(0);
+    header.set_size(3);
+    layer
+        .append_data(&mut header, "app", b"app".as_slice())
+        .unwrap();
+    let layer = layer.into_inner().unwrap();
+    let folder = desk.0.path("layout");
+    std::fs::create_dir_all(format!("{folder}/blobs/sha256")).unwrap();
+    let blob = |bytes: &[u8]| {
+        let digest = hex::encode(Sha256::digest(bytes));
+        std::fs::write(format!("{folder}/blobs/sha256/{digest}"), bytes).unwrap();
+        json!({ "digest": format!("sha256:{digest}"), "size": bytes.len() })
+    };
+    let layer = blob(&layer);
+    let config = json!({
+        "architecture": architecture, "os": "linux", "config": { "Cmd": ["/app"] },
+        "rootfs": { "type": "layers", "diff_ids": [layer["digest"]] },
+    });
+    let config = blob(config.to_string().as_bytes());
+    let manifest = json!({ "schemaVersion": 2, "config": config, "layers": [layer] });
+    let index = json!({ "schemaVersion": 2, "manifests": [blob(manifest.to_string().as_bytes())] });
+    for (name, value) in [
+        ("index.json", index),
+        ("oci-layout", json!({ "imageLayoutVersion": "1.0.0" })),
+    ] {
+        std::fs::write(format!("{folder}/{name}"), value.to_string()).unwrap();
+    }
+    folder
+}
+
+/// As with nitro-cli, which has no option for it either.
+#[test]
+fn the_kernel_follows_the_container_image() {
+    let desk = Desk::new();
+    let source = layout(&desk, "arm64");
+    let output = desk.0.path("arm.eif");
+    let args = [
+        "build-enclave",
+        "--docker-uri",
+        &source,
+        "--output-file",
+        &output,
+    ];
+    let refused = desk.try_run(&args, &[]);
+    assert_eq!(refused.status, 48, "{}", refused.stderr);
+    for text in ["found linux/arm64", "kernel fetch --arch aarch64"] {
+        assert!(refused.stderr.contains(text), "{}", refused.stderr);
+    }
+
+    let cache = desk.0.path("cache/kernel");
+    std::fs::create_dir_all(format!("{cache}/6.12.0-arm64/modules")).unwrap();
+    std::fs::create_dir_all(desk.0.path("guest/aarch64")).unwrap();
+    let built_in = std::fs::read(format!("{cache}/6.12.0-test/modules/modules.builtin")).unwrap();
+    desk.0.file(
+        "cache/kernel/6.12.0-arm64/modules/modules.builtin",
+        &built_in,
+    );
+    desk.0
+        .file("cache/kernel/6.12.0-arm64/vmlinuz", &inputs::arm64_kernel());
+    for name in ["guest/aarch64/enclos-init", "guest/aarch64/enclos-agent"] {
+        desk.0.file(name, &program(183));
+    }
+    desk.run(&args);
+    assert_eq!(std::fs::read(&output).unwrap()[6..8], [0, 1]);
+    // An image for x86-64 has the same kernel as before.
+    layout(&desk, "amd64");
+    desk.run(&args);
+    assert_eq!(std::fs::read(&output).unwrap()[6..8], [0, 0]);
+}
+
+/// The variable is neither of the image's nor in enclos.toml.
+#[test]
+fn a_wrong_source_date_epoch_is_told_as_what_it_is() {
+    let desk = Desk::new();
+    let (root, config) = (desk.0.path("root"), desk.0.path("enclos.toml"));
+    let args = ["plan", &root, "--config", &config];
+    for wrong in ["yesterday", "-1", "4294967296", ""] {
+        let done = desk.try_run(&args, &[("SOURCE_DATE_EPOCH", wrong)]);
+        assert_eq!(done.status, 1, "{wrong}");
+        let text = format!("SOURCE_DATE_EPOCH is {wrong:?}");
+        assert!(done.stderr.contains(&text), "{}", done.stderr);
+        assert!(done.stderr.contains("or unset it"), "{}", done.stderr);
+    }
 }

@@ -18,7 +18,10 @@ mod services;
 mod trust;
 mod wait;
 
-pub(crate) use kernel::{missing as kernel_missing, newest as newest_kernel};
+pub(crate) use kernel::{
+    missing as kernel_missing, newest as newest_kernel,
+    newest_for_aarch64 as newest_kernel_for_aarch64,
+};
 
 use clap::Subcommand;
 

@@ -155,6 +155,14 @@ pub enum ImageError {
         "nothing says what to start: the image has no Entrypoint or Cmd, set `command` under `[app]`"
     )]
     NoCommand,
+    /// `SOURCE_DATE_EPOCH` is no time that an image can have.
+    #[error(
+        "SOURCE_DATE_EPOCH is {value:?}, expected seconds since 1970 that fit 32 bits; set it so, or unset it"
+    )]
+    Epoch {
+        /// What it is.
+        value: String,
+    },
     /// A value of the image's configuration cannot be honoured.
     #[error("{field} is {value:?}, expected {expected}; correct it in the image or in enclos.toml")]
     Value {

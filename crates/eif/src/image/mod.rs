@@ -126,16 +126,14 @@ pub struct Built {
 /// `SOURCE_DATE_EPOCH`, or 0 when it is not set.
 ///
 /// # Errors
-/// [`ImageError::Value`] when it is no number of seconds before the year 2106.
+/// [`ImageError::Epoch`] when it is no number of seconds before the year 2106.
 pub fn source_date_epoch() -> Result<u32, ImageError> {
     let Some(value) = std::env::var_os("SOURCE_DATE_EPOCH") else {
         return Ok(0);
     };
     let value = value.to_string_lossy();
-    value.parse().map_err(|_| ImageError::Value {
-        field: "SOURCE_DATE_EPOCH",
+    value.parse().map_err(|_| ImageError::Epoch {
         value: value.into_owned(),
-        expected: "seconds since 1970 that fit 32 bits",
     })
 }
 

@@ -122,6 +122,11 @@ pub(crate) fn newest() -> Outcome<Option<PathBuf>> {
     newest_in(&root()?, Arch::X86_64)
 }
 
+/// The same for aarch64.
+pub(crate) fn newest_for_aarch64() -> Outcome<Option<PathBuf>> {
+    newest_in(&root()?, Arch::Aarch64)
+}
+
 fn newest_in(root: &Path, arch: Arch) -> Outcome<Option<PathBuf>> {
     let Ok(entries) = fs::read_dir(root) else {
         return Ok(None);
