@@ -6,10 +6,9 @@ mod daemon;
 mod inputs;
 
 use daemon::run_with;
-use inputs::Desk;
+use inputs::{Desk, Layer};
 use rcgen::{CertificateParams, KeyPair};
-use serde_json::{Value, json};
-use sha2::{Digest as _, Sha256};
+use serde_json::Value;
 
 #[test]
 fn a_plan_says_what_the_build_will_say() {
@@ -248,38 +247,8 @@ fn an_arm64_kernel_makes_an_image_for_aarch64() {
 
 /// An OCI layout with an image for this processor that has one file.
 fn layout(desk: &Desk, architecture: &str) -> String {
-    let mut layer = tar::Builder::new(Vec::new());
-    let mut header = tar::Header::new_ustar();
-    header.set_mode(0o755);
-    header.set_uid(0);
-    header.set_gid(0);
-    header.set_size(3);
-    layer
-        .append_data(&mut header, "app", b"app".as_slice())
-        .unwrap();
-    let layer = layer.into_inner().unwrap();
-    let folder = desk.0.path("layout");
-    std::fs::create_dir_all(format!("{folder}/blobs/sha256")).unwrap();
-    let blob = |bytes: &[u8]| {
-        let digest = hex::encode(Sha256::digest(bytes));
-        std::fs::write(format!("{folder}/blobs/sha256/{digest}"), bytes).unwrap();
-        json!({ "digest": format!("sha256:{digest}"), "size": bytes.len() })
-    };
-    let layer = blob(&layer);
-    let config = json!({
-        "architecture": architecture, "os": "linux", "config": { "Cmd": ["/app"] },
-        "rootfs": { "type": "layers", "diff_ids": [layer["digest"]] },
-    });
-    let config = blob(config.to_string().as_bytes());
-    let manifest = json!({ "schemaVersion": 2, "config": config, "layers": [layer] });
-    let index = json!({ "schemaVersion": 2, "manifests": [blob(manifest.to_string().as_bytes())] });
-    for (name, value) in [
-        ("index.json", index),
-        ("oci-layout", json!({ "imageLayoutVersion": "1.0.0" })),
-    ] {
-        std::fs::write(format!("{folder}/{name}"), value.to_string()).unwrap();
-    }
-    folder
+    let layer = Layer::default().file("app", "app").finish();
+    desk.layout("layout", architecture, &[layer])
 }
 
 /// As with nitro-cli, which has no option for it either.

@@ -13,12 +13,13 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use inputs::Desk;
+use inputs::{Desk, Layer};
 use oci_client::client::{ClientConfig, ClientProtocol, Config, ImageLayer};
 use oci_client::secrets::RegistryAuth;
 use oci_client::{Client, Reference};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
+use tar::EntryType;
 
 fn sha256(bytes: &[u8]) -> String {
     format!("sha256:{}", hex::encode(Sha256::digest(bytes)))
@@ -253,20 +254,8 @@ fn a_registry_that_gives_out_something_else_is_found_out() {
     );
 }
 
-/// Chroots and plain directories: what buildah can do without a kernel's help.
-#[test]
-fn a_dockerfile_is_built_with_buildah() {
-    let desk = Desk::new();
-    let (root, run) = (desk.0.path("storage"), desk.0.path("storage-run"));
-    let storage =
-        format!("[storage]\ndriver = \"vfs\"\ngraphroot = \"{root}\"\nrunroot = \"{run}\"\n");
-    let storage = desk.0.file("storage.conf", storage.as_bytes());
-    std::fs::create_dir(desk.0.path("context")).unwrap();
-    desk.0.file("context/app", b"app");
-    desk.0.file(
-        "context/Dockerfile",
-        b"FROM scratch\nCOPY app /app\nENTRYPOINT [\"/app\"]\nCMD [\"a b\", \"c\\nd\"]\n",
-    );
+/// A folder with buildah and what it needs where nobody is root.
+fn tools(desk: &Desk) -> String {
     let tools = desk.0.path("tools");
     std::fs::create_dir(&tools).unwrap();
     let path = std::env::var("PATH").unwrap();
@@ -279,6 +268,28 @@ fn a_dockerfile_is_built_with_buildah() {
     }
     let found = std::path::Path::new(&tools).join("buildah").exists();
     assert!(found, "buildah is in the package buildah");
+    tools
+}
+
+/// A store of buildah's own.
+fn storage(desk: &Desk) -> String {
+    let (root, run) = (desk.0.path("storage"), desk.0.path("storage-run"));
+    let storage =
+        format!("[storage]\ndriver = \"vfs\"\ngraphroot = \"{root}\"\nrunroot = \"{run}\"\n");
+    desk.0.file("storage.conf", storage.as_bytes())
+}
+
+/// Chroots and plain directories: what buildah can do without a kernel's help.
+#[test]
+fn a_dockerfile_is_built_with_buildah() {
+    let desk = Desk::new();
+    std::fs::create_dir(desk.0.path("context")).unwrap();
+    desk.0.file("context/app", b"app");
+    desk.0.file(
+        "context/Dockerfile",
+        b"FROM scratch\nCOPY app /app\nENTRYPOINT [\"/app\"]\nCMD [\"a b\", \"c\\nd\"]\n",
+    );
+    let (tools, storage) = (tools(&desk), storage(&desk));
     let vars = [
         ("PATH", &*tools),
         ("CONTAINERS_STORAGE_CONF", &*storage),
@@ -289,4 +300,89 @@ fn a_dockerfile_is_built_with_buildah() {
     planned(&desk, &["enclos-test:1", "--docker-dir", &context], &vars);
     // It is in buildah's store now, so its name is enough.
     planned(&desk, &["localhost/enclos-test:1"], &vars);
+}
+
+/// Three layers with what layers can do to each other, whatever the order.
+fn odd_layers() -> [Vec<u8>; 3] {
+    let lower = Layer::default()
+        .dir("a/")
+        .file("a/gone", "1")
+        .file("a/kept", "2")
+        .dir("b/")
+        .file("b/old", "3")
+        .file("b/sub/x", "4")
+        .symlink("to-b", "b")
+        .file("file", "5")
+        .file("dir/in", "6")
+        .file("linked", "7")
+        .hard_link("a/link", "linked")
+        .dir("usr/lib/")
+        .file("usr/lib/one", "8")
+        .symlink("lib", "usr/lib")
+        .symlink("out", "../../etc");
+    let middle = Layer::default()
+        .file("a/.wh.gone", "")
+        .dir("a/.wh.never/")
+        .dir("b/")
+        .file("b/.wh..wh..opq", "")
+        .file("b/new", "9")
+        .file("lib/two", "10")
+        .hard_link("hard-to-lower", "/file")
+        .file("deep/er/file", "11");
+    let upper = Layer::default()
+        .dir("file/")
+        .file("file/inside", "12")
+        .file("dir", "a file now")
+        .file(".wh.linked", "")
+        .hard_link("up", "../../a/kept")
+        .entry(EntryType::Fifo, "pipe", "", 0o600, "")
+        .entry(EntryType::Regular, "suid", "", 0o4755, "13")
+        .file("slash/", "a file too")
+        .entry(EntryType::Directory, "deep/", "", 0o700, "");
+    [lower, middle, upper].map(Layer::finish)
+}
+
+/// buildah applies the layers and packs the result as one: an image of either has the same file system.
+#[test]
+fn layers_become_what_buildah_makes_of_them() {
+    let desk = Desk::new();
+    let layers = desk.layout("layers", "amd64", &odd_layers());
+    let squashed = desk.0.path("squashed");
+    let (tools, storage) = (tools(&desk), storage(&desk));
+    let policy = desk.0.file(
+        "policy.json",
+        br#"{"default":[{"type":"insecureAcceptAnything"}]}"#,
+    );
+    for args in [
+        ["from", "--name", "odd", "oci:layers"].as_slice(),
+        &["commit", "--squash", "odd", "oci:squashed:t"],
+    ] {
+        let (command, rest) = args.split_first().unwrap();
+        let mut buildah = Command::new(format!("{tools}/buildah"));
+        buildah
+            .arg(command)
+            .args(["--signature-policy", &policy])
+            .args(rest);
+        // Its names have no capital letters, which a temporary folder's path may have.
+        buildah.current_dir(desk.0.path("."));
+        buildah.env("CONTAINERS_STORAGE_CONF", &storage);
+        buildah
+            .env("STORAGE_DRIVER", "vfs")
+            .env("BUILDAH_ISOLATION", "chroot");
+        let output = buildah.output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{args:?}: {said}");
+    }
+    let [ours, theirs] =
+        [("ours.eif", &layers), ("theirs.eif", &squashed)].map(|(name, source)| {
+            let output = desk.0.path(name);
+            desk.run(&["build", source, "--output", &output]);
+            output
+        });
+    let difference = desk.run(&["diff", &ours, &theirs, "--json"]).json();
+    let changes = difference["changes"].as_array().unwrap().iter();
+    let measured: Vec<_> = changes
+        .filter(|change| change["input"] != "metadata")
+        .collect();
+    assert!(measured.is_empty(), "{measured:#?}");
 }

@@ -5,6 +5,8 @@
 use enclos_eif::cpio::Archive;
 use enclos_eif::{BuildMetadata, Builder, Metadata};
 use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
+use tar::{EntryType, Header};
 
 use crate::daemon::{Daemon, Done, run_with};
 
@@ -58,6 +60,89 @@ impl Desk {
         let output = self.0.path(name);
         self.with_inputs("build", &["--output", &output]);
         output
+    }
+}
+
+impl Desk {
+    /// An OCI layout with an image for this processor.
+    pub(crate) fn layout(&self, name: &str, architecture: &str, layers: &[Vec<u8>]) -> String {
+        let folder = self.0.path(name);
+        std::fs::create_dir_all(format!("{folder}/blobs/sha256")).unwrap();
+        let blob = |bytes: &[u8], kind: &str| {
+            let digest = hex::encode(Sha256::digest(bytes));
+            std::fs::write(format!("{folder}/blobs/sha256/{digest}"), bytes).unwrap();
+            let kind = format!("application/vnd.oci.image.{kind}");
+            json!({ "mediaType": kind, "digest": format!("sha256:{digest}"), "size": bytes.len() })
+        };
+        let layers: Vec<Value> = layers
+            .iter()
+            .map(|layer| blob(layer, "layer.v1.tar"))
+            .collect();
+        let digests: Vec<_> = layers.iter().map(|layer| &layer["digest"]).collect();
+        let config = json!({
+            "architecture": architecture, "os": "linux", "config": { "Cmd": ["/app"] },
+            "rootfs": { "type": "layers", "diff_ids": digests },
+        });
+        let config = blob(config.to_string().as_bytes(), "config.v1+json");
+        let manifest = json!({ "schemaVersion": 2, "config": config, "layers": layers });
+        let manifest = blob(manifest.to_string().as_bytes(), "manifest.v1+json");
+        let index = json!({ "schemaVersion": 2, "manifests": [manifest] });
+        let version = json!({ "imageLayoutVersion": "1.0.0" });
+        for (name, value) in [("index.json", index), ("oci-layout", version)] {
+            std::fs::write(format!("{folder}/{name}"), value.to_string()).unwrap();
+        }
+        folder
+    }
+}
+
+/// A layer under construction; paths are written as they are.
+#[derive(Default)]
+pub(crate) struct Layer(Vec<u8>);
+
+impl Layer {
+    pub(crate) fn entry(
+        mut self,
+        kind: EntryType,
+        path: &str,
+        link: &str,
+        mode: u32,
+        body: &str,
+    ) -> Self {
+        let mut header = Header::new_gnu();
+        header.as_gnu_mut().unwrap().name[..path.len()].copy_from_slice(path.as_bytes());
+        header.as_gnu_mut().unwrap().linkname[..link.len()].copy_from_slice(link.as_bytes());
+        header.set_entry_type(kind);
+        header.set_mode(mode);
+        header.set_uid(3);
+        header.set_gid(4);
+        header.set_mtime(1_700_000_000);
+        header.set_size(body.len() as u64);
+        header.set_cksum();
+        self.0.extend_from_slice(header.as_bytes());
+        self.0.extend_from_slice(body.as_bytes());
+        self.0.resize(self.0.len().next_multiple_of(512), 0);
+        self
+    }
+
+    pub(crate) fn file(self, path: &str, body: &str) -> Self {
+        self.entry(EntryType::Regular, path, "", 0o644, body)
+    }
+
+    pub(crate) fn dir(self, path: &str) -> Self {
+        self.entry(EntryType::Directory, path, "", 0o755, "")
+    }
+
+    pub(crate) fn symlink(self, path: &str, target: &str) -> Self {
+        self.entry(EntryType::Symlink, path, target, 0o777, "")
+    }
+
+    pub(crate) fn hard_link(self, path: &str, target: &str) -> Self {
+        self.entry(EntryType::Link, path, target, 0o644, "")
+    }
+
+    pub(crate) fn finish(mut self) -> Vec<u8> {
+        self.0.resize(self.0.len() + 1024, 0);
+        self.0
     }
 }
 
