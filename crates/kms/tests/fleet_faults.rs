@@ -42,6 +42,66 @@ fn a_fail_over_to_a_standby_loses_nothing() {
     fleet.client(0).encrypt(&last, b"x", json!({}));
 }
 
+/// Makes every third row of a table fail, at once or when its transaction is committed, with one of PostgreSQL's codes.
+fn injected(table: &str, moment: &str, code: &str) -> String {
+    format!(
+        "CREATE OR REPLACE FUNCTION fails() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+           IF random() < 0.34 THEN RAISE EXCEPTION 'injected' USING ERRCODE = '{code}'; END IF;
+           RETURN NULL;
+         END $$;
+         CREATE CONSTRAINT TRIGGER fails AFTER INSERT ON {table} DEFERRABLE INITIALLY {moment}
+           FOR EACH ROW EXECUTE FUNCTION fails()"
+    )
+}
+
+/// Disk full, an error of the disk, a lost race, a query that was cancelled, and an end of which nobody knows what it was.
+#[test]
+fn writes_that_fail_in_the_database_lose_nothing() {
+    let Some(postgres) = Postgres::start() else {
+        return;
+    };
+    let fleet = Fleet::new(&postgres, "fail", 2);
+    let acknowledged = Acknowledged::default();
+    let mut refused = 0;
+    for code in ["53100", "58030", "40001", "57014", "40003"] {
+        for (table, moment) in [
+            ("keys", "IMMEDIATE"),
+            ("audit", "IMMEDIATE"),
+            ("audit", "DEFERRED"),
+            ("changes", "DEFERRED"),
+        ] {
+            postgres.psql("fail", &injected(table, moment, code));
+            for step in 0..8 {
+                let name = format!("{code}-{table}-{moment}-{step}");
+                let client = fleet.client(step % 2);
+                let reply = client.call("CreateKey", json!({ "Description": name }));
+                if reply.status == 200 {
+                    let id = reply.body["KeyMetadata"]["KeyId"].as_str().unwrap();
+                    acknowledged.lock().unwrap().push((name, id.to_owned()));
+                } else {
+                    let kind = reply.error_type();
+                    let known = ["DependencyTimeoutException", "KMSInternalException"];
+                    assert!(reply.status == 500 && known.contains(&kind), "{reply:?}");
+                    refused += 1;
+                }
+            }
+            postgres.psql("fail", &format!("DROP TRIGGER fails ON {table}"));
+        }
+    }
+    let made = acknowledged.lock().unwrap().len();
+    assert!(
+        made >= 40 && refused >= 10,
+        "{made} made, {refused} refused"
+    );
+    for node in 0..2 {
+        let client = fleet.client(node);
+        let name = json!({ "Description": format!("afterwards {node}") });
+        client.call("CreateKey", name).ok();
+        assert_eq!(client.send("GET", "/health", &[], b"").status, 200);
+    }
+    check(&fleet, &acknowledged, &postgres, "fail");
+}
+
 /// A certificate authority and a server's certificate of it for one name, made by OpenSSL.
 fn certificates(directory: &Path, name: &str) {
     let run = |arguments: &str| {

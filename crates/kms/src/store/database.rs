@@ -5,7 +5,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sqlx::postgres::{PgConnection, PgRow};
 use sqlx::sqlite::{
@@ -14,8 +14,8 @@ use sqlx::sqlite::{
 use sqlx::{Connection as _, Executor as _, Postgres, Row as _, Sqlite};
 use tokio::sync::{Mutex, Semaphore};
 
-use super::StoreError;
 use super::postgres::Servers;
+use super::{PAUSE, StoreError};
 use crate::error::Chain;
 
 /// How long SQLite waits for another process's lock, `enclos-kms principal add` for example.
@@ -23,6 +23,9 @@ const BUSY: Duration = Duration::from_secs(10);
 
 /// How long one read may take, its wait for a connection included, before its connection is given up.
 const READ_TIME: Duration = Duration::from_secs(5);
+
+/// How long a process that starts tries to reach a server.
+const AT_THE_START: Duration = Duration::from_secs(20);
 
 /// So many files are opened at once.
 const OPENED_AT_ONCE: usize = 16;
@@ -109,6 +112,27 @@ impl Location {
                 Ok(Connection::Sqlite(open_file(options).await?))
             }
             Self::Postgres(servers) => Ok(Connection::Postgres(servers.connect().await?)),
+        }
+    }
+}
+
+impl Location {
+    /// The same for a process that starts: a database that starts too, fails over or is busy is waited for.
+    pub(super) async fn connect_at_the_start(
+        &self,
+        access: Access,
+    ) -> Result<Connection, StoreError> {
+        let deadline = Instant::now() + AT_THE_START;
+        let mut told = false;
+        loop {
+            let error = match self.connect(access).await {
+                Err(error) if error.is_passing() && Instant::now() < deadline => error,
+                connected => return connected,
+            };
+            if !std::mem::replace(&mut told, true) {
+                tracing::warn!(error = %Chain(&error), "waiting for the database, {} s at most", AT_THE_START.as_secs());
+            }
+            tokio::time::sleep(PAUSE).await;
         }
     }
 }

@@ -328,7 +328,7 @@ impl Store {
     /// If it cannot be opened or is of a newer program.
     pub async fn open(location: impl Into<Location>) -> Result<(Self, Writer), StoreError> {
         let location = location.into();
-        let mut connection = location.connect(Access::Create).await?;
+        let mut connection = location.connect_at_the_start(Access::Create).await?;
         schema::migrate(&mut connection).await?;
         let (queue, messages) = mpsc::channel(QUEUE);
         let store = Self {
@@ -388,7 +388,7 @@ impl Store {
     /// If it has another, or fails.
     pub(crate) async fn seal_with(&self, root: Arc<RootKey>) -> Result<(), StoreError> {
         if self.is_shared() {
-            let mut connection = self.location.connect(Access::Write).await?;
+            let mut connection = self.location.connect_at_the_start(Access::Write).await?;
             check_root(&mut connection, &root).await?;
             connection.close().await?;
         }

@@ -1,7 +1,6 @@
 //! What is stored about keys, for memories: of all keys when a process starts, of those that changed from then on.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
 
 use tokio::time::Instant;
 
@@ -16,9 +15,6 @@ use crate::error::Chain;
 
 /// Beyond so many changed keys everything is read again.
 const FEW: i64 = 500;
-
-/// How long a process that starts waits for a database that it has just spoken to.
-const AT_THE_START: Duration = Duration::from_secs(20);
 
 /// All there is about one key.
 #[derive(Debug, Clone, Default)]
@@ -47,25 +43,12 @@ pub struct News {
 }
 
 impl Store {
-    /// Everything, for a process that starts: a database that is busy or fails over is waited for.
+    /// Everything, for a process that starts.
     ///
     /// # Errors
     /// If the database fails or a row is damaged.
     pub async fn everything(&self) -> Result<News, StoreError> {
-        let deadline = Instant::now() + AT_THE_START;
-        loop {
-            match self.try_everything().await {
-                Err(error) if error.is_passing() && Instant::now() < deadline => {
-                    tracing::warn!(error = %Chain(&error), "reading the keys is tried again");
-                    tokio::time::sleep(PAUSE).await;
-                }
-                read => return read,
-            }
-        }
-    }
-
-    async fn try_everything(&self) -> Result<News, StoreError> {
-        let mut connection = self.location.connect(Access::Read).await?;
+        let mut connection = self.location.connect_at_the_start(Access::Read).await?;
         let news = whole(&mut connection).await?;
         connection.close().await?;
         Ok(news)
