@@ -405,8 +405,11 @@ impl Store {
         if !self.is_shared() {
             return Ok(false);
         }
+        let mut connection = self.location.connect_at_the_start(Access::Read).await?;
         let sql = "SELECT id FROM state WHERE id = 1 AND root_check IS NOT NULL";
-        Ok(self.readers.row(sql, &[]).await?.is_some())
+        let row = connection.row(sql, &[]).await?;
+        connection.close().await?;
+        Ok(row.is_some())
     }
 
     /// Makes changes and their audit row durable, all or none; what they touched. With `base`, only if no other node
