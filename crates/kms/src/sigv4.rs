@@ -12,6 +12,7 @@
 //! for. A signature may be used again while its time lasts, as on AWS. Texts are AWS's.
 
 use std::borrow::Cow;
+use std::collections::BTreeSet;
 
 use aws_lc_rs::{constant_time, digest};
 use hyper::HeaderMap;
@@ -115,11 +116,7 @@ impl<'a> Authorization<'a> {
             region: region.to_owned(),
             service,
             timestamp: parameters.timestamp.into_owned(),
-            signed_headers: parameters
-                .signed_headers
-                .split(';')
-                .map(str::to_owned)
-                .collect(),
+            signed_headers: signed_headers(&parameters.signed_headers)?,
             signature: parameters.signature.into_owned(),
             security_token: parameters.security_token.map(Cow::into_owned),
             expires: parameters.expires,
@@ -270,6 +267,17 @@ fn check_scope(
         )));
     }
     Ok(())
+}
+
+/// The names of signed headers. Each may stand there once: what is signed is copied before the signature is known to be right, so that a long
+/// header that is named again and again would cost as much memory as its sender likes.
+fn signed_headers(list: &str) -> Result<Vec<String>, ApiError> {
+    let names: Vec<String> = list.split(';').map(str::to_owned).collect();
+    let different: BTreeSet<&String> = names.iter().collect();
+    match different.len() == names.len() {
+        true => Ok(names),
+        false => Err(mismatch()),
+    }
 }
 
 /// What authenticates a request, wherever it stood; empty where absent.

@@ -404,6 +404,25 @@ fn headers_that_decide_must_be_signed() {
     assert!(refusal(&lines).1.contains("x-amz-date"));
 }
 
+/// A long header that is named thousands of times would be copied as often, before the signature is known to be wrong: 64 KiB of a
+/// request became half a gigabyte.
+#[test]
+fn a_header_is_signed_once() {
+    let long = format!("x-long:{}\n", "y".repeat(30_000));
+    let many = format!("host;x-amz-date{}", ";x-long".repeat(4_000));
+    for signed in ["host;x-amz-date;host", "host;host;x-amz-date", &many] {
+        let lines = format!("{HOST}{DATE}{long}{}", authorization(SCOPE, signed));
+        let (kind, message) = refusal(&lines);
+        assert_eq!(kind, ErrorKind::InvalidSignature, "{message}");
+    }
+    let query = format!(
+        "X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Credential={SCOPE}&X-Amz-Date=20150830T123600Z\
+         &X-Amz-Expires=60&X-Amz-SignedHeaders=host;host&X-Amz-Signature=00"
+    );
+    let error = Authorization::parse(&headers(HOST), &query, "kms", NOW).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidSignature);
+}
+
 #[test]
 fn time_has_five_minutes_both_ways() {
     let lines = format!("{HOST}{DATE}{}", authorization(SCOPE, "host;x-amz-date"));
