@@ -505,11 +505,15 @@ impl Keyring {
     /// # Errors
     /// `NotFoundException` with AWS's text; `DependencyTimeoutException` if it may be one that does not open yet.
     pub fn find(&self, reference: &KeyRef) -> Result<Arc<Key>, ApiError> {
-        self.lookup(reference)
-            .map_err(|missing| match self.incomplete() {
-                None => missing,
-                Some(_) => ApiError::try_again(&missing),
-            })
+        self.lookup(reference).map_err(|error| self.missing(error))
+    }
+
+    /// What is said of a key that is not here: that error, or that it may be one that does not open yet.
+    pub(crate) fn missing(&self, error: ApiError) -> ApiError {
+        match self.incomplete() {
+            None => error,
+            Some(_) => ApiError::try_again(&error),
+        }
     }
 
     fn lookup(&self, reference: &KeyRef) -> Result<Arc<Key>, ApiError> {

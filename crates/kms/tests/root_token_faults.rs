@@ -252,6 +252,8 @@ fn a_key_that_does_not_open_yet_is_not_missing() {
         let input = json!({ "KeyId": name, "Plaintext": "eA==" });
         is_told_to_try_again(&client_b.call("Encrypt", input));
     }
+    let new = client_a.encrypt(&key, b"kept", json!({}));
+    is_told_to_try_again(&client_b.decrypt(&new, json!({})));
     opens(&client_b, &old);
     assert!(readiness(&on_b).starts_with("HTTP/1.1 503 "));
 
@@ -263,6 +265,7 @@ fn a_key_that_does_not_open_yet_is_not_missing() {
     let grants = client_b.call("ListGrants", asked).ok();
     assert_eq!(grants["Grants"].as_array().unwrap().len(), 1);
     client_b.encrypt("alias/new", b"x", json!({}));
+    opens(&client_b, &new);
     assert!(readiness(&on_b).ends_with("ready\n"));
     let missing = json!({ "KeyId": "alias/none" });
     let missing = client_b.call("DescribeKey", missing);

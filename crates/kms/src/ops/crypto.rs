@@ -240,12 +240,10 @@ impl Source {
     }
 
     fn by_header(call: &mut Call<'_>, header: Header) -> Result<Self, ApiError> {
-        let region = &call.here.region;
-        let key = call
-            .service
-            .keys
-            .in_region(&header.key_id, region)
-            .ok_or_else(|| ApiError::new(ErrorKind::AccessDenied, UNKNOWN_CIPHERTEXT_KEY))?;
+        let (keys, region) = (&call.service.keys, &call.here.region);
+        let unknown = || ApiError::new(ErrorKind::AccessDenied, UNKNOWN_CIPHERTEXT_KEY);
+        let key = keys.in_region(&header.key_id, region);
+        let key = key.ok_or_else(|| keys.missing(unknown()))?;
         call.draft.resources.push(key.arn.to_string());
         Ok(Self {
             key,
