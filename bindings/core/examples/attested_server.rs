@@ -28,6 +28,8 @@ fn main() {
         Some("no-nonces") => Fault::NoNonces,
         Some("other-nonce") => Fault::OtherNonce,
         Some("long-answer") => Fault::LongAnswer,
+        Some("until-the-end") => Fault::UntilTheEnd,
+        Some("cut") => Fault::Cut,
         other => panic!("{other:?} is no fault of a server"),
     };
     let server = Server::start(fault);

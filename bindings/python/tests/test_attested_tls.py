@@ -238,6 +238,15 @@ def test_a_session_ends_with_its_verdict(nonces: bool) -> None:
         assert counting.documents == 3
 
 
+@CLIENTS
+def test_an_answer_that_somebody_cuts_is_no_answer(post: Any) -> None:
+    with server("until-the-end") as enclave:
+        assert post(enclave.url, enclave.verifier()) == b'{"allowed": [1, 2, 3]}'
+    with server("cut") as enclave:
+        with pytest.raises((ssl.SSLError, requests.exceptions.RequestException, httpx.HTTPError), match="was cut"):
+            post(enclave.url, enclave.verifier())
+
+
 @NONCES
 def test_a_session_ends_when_the_clock_is_set_back(nonces: bool) -> None:
     with server() as enclave:

@@ -180,7 +180,11 @@ class _Attested:
     def read(self, len: int = 1024, buffer: Optional[Any] = None) -> Any:
         if self._verdict is None:
             self.do_handshake()
-        read = super().read(len, buffer)  # type: ignore[misc]
+        try:
+            read = super().read(len, buffer)  # type: ignore[misc]
+        except ssl.SSLEOFError as error:
+            # Under its own name the libraries above would take it for the end that the server meant.
+            raise ssl.SSLError("the connection was cut: the server did not say that it had sent everything") from error
         if not self._kept:
             self._kept = True
             self._keep(self._verdict, self.session)
@@ -272,8 +276,8 @@ class AttestedContext(ssl.SSLContext):
         address = _address(sock)
         server = server_hostname, address
         session, offered = self._sessions.take(server, self.verifier)
-        # The handshake has to know what was offered.
-        made = super().wrap_socket(sock, server_side, False, suppress_ragged_eofs, server_hostname, session)
+        # The handshake has to know what was offered. A cut is no end, whatever the caller thinks of it.
+        made: Any = super().wrap_socket(sock, server_side, False, False, server_hostname, session)
         made._server, made._offered = server, offered
         made.do_handshake_on_connect = do_handshake_on_connect
         if do_handshake_on_connect and address is not None:
@@ -292,7 +296,7 @@ class AttestedContext(ssl.SSLContext):
         session: Optional[ssl.SSLSession] = None,
     ) -> Any:
         session, offered = self._sessions.take(server_hostname, self.verifier)
-        made = super().wrap_bio(incoming, outgoing, server_side, server_hostname, session)
+        made: Any = super().wrap_bio(incoming, outgoing, server_side, server_hostname, session)
         made._server, made._offered = server_hostname, offered
         return made
 

@@ -1,6 +1,7 @@
 //! HTTP over attested connections: the link between `ureq` and [`AttestedTls`].
 
 use std::fmt;
+use std::io::{self, ErrorKind};
 
 use ureq::Error;
 use ureq::http::Uri;
@@ -57,6 +58,21 @@ impl<In: Transport> Connector<In> for AttestedConnector {
     }
 }
 
+/// Whoever carries the connection can end it, but not in the server's name: TLS says when the server has ended it.
+#[derive(Debug, thiserror::Error)]
+#[error("the connection was cut: the server did not say that it had sent everything")]
+struct Cut(#[source] io::Error);
+
+/// `ureq` takes the end of a connection for the end of an answer whose length nobody told, whatever ended it.
+fn cut(error: io::Error) -> io::Error {
+    match error.kind() {
+        ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset | ErrorKind::ConnectionAborted => {
+            io::Error::other(Cut(error))
+        }
+        _ => error,
+    }
+}
+
 /// A connection for one exchange after the other.
 pub(crate) struct AttestedTransport {
     buffers: LazyBuffers,
@@ -78,7 +94,7 @@ impl Transport for AttestedTransport {
     fn await_input(&mut self, timeout: NextTimeout) -> Result<bool, Error> {
         self.stream.get_mut().set_timeout(timeout);
         let input = self.buffers.input_append_buf();
-        let amount = std::io::Read::read(&mut self.stream, input)?;
+        let amount = std::io::Read::read(&mut self.stream, input).map_err(cut)?;
         self.buffers.input_appended(amount);
         Ok(amount > 0)
     }

@@ -252,3 +252,20 @@ fn a_connection_that_the_server_closed_is_not_used_again() {
     }
     assert_eq!(tls.counts(), counts(1, 1, 1));
 }
+
+#[test]
+fn an_answer_that_somebody_cuts_is_no_answer() {
+    for (fault, whole) in [(Fault::UntilTheEnd, true), (Fault::Cut, false)] {
+        let server = Server::start(fault);
+        let http = Http::attested(LIMIT, &tls(&server));
+        let answer = http.post(&format!("{}/process", server.url()), [], b"{}");
+        match answer {
+            Ok(body) => assert!(whole && body == b"{\"allowed\": [1, 2, 3]}"),
+            Err(error) => {
+                assert!(!whole, "{}", chain(&error));
+                assert!(chain(&error).contains("was cut"), "{}", chain(&error));
+                assert!(!error.nobody_answered() && !error.nothing_was_sent());
+            }
+        }
+    }
+}

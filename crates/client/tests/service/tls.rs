@@ -54,7 +54,14 @@ pub enum Fault {
     ManyTickets,
     /// Connections end after one answer that promised more.
     OneAnswer,
+    /// An answer whose length nobody tells ends with the connection, as it should.
+    UntilTheEnd,
+    /// The same, but somebody on the way cuts the connection.
+    Cut,
 }
+
+/// An answer that is as long as the connection lasts.
+const UNTIL_THE_END: &[u8] = b"HTTP/1.1 200 X\r\nconnection: close\r\n\r\n{\"allowed\": [1, 2, 3]}";
 
 /// The certificate of the moment.
 #[derive(Debug)]
@@ -204,9 +211,16 @@ impl Shared {
         let mut stream = BufReader::new(stream);
         while let Some(request) = service::read(&mut stream) {
             self.heard.lock().unwrap().push(request.clone());
-            let reply = service::response(answer(&request), "keep-alive");
+            let reply = match self.fault {
+                Fault::UntilTheEnd | Fault::Cut => UNTIL_THE_END.to_vec(),
+                _ => service::response(answer(&request), "keep-alive"),
+            };
             let sent = stream.get_mut().write_all(&reply);
-            if sent.is_err() || self.fault == Fault::OneAnswer {
+            if self.fault == Fault::UntilTheEnd {
+                stream.get_mut().conn.send_close_notify();
+                return stream.get_mut().flush().is_ok();
+            }
+            if sent.is_err() || matches!(self.fault, Fault::OneAnswer | Fault::Cut) {
                 return false;
             }
         }
@@ -317,7 +331,9 @@ fn certified(signer: &Signer, key: &ChannelKey, fault: Fault) -> Arc<CertifiedKe
         | Fault::OtherNonce
         | Fault::LongAnswer
         | Fault::ManyTickets
-        | Fault::OneAnswer => (vec![good()], key),
+        | Fault::OneAnswer
+        | Fault::UntilTheEnd
+        | Fault::Cut => (vec![good()], key),
         Fault::CopiedCertificate => (vec![good()], &other),
         Fault::CopiedDocument => (vec![other.certificate(&document(&|_| ())).unwrap()], &other),
         Fault::OtherPurpose => (vec![made(&|claims| claims.user_data = None)], key),
