@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use common::postgres::is_the_store;
 use common::{Client, Reply, Server, plaintext, readiness, until};
 use serde_json::json;
 
@@ -80,6 +81,9 @@ fn healthy(client: &Client) -> bool {
 
 #[test]
 fn a_disk_that_hangs_is_told_and_loses_nothing() {
+    if is_the_store() {
+        return;
+    }
     let disk = Disk::new();
     let server = disk.serve();
     let client = server.client();
@@ -127,6 +131,9 @@ fn a_disk_that_hangs_is_told_and_loses_nothing() {
 
 #[test]
 fn a_server_ends_though_its_disk_hangs() {
+    if is_the_store() {
+        return;
+    }
     let disk = Disk::new();
     let mut server = disk.serve();
     let client = server.client();

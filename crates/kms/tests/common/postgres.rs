@@ -290,11 +290,16 @@ pub(crate) fn psql(data: &Path, statement: &str) -> String {
     server.psql(&name, statement)
 }
 
+/// Whether this run is the one on PostgreSQL. What takes long and has nothing to do with the store is tested in the other.
+pub(crate) fn is_the_store() -> bool {
+    std::env::var_os("ENCLOS_KMS_TEST_STORE").is_some_and(|store| store == "postgres")
+}
+
 /// The address of a database of its own for a data directory, made when it is first asked for, if the tests are to run on
 /// PostgreSQL: `ENCLOS_KMS_TEST_STORE=postgres`.
 pub(crate) fn for_directory(data: &Path) -> Option<String> {
     static COUNT: AtomicUsize = AtomicUsize::new(0);
-    if std::env::var_os("ENCLOS_KMS_TEST_STORE")? != "postgres" {
+    if !is_the_store() {
         return None;
     }
     let server = SERVER
