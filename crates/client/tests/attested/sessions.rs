@@ -269,3 +269,20 @@ fn an_answer_that_somebody_cuts_is_no_answer() {
         }
     }
 }
+
+#[test]
+fn a_server_that_ends_without_an_answer_has_not_answered() {
+    let server = Server::start(Fault::NoAnswer);
+    let http = Http::attested(LIMIT, &tls(&server));
+    let error = http.post(&format!("{}/process", server.url()), [], b"{}");
+    let error = chain(&error.unwrap_err());
+    assert!(error.contains("disconnected"), "{error}");
+}
+
+#[test]
+fn an_answer_may_come_in_many_pieces() {
+    let server = Server::start(Fault::LongHead);
+    let http = Http::attested(LIMIT, &tls(&server));
+    let answer = http.post(&format!("{}/process", server.url()), [], b"{}");
+    assert_eq!(answer.unwrap(), b"{}");
+}

@@ -58,6 +58,10 @@ pub enum Fault {
     UntilTheEnd,
     /// The same, but somebody on the way cuts the connection.
     Cut,
+    /// The server says that it has sent everything, and has sent nothing.
+    NoAnswer,
+    /// The head of the answer is longer than two TLS records.
+    LongHead,
 }
 
 /// An answer that is as long as the connection lasts.
@@ -213,10 +217,12 @@ impl Shared {
             self.heard.lock().unwrap().push(request.clone());
             let reply = match self.fault {
                 Fault::UntilTheEnd | Fault::Cut => UNTIL_THE_END.to_vec(),
+                Fault::NoAnswer => Vec::new(),
+                Fault::LongHead => long_head(),
                 _ => service::response(answer(&request), "keep-alive"),
             };
             let sent = stream.get_mut().write_all(&reply);
-            if self.fault == Fault::UntilTheEnd {
+            if matches!(self.fault, Fault::UntilTheEnd | Fault::NoAnswer) {
                 stream.get_mut().conn.send_close_notify();
                 return stream.get_mut().flush().is_ok();
             }
@@ -333,7 +339,9 @@ fn certified(signer: &Signer, key: &ChannelKey, fault: Fault) -> Arc<CertifiedKe
         | Fault::ManyTickets
         | Fault::OneAnswer
         | Fault::UntilTheEnd
-        | Fault::Cut => (vec![good()], key),
+        | Fault::Cut
+        | Fault::NoAnswer
+        | Fault::LongHead => (vec![good()], key),
         Fault::CopiedCertificate => (vec![good()], &other),
         Fault::CopiedDocument => (vec![other.certificate(&document(&|_| ())).unwrap()], &other),
         Fault::OtherPurpose => (vec![made(&|claims| claims.user_data = None)], key),
@@ -348,6 +356,11 @@ fn certified(signer: &Signer, key: &ChannelKey, fault: Fault) -> Arc<CertifiedKe
     let key = signing(key.pkcs8_der().unwrap().to_vec());
     let chain = chain.into_iter().map(CertificateDer::from).collect();
     Arc::new(CertifiedKey::new(chain, key))
+}
+
+fn long_head() -> Vec<u8> {
+    let filler = "x".repeat(40_000);
+    format!("HTTP/1.1 200 X\r\nx: {filler}\r\ncontent-length: 2\r\n\r\n{{}}").into_bytes()
 }
 
 fn old(claims: &mut Claims) {
