@@ -182,8 +182,10 @@ class _Attested:
             self.do_handshake()
         try:
             read = super().read(len, buffer)  # type: ignore[misc]
-        except ssl.SSLEOFError as error:
-            # Under its own name the libraries above would take it for the end that the server meant.
+        except ssl.SSLError as error:
+            # Python has two names for it, by version. Under either the libraries above would take it for the end that the server meant.
+            if not isinstance(error, ssl.SSLEOFError) and error.reason != "UNEXPECTED_EOF_WHILE_READING":
+                raise
             raise ssl.SSLError("the connection was cut: the server did not say that it had sent everything") from error
         if not self._kept:
             self._kept = True
@@ -256,6 +258,9 @@ class AttestedContext(ssl.SSLContext):
         real.check_hostname.__set__(self, False)
         real.verify_mode.__set__(self, ssl.CERT_NONE)
         real.minimum_version.__set__(self, ssl.TLSVersion.TLSv1_3)
+        # Debian 12's Python has OpenSSL take a cut for an end. Before Python 3.10 there was no such option.
+        cut_is_end = getattr(ssl, "OP_IGNORE_UNEXPECTED_EOF", 0)
+        real.options.__set__(self, self.options & ~cut_is_end)
         if self.nonces:
             super().set_alpn_protocols([NONCE_ALPN])
 
