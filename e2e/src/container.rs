@@ -31,13 +31,15 @@ impl Buildah {
     pub fn new(dir: PathBuf) -> Result<Self> {
         let tools = dir.join("tools");
         fs::create_dir_all(&tools)?;
-        let path = std::env::var_os("PATH").unwrap_or_default();
-        let program = std::env::split_paths(&path).map(|folder| folder.join("buildah"));
-        let program = program.into_iter().find(|file| file.is_file());
-        symlink(
-            program.context("buildah is not in PATH: install the package buildah")?,
-            tools.join("buildah"),
-        )?;
+        let buildah = in_path("buildah");
+        let buildah = buildah.context("buildah is not in PATH: install the package buildah")?;
+        symlink(buildah, tools.join("buildah"))?;
+        // Without them it maps no user ids, which all but root need.
+        for helper in ["newuidmap", "newgidmap"] {
+            if let Some(found) = in_path(helper) {
+                symlink(found, tools.join(helper))?;
+            }
+        }
         let storage = format!(
             "[storage]\ndriver = \"vfs\"\ngraphroot = {:?}\nrunroot = {:?}\n",
             dir.join("storage"),
@@ -94,6 +96,13 @@ impl Buildah {
         command.args(arguments).envs(self.environment());
         child::read(&mut command, BUILD)
     }
+}
+
+/// Where a program is.
+fn in_path(program: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH")?;
+    let mut files = std::env::split_paths(&path).map(|folder| folder.join(program));
+    files.find(|file| file.is_file())
 }
 
 /// A registry, gone when dropped.
