@@ -41,7 +41,8 @@ impl Buildah {
             }
         }
         let storage = format!(
-            "[storage]\ndriver = \"vfs\"\ngraphroot = {:?}\nrunroot = {:?}\n",
+            "[storage]\ndriver = \"vfs\"\ngraphroot = {:?}\nrootless_storage_path = {:?}\nrunroot = {:?}\n",
+            dir.join("storage"),
             dir.join("storage"),
             dir.join("storage-run")
         );

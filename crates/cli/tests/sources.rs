@@ -271,11 +271,12 @@ fn tools(desk: &Desk) -> String {
     tools
 }
 
-/// A store of buildah's own.
+/// A store of buildah's own. Whoever is not root is asked for it by another name.
 fn storage(desk: &Desk) -> String {
     let (root, run) = (desk.0.path("storage"), desk.0.path("storage-run"));
-    let storage =
-        format!("[storage]\ndriver = \"vfs\"\ngraphroot = \"{root}\"\nrunroot = \"{run}\"\n");
+    let storage = format!(
+        "[storage]\ndriver = \"vfs\"\ngraphroot = \"{root}\"\nrootless_storage_path = \"{root}\"\nrunroot = \"{run}\"\n"
+    );
     desk.0.file("storage.conf", storage.as_bytes())
 }
 
