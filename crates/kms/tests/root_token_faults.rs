@@ -11,16 +11,9 @@ use std::time::Duration;
 
 use common::postgres::{Postgres, is_the_store};
 use common::token::{Host, MODULE, Node, Variables, kept, opens, wait_until};
-use common::{BINARY, Client, Reply, Server, readiness, until};
+use common::{BINARY, Client, Reply, Server, WITH_READINESS, readiness, until};
 use serde_json::{Value, json};
 
-const ARGUMENTS: [&str; 5] = [
-    "--listen",
-    "127.0.0.1:0",
-    "--dev",
-    "--operations-listen",
-    "127.0.0.1:0",
-];
 const SILENT: &str = "has not answered within 5 s";
 
 /// A host whose servers reach the token through our library.
@@ -56,7 +49,7 @@ impl Faulty {
             .map(|(name, value)| (*name, value.as_path()))
             .collect();
         let database = self.host.database.clone();
-        Server::launch(&node.data, database, &ARGUMENTS, &variables)
+        Server::launch(&node.data, database, &WITH_READINESS, &variables)
     }
 
     /// A server that is about to start.
@@ -65,7 +58,7 @@ impl Faulty {
         Command::new(BINARY)
             .args(["serve", "--data"])
             .arg(&node.data)
-            .args(ARGUMENTS)
+            .args(WITH_READINESS)
             .args(database.flat_map(|url| ["--database", url]))
             .envs(self.variables())
             .stdout(Stdio::null())

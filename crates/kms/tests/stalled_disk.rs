@@ -9,16 +9,8 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use common::postgres::is_the_store;
-use common::{Client, Reply, Server, plaintext, readiness, until};
+use common::{Client, Reply, Server, WITH_READINESS, plaintext, readiness, until};
 use serde_json::json;
-
-const ARGUMENTS: [&str; 5] = [
-    "--listen",
-    "127.0.0.1:0",
-    "--dev",
-    "--operations-listen",
-    "127.0.0.1:0",
-];
 
 /// A data directory on a disk that hangs when it is told to.
 struct Disk {
@@ -46,7 +38,7 @@ impl Disk {
             ("STALLED_DISK", &self.stalled),
         ];
         let data = self.directory.path().join("data");
-        Server::launch(&data, None, &ARGUMENTS, &environment)
+        Server::launch(&data, None, &WITH_READINESS, &environment)
     }
 
     fn stall(&self) {

@@ -285,6 +285,15 @@ pub(crate) fn library(source: &str, to: &Path) {
     assert!(compiled.status.success(), "{said}");
 }
 
+/// Arguments of a server that [`readiness`] can ask.
+pub(crate) const WITH_READINESS: [&str; 5] = [
+    "--listen",
+    "127.0.0.1:0",
+    "--dev",
+    "--operations-listen",
+    "127.0.0.1:0",
+];
+
 /// What `/readyz` says.
 pub(crate) fn readiness(server: &Server) -> String {
     let client = Client::new(server.operations.unwrap(), "", "");
