@@ -123,15 +123,6 @@ impl FrontendSocket {
             Err(source) => Err(StartError::Listen { path, source }),
         }
     }
-
-    /// Takes a socket that is bound to `path` already; the file is removed once QEMU has connected.
-    #[must_use]
-    pub fn from_listener(listener: UnixListener, path: impl Into<PathBuf>) -> Self {
-        Self {
-            listener,
-            path: path.into(),
-        }
-    }
 }
 
 impl Drop for FrontendSocket {

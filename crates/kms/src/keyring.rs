@@ -229,15 +229,6 @@ impl Key {
         })
     }
 
-    /// The same key with other materials.
-    #[must_use]
-    pub fn with_materials(&self, materials: Vec<Material>) -> Self {
-        Self {
-            materials: materials.into(),
-            ..self.clone()
-        }
-    }
-
     /// Its key id, which replicas share.
     #[must_use]
     pub fn id(&self) -> &str {
