@@ -23,9 +23,8 @@ use crate::failure::{Failure, Outcome};
 /// How long a daemon may take for an answer that needs no waiting.
 const PROMPT: Duration = Duration::from_secs(30);
 
-/// How long starting may take: above the hypervisor's own boot timeout (three minutes and more for large
-/// images),
-/// which ends with a better message than ours.
+/// How long starting may take: above the hypervisor's own boot timeout (three minutes and more for large images), which
+/// ends with a better message than ours.
 const START: Duration = Duration::from_secs(1800);
 
 /// How long stopping may take.

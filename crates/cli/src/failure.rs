@@ -9,8 +9,7 @@
 //! For details: nitro-cli explain --error-code E19
 //! ```
 //!
-//! The left one is nitro-cli's, for nitro-cli's commands: the status is the code's number. The right one
-//! is for
+//! The left one is nitro-cli's, for nitro-cli's commands: the status is the code's number. The right one is for
 //! Enclos's own commands: status 1. `docs/exit-codes.md` lists all.
 
 use std::fmt::{self, Write as _};

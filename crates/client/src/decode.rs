@@ -46,9 +46,8 @@ pub enum DecodeError {
     },
 }
 
-/// Finds the document in `bytes`: binary, base64 (standard or URL alphabet, line breaks allowed) or JSON
-/// with base64 in a
-/// field such as `attestation_doc`.
+/// Finds the document in `bytes`: binary, base64 (standard or URL alphabet, line breaks allowed) or JSON with base64 in
+/// a field such as `attestation_doc`.
 ///
 /// # Errors
 /// [`DecodeError`] says what was found instead. Whether the bytes are a good document is not decided here.

@@ -1,9 +1,8 @@
 //! An enclave that was verified, and talking to it.
 //!
-//! [`Enclave`] has no public constructor but [`Enclave::connect`]: a value of this type *is* the fact that
-//! a document
-//! with a fresh nonce was fetched and passed the [`Verifier`]. Requests sealed with it can be read by that
-//! enclave only.
+//! [`Enclave`] has no public constructor but [`Enclave::connect`]: a value of this type *is* the fact that a document
+//! with a fresh nonce was fetched and passed the [`Verifier`]. Requests sealed with it can be read by that enclave
+//! only.
 
 use enclos_attest::document::VerifiedDocument;
 use zeroize::Zeroizing;
@@ -167,11 +166,9 @@ impl Enclave {
 
     /// Sends a sealed request and reads the sealed reply.
     ///
-    /// A status of 409 means that the enclave no longer answers for this document (connect again), or has
-    /// seen the request
-    /// already. It is not acted upon here: the status is not authenticated, so a man in the middle who
-    /// lets a request through
-    /// and answers 409 in the enclave's place could have it carried out twice.
+    /// A status of 409 means that the enclave no longer answers for this document (connect again), or has seen the
+    /// request already. It is not acted upon here: the status is not authenticated, so a man in the middle who lets a
+    /// request through and answers 409 in the enclave's place could have it carried out twice.
     ///
     /// # Errors
     /// [`CallError`].

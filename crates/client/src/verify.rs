@@ -5,9 +5,8 @@
 //!            DocumentError          VerifyError                                Mismatch (all of them)
 //! ```
 //!
-//! A [`Verifier`] without a single expected register accepts *any* image that the root vouches for. That
-//! is what an inspection
-//! wants and what a client must not do; [`Verifier::is_pinned`] tells.
+//! A [`Verifier`] without a single expected register accepts *any* image that the root vouches for. That is what an
+//! inspection wants and what a client must not do; [`Verifier::is_pinned`] tells.
 
 use std::fmt;
 use std::sync::Arc;

@@ -186,8 +186,7 @@ impl Serialize for Ordered {
 }
 
 impl Image {
-    /// From the metadata section. AWS flattens build metadata, container information and the user's own
-    /// keys into one
+    /// From the metadata section. AWS flattens build metadata, container information and the user's own keys into one
     /// object.
     pub(crate) fn from_metadata(section: &Value) -> Self {
         let field = |name: &str| section.get(name).cloned().unwrap_or_default();

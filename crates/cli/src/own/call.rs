@@ -5,8 +5,7 @@
 //!                                                            └▶ KMS:     KMS Encrypt ─▶ POST {"encrypted_data": …} ─▶ reply
 //! ```
 //!
-//! Nothing but the nonce is sent before the document was accepted. In KMS mode it is the key's policy that
-//! keeps others
+//! Nothing but the nonce is sent before the document was accepted. In KMS mode it is the key's policy that keeps others
 //! from decrypting; the reply comes in the open.
 //!
 //! With `--attested-tls` the document comes with the TLS handshake, which fails unless it is accepted; what is sent travels inside, as it

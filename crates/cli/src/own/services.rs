@@ -4,11 +4,9 @@
 //! up ── lock ── host.toml ── hypervisor ── (kms: root certificate, server, principal) ── gateway
 //! ```
 //!
-//! Each daemon leaves `<run>/<name>.pid` and appends to `<state>/log/<name>.log`. A daemon counts as up
-//! when its
-//! socket answers, not when its process exists; starting what is up does nothing. `down` signals a process
-//! only
-//! when its name is the one that the pid file stands for, so that a recycled pid harms nobody.
+//! Each daemon leaves `<run>/<name>.pid` and appends to `<state>/log/<name>.log`. A daemon counts as up when its socket
+//! answers, not when its process exists; starting what is up does nothing. `down` signals a process only when its name
+//! is the one that the pid file stands for, so that a recycled pid harms nobody.
 
 mod host_file;
 mod kms;

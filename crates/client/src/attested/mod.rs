@@ -9,10 +9,10 @@
 //! Nothing is sent before there is a [`Verdict`]: the handshake fails first. There is no way around it: no Web PKI, no TLS 1.2,
 //! no early data. Names are not looked at, because an enclave is known by what it is and not by where it answers.
 //!
-//! Sessions belong to one [`AttestedTls`] and so to one [`Verifier`]. A ticket is offered again only while the verdict that it was
-//! got under holds: the document's age is within the verifier's limit, its certificates are valid, and expectations and policy accept
-//! it at this moment. A
-//! resumed session then costs one round trip and no signature. A verdict that no longer holds takes its tickets with it.
+//! Sessions belong to one [`AttestedTls`] and so to one [`Verifier`]. A ticket is offered again only while the verdict
+//! that it was got under holds: the document's age is within the verifier's limit, its certificates are valid, and
+//! expectations and policy accept it at this moment. A resumed session then costs one round trip and no signature. A
+//! verdict that no longer holds takes its tickets with it.
 //!
 //! How fresh a document is, its age says: the enclave makes a new certificate every half minute in which it is called. A client that
 //! will not go by the enclave's clock asks with a nonce ([`AttestedTls::with_nonces`]), which costs a round trip per full handshake.

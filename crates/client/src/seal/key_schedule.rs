@@ -48,9 +48,8 @@ impl ReplySecret {
         })
     }
 
-    /// The reply's nonce goes into the derivation (as in RFC 9458, section 4.4), so that even two replies
-    /// to one request would
-    /// never share a key and nonce.
+    /// The reply's nonce goes into the derivation (as in RFC 9458, section 4.4), so that even two replies to one
+    /// request would never share a key and nonce.
     fn cipher(&self, reply_nonce: &[u8; 32]) -> Option<(Aes256Gcm, [u8; 12])> {
         let salt = [self.encapsulated, *reply_nonce].concat();
         let derive = Hkdf::<Sha256>::new(Some(&salt), self.exported.as_ref());

@@ -9,12 +9,10 @@
 //!  PendingReply::open(bytes) ◀── sealed reply ───────── Opened::reply(plaintext)
 //! ```
 //!
-//! A request is one HPKE message (RFC 9180 base mode; DHKEM(X25519, HKDF-SHA256), HKDF-SHA256, AES-256-GCM)
-//! to the public key of an attestation document. The hash of that document is bound into the key schedule,
-//! so both sides agree on *which* document the client looked at. The reply is encrypted with a key exported
-//! from the same HPKE context, so only the sender of a request can read its reply, and a reply cannot be
-//! moved to
-//! another request.
+//! A request is one HPKE message (RFC 9180 base mode; DHKEM(X25519, HKDF-SHA256), HKDF-SHA256, AES-256-GCM) to the
+//! public key of an attestation document. The hash of that document is bound into the key schedule, so both sides agree
+//! on *which* document the client looked at. The reply is encrypted with a key exported from the same HPKE context, so
+//! only the sender of a request can read its reply, and a reply cannot be moved to another request.
 //!
 //! What the enclave side refuses besides damage: a request sealed to a document that it never offered or that
 //! has expired, and a request that it has opened before (a replay by whoever carried it).

@@ -1,11 +1,9 @@
 //! The enclave's side.
 //!
-//! An [`Opener`] answers for the documents that it was told of, each for [`Limits::document_lifetime`], and
-//! remembers the ids of the requests opened for each, so that none is opened twice. Both memories are
-//! bounded: when one is
-//! full the oldest document is retired together with its ids. A client of a retired document gets
-//! [`OpenError::UnknownDocument`] and fetches a fresh one; a replay is never accepted because memory ran
-//! out. A retired
+//! An [`Opener`] answers for the documents that it was told of, each for [`Limits::document_lifetime`], and remembers
+//! the ids of the requests opened for each, so that none is opened twice. Both memories are bounded: when one is full
+//! the oldest document is retired together with its ids. A client of a retired document gets
+//! [`OpenError::UnknownDocument`] and fetches a fresh one; a replay is never accepted because memory ran out. A retired
 //! document cannot be offered again, since the ids that would tell its replays are gone.
 
 use std::collections::{HashSet, VecDeque};
@@ -89,10 +87,8 @@ impl Opener {
         &self.public_key_der
     }
 
-    /// Answers for requests sealed to `document` from now on, for [`Limits::document_lifetime`]. Call it
-    /// with the bytes
-    /// of every fresh document that is handed to a client and that carries [`Self::public_key_der`]; a
-    /// document that is
+    /// Answers for requests sealed to `document` from now on, for [`Limits::document_lifetime`]. Call it with the bytes
+    /// of every fresh document that is handed to a client and that carries [`Self::public_key_der`]; a document that is
     /// known or retired stays what it is.
     pub fn offer(&self, document: &[u8]) {
         self.offer_at(document, Instant::now());

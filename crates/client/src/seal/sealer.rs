@@ -18,8 +18,7 @@ pub struct Sealer {
 }
 
 impl Sealer {
-    /// Seals to `public_key_der`, the `public_key` field of `document`, which the caller **has verified**:
-    /// this
+    /// Seals to `public_key_der`, the `public_key` field of `document`, which the caller **has verified**: this
     /// function cannot tell. `Enclave::sealer` does both in one step.
     ///
     /// # Errors

@@ -112,8 +112,7 @@ struct Fields<'a> {
 }
 
 impl<'a> Fields<'a> {
-    /// Checks length, magic, version and kind. What a message is comes before whether it is long enough,
-    /// so that plain
+    /// Checks length, magic, version and kind. What a message is comes before whether it is long enough, so that plain
     /// text sent by mistake is called what it is.
     fn open(bytes: &'a [u8], kind: Kind, minimum: usize) -> Result<Self, OpenError> {
         let mut fields = Self {

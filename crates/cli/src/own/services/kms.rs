@@ -1,8 +1,7 @@
 //! The development KMS of `enclos up --kms`.
 //!
-//! It trusts this installation's attestation root and has one principal, the host's role, whose
-//! credentials go into a file
-//! that only this user can read and that `host.toml` names.
+//! It trusts this installation's attestation root and has one principal, the host's role, whose credentials go into a
+//! file that only this user can read and that `host.toml` names.
 
 use std::fs;
 use std::io::Write as _;
