@@ -5,7 +5,7 @@
 //! main ── nitro/   AWS's commands: flags, JSON and codes as scripts expect them
 //!      └─ own/     Enclos's commands
 //!            both use: daemon (control sockets), dirs (where things are), failure (what is said and
-//!            which status is left with), image (building one), signing (whose key vouches for it), kms (a
+//!            which status is left with), files (written whole), image (building one), signing (whose key vouches for it), kms (a
 //!            key in a KMS), codes (AWS's error table), term (stdout and stderr)
 //! ```
 
@@ -15,6 +15,7 @@ mod codes;
 mod daemon;
 mod dirs;
 mod failure;
+mod files;
 mod image;
 mod kms;
 mod nitro;

@@ -88,6 +88,25 @@ fn the_kms_gets_the_measurement_policies_wherever_up_was_called() {
     );
 }
 
+/// Fedora's users have this umask, and daemons refuse directories that a group can write to.
+#[test]
+fn directories_are_their_users_alone_whatever_the_umask() {
+    let daemon = Daemon::none();
+    let state = daemon.path("state");
+    let enclos = env!("CARGO_BIN_EXE_enclos");
+    let down = std::process::Command::new("sh")
+        .args(["-c", "umask 0002; exec \"$0\" down", enclos])
+        .env("ENCLOS_RUN_DIR", daemon.path("run"))
+        .env("ENCLOS_STATE_DIR", &state)
+        .output()
+        .unwrap();
+    assert!(down.status.success(), "{down:?}");
+    for made in [daemon.path("run"), format!("{state}/log"), state] {
+        let mode = std::fs::metadata(&made).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o755, "{made}");
+    }
+}
+
 #[test]
 fn status_tells_what_is_down_and_what_is_up() {
     let none = run(&Daemon::none(), &[], &["status"]);

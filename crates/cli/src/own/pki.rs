@@ -7,10 +7,7 @@
 //! root can: itself, endorsements, and every twenty days the region's certificate. The hypervisor never does.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::Write as _;
-use std::os::unix::fs::{
-    DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _,
-};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -24,6 +21,7 @@ use zeroize::Zeroizing;
 
 use crate::dirs;
 use crate::failure::{Failure, Outcome};
+use crate::files::{make_dir, replace, replace_as};
 use crate::signing::TokenRoot;
 use crate::term;
 
@@ -188,11 +186,7 @@ fn create(state: &State, root_key: &str, region: &str) -> Outcome {
     // First, so that a mistake leaves no folder behind.
     let key = TokenRoot::open(root_key)?;
     let dir = state.dir()?;
-    let made = fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o755)
-        .create(&dir);
-    made.map_err(|error| Failure::file(None, "make", &dir, error))?;
+    make_dir(&dir, 0o755)?;
     let _lock = lock(&dir)?;
     let path = dir.join(CA_KEYS);
     if path.exists() {
@@ -295,38 +289,6 @@ fn lock(dir: &Path) -> Outcome<File> {
         .hint("stop it first: `enclos down`, or systemctl stop; its enclaves end with it")),
         Err(error) => Err(Failure::file(None, "lock", &path, error.into())),
     }
-}
-
-/// Replaces a file as a whole and durably; it keeps its owner.
-fn replace(path: &Path, text: &str, mode: u32) -> Outcome {
-    replace_as(path, path, text, mode)
-}
-
-/// Writes a file as a whole and durably, for the owner of `like`, if there is one.
-fn replace_as(path: &Path, like: &Path, text: &str, mode: u32) -> Outcome {
-    let failed =
-        |doing: &'static str| move |error: std::io::Error| Failure::file(None, doing, path, error);
-    let dir = path.parent().unwrap_or_else(|| Path::new("."));
-    let mut file = tempfile::NamedTempFile::new_in(dir).map_err(failed("write beside"))?;
-    let written = file.write_all(text.as_bytes());
-    written.map_err(failed("write"))?;
-    let new = file.as_file().metadata().map_err(failed("inspect"))?;
-    let old = match like.metadata() {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
-        other => Some(other.map_err(failed("inspect"))?),
-    };
-    if let Some(old) = old.filter(|old| (old.uid(), old.gid()) != (new.uid(), new.gid())) {
-        std::os::unix::fs::fchown(file.as_file(), Some(old.uid()), Some(old.gid()))
-            .map_err(failed("keep the owner of"))?;
-    }
-    let permissions = fs::Permissions::from_mode(mode);
-    let permitted = file.as_file().set_permissions(permissions);
-    permitted.map_err(failed("set the mode of"))?;
-    file.as_file().sync_all().map_err(failed("flush"))?;
-    let kept = file.persist(path);
-    kept.map_err(|error| failed("replace")(error.error))?;
-    let dir = File::open(dir).and_then(|dir| dir.sync_all());
-    dir.map_err(failed("flush the directory of"))
 }
 
 fn read(path: &Path) -> Outcome<String> {

@@ -23,6 +23,7 @@ use enclos_api::{control, gateway};
 use crate::daemon::{self, enclaves};
 use crate::dirs;
 use crate::failure::{Failure, Outcome};
+use crate::files::make_dir;
 use crate::term;
 use host_file::HostFile;
 use service::{Service, State};
@@ -79,7 +80,7 @@ impl Places {
     /// Makes the directories and takes the lock that keeps two `up` or `down` apart.
     fn lock(&self) -> Outcome<File> {
         for dir in [&self.run, &self.state, &self.state.join("log")] {
-            fs::create_dir_all(dir).map_err(|error| Failure::file(None, "create", dir, error))?;
+            make_dir(dir, 0o755)?;
         }
         let path = self.state.join("services.lock");
         let lock =

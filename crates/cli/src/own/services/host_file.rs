@@ -8,6 +8,7 @@ use enclos_api::config::{HostConfig, Instance, KmsAddress, Role};
 use super::Places;
 use super::kms::{ACCOUNT, REGION, ROLE_ARN, Wanted};
 use crate::failure::{Failure, Outcome};
+use crate::files::replace;
 use crate::term;
 
 /// A host file that was read.
@@ -66,7 +67,7 @@ fn write_default(path: &Path, kms: Option<&Wanted>) -> Outcome {
         }),
     };
     let text = toml::to_string(&config)?;
-    fs::write(path, text).map_err(|error| Failure::file(None, "write", path, error))
+    replace(path, &text, 0o644)
 }
 
 /// `i-` and 17 hex digits, as EC2 makes them.

@@ -3,10 +3,7 @@
 //! It trusts this installation's attestation root and has one principal, the host's role, whose credentials go into a
 //! file that only this user can read and that `host.toml` names.
 
-use std::fs;
-use std::io::Write as _;
 use std::net::{SocketAddr, TcpStream};
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -17,7 +14,8 @@ use super::Places;
 use super::host_file::HostFile;
 use crate::daemon;
 use crate::dirs;
-use crate::failure::{Failure, Outcome};
+use crate::failure::Outcome;
+use crate::files::{make_dir, replace};
 use crate::own::kernel::output;
 use crate::term;
 
@@ -50,10 +48,10 @@ impl Wanted {
 
 /// Starts the KMS and makes the host's principal. The hypervisor is up.
 pub(super) fn start(places: &Places, wanted: &Wanted, host: &HostFile) -> Outcome {
-    fs::create_dir_all(&wanted.data)
-        .map_err(|error| Failure::file(None, "create", &wanted.data, error))?;
+    // As enclos-kms makes it when it is the first.
+    make_dir(&wanted.data, 0o700)?;
     let root = wanted.data.join("attestation-root.pem");
-    write(&root, &root_certificate()?, 0o644)?;
+    replace(&root, &root_certificate()?, 0o644)?;
     let mut service = places.service("kms");
     service.arg("serve").arg("--data").arg(&wanted.data);
     service.arg("--listen").arg(wanted.listen.to_string());
@@ -104,16 +102,5 @@ fn make_principal(program: &Path, wanted: &Wanted, host: &HostFile) -> Outcome {
     command
         .args(["principal", "add", "--arn", arn, "--data"])
         .arg(&wanted.data);
-    write(&wanted.credentials, &output(&mut command)?, 0o600)
-}
-
-fn write(path: &Path, text: &str, mode: u32) -> Outcome {
-    let file = fs::File::options()
-        .create(true)
-        .write(true)
-        .truncate(true)
-        .mode(mode)
-        .open(path);
-    let written = file.and_then(|mut file| file.write_all(text.as_bytes()));
-    written.map_err(|error| Failure::file(None, "write", path, error))
+    replace(&wanted.credentials, &output(&mut command)?, 0o600)
 }
