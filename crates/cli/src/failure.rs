@@ -25,7 +25,7 @@ pub(crate) struct Failure {
     code: Option<Code>,
     error: anyhow::Error,
     reasons: Vec<String>,
-    hint: Option<String>,
+    hints: Vec<String>,
 }
 
 impl Failure {
@@ -35,7 +35,7 @@ impl Failure {
             code: Some(code),
             error: error.into(),
             reasons: Vec::new(),
-            hint: None,
+            hints: Vec::new(),
         }
     }
 
@@ -61,14 +61,14 @@ impl Failure {
             code,
             error,
             reasons: Vec::new(),
-            hint: None,
+            hints: Vec::new(),
         }
     }
 
-    /// Adds what to do.
+    /// Adds what to do, below what there is.
     #[must_use]
     pub(crate) fn hint(mut self, hint: impl fmt::Display) -> Self {
-        self.hint = Some(hint.to_string());
+        self.hints.push(hint.to_string());
         self
     }
 
@@ -122,7 +122,7 @@ impl Failure {
         for reason in &self.reasons {
             let _ = writeln!(text, "  because: {reason}");
         }
-        for hint in self.hint.iter().flat_map(|hint| hint.lines()) {
+        for hint in self.hints.iter().flat_map(|hint| hint.lines()) {
             let _ = writeln!(text, "  hint: {hint}");
         }
         if let Some(code) = self.code {
@@ -138,7 +138,7 @@ impl<E: Into<anyhow::Error>> From<E> for Failure {
             code: None,
             error: error.into(),
             reasons: Vec::new(),
-            hint: None,
+            hints: Vec::new(),
         }
     }
 }
@@ -161,6 +161,15 @@ mod tests {
             failure.render("nitro-cli"),
             "[ E19 ] cannot open /x.eif\n  because: entity not found\n  hint: look\n\
              For details: nitro-cli explain --error-code E19\n"
+        );
+    }
+
+    #[test]
+    fn one_hint_does_not_hide_another() {
+        let failure = Failure::text("no").hint("start it").hint("it was stopped");
+        assert_eq!(
+            failure.render("enclos"),
+            "error: no\n  hint: start it\n  hint: it was stopped\n"
         );
     }
 

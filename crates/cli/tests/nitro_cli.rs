@@ -380,11 +380,35 @@ fn an_enclave_whose_port_is_taken_is_stopped_again() {
 }
 
 #[test]
+fn an_enclave_without_a_gateway_is_stopped_again_and_both_remedies_are_told() {
+    let gone = Reply::Ok(Success::Terminated {
+        id: enclave().id,
+        name: enclave().name,
+    });
+    let daemon = Daemon::hypervisor(vec![started(), gone]);
+    let image = daemon.file("hello.eif", b"x");
+    let start = "run-enclave --cpu-count 2 --memory 512 --publish 8080:5000 --eif-path";
+    let start: Vec<&str> = start.split(' ').chain([image.as_str()]).collect();
+    let done = run(&daemon, &start);
+    for hint in [
+        "hint: start it with `enclos up`",
+        "hint: the enclave was stopped again",
+    ] {
+        assert!(done.stderr.contains(hint), "{}", done.stderr);
+    }
+}
+
+#[test]
 fn the_console_is_copied_until_it_ends() {
     let describe = || Reply::Ok(Success::Enclaves(vec![enclave()]));
     let daemon = Daemon::hypervisor(vec![describe(), Reply::Ok(Success::Streaming)]);
     daemon.after_streaming(b"booting\nready\n");
-    let done = run(&daemon, &["console", "--enclave-name", "hello"]);
+    // A time that no clock counts to is no time.
+    let console = format!(
+        "console --enclave-name hello --disconnect-timeout {}",
+        u64::MAX
+    );
+    let done = run(&daemon, &console.split(' ').collect::<Vec<_>>());
     assert_eq!(done.status, 0, "{}", done.stderr);
     assert_eq!(
         done.stdout,
