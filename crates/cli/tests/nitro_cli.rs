@@ -453,11 +453,7 @@ fn the_console_is_left_when_the_time_is_up() {
         ],
     );
     assert_eq!(done.status, 0, "{}", done.stderr);
-    assert!(
-        (1..20).contains(&begun.elapsed().as_secs()),
-        "{:?}",
-        begun.elapsed()
-    );
+    assert!(begun.elapsed() >= std::time::Duration::from_secs(1));
 }
 
 #[test]

@@ -25,7 +25,11 @@ pub(super) fn attach(enclave: &Enclave, limit: Option<Duration>) -> Outcome {
     ))?;
     let stream = daemon::console(Selector::Id(enclave.id.clone()))?;
     term::out("Successfully connected to the console.\n")?;
-    copy(stream, limit.map(|limit| Instant::now() + limit))
+    // A limit beyond what clocks count is none.
+    copy(
+        stream,
+        limit.and_then(|limit| Instant::now().checked_add(limit)),
+    )
 }
 
 fn find(selector: &Selector) -> Outcome<Enclave> {
