@@ -116,7 +116,7 @@ fn note(document: &VerifiedDocument) {
     let pcr0 = pcr0.map(|(_, value)| value.to_string());
     term::note(format_args!(
         "verified {} (root {}, PCR0 {})",
-        document.module_id(),
+        term::printable(document.module_id()),
         document.anchor(),
         pcr0.unwrap_or_default()
     ));

@@ -88,7 +88,8 @@ impl Inspected {
         let _ = writeln!(
             text,
             "  module     {}\n  made       {}",
-            self.module_id, self.timestamp
+            term::printable(&self.module_id),
+            self.timestamp
         );
         if self.debug {
             text += "  DEBUG      the host can read this enclave's memory\n";
@@ -112,7 +113,8 @@ impl Inspected {
             } = certificate;
             let _ = writeln!(
                 text,
-                "    {subject}\n      {not_before} to {not_after}\n      SHA-256 {sha256}"
+                "    {}\n      {not_before} to {not_after}\n      SHA-256 {sha256}",
+                term::printable(subject),
             );
         }
         text
@@ -147,5 +149,39 @@ impl Certified {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    /// Nobody vouches for these texts: they may come from anywhere.
+    #[test]
+    fn what_a_document_says_does_not_steer_the_terminal() {
+        let text = Inspected {
+            verified: false,
+            module_id: "i-1\x1b[2Jaccepted\n  root".to_owned(),
+            timestamp: UnixMillis(0),
+            debug: false,
+            pcrs: Registers::of(&BTreeMap::new()),
+            public_key: None,
+            user_data: None,
+            nonce: None,
+            certificates: vec![Certified {
+                subject: "CN=\x1b]0;x\x07".to_owned(),
+                not_before: String::new(),
+                not_after: String::new(),
+                sha256: String::new(),
+            }],
+        }
+        .text();
+        assert!(!text.contains(['\x1b', '\x07']), "{text:?}");
+        assert!(
+            text.contains("i-1\\u{1b}[2Jaccepted\\n  root\n"),
+            "{text:?}"
+        );
     }
 }

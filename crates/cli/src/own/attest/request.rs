@@ -88,7 +88,8 @@ impl Requested {
         format!(
             "NOT VERIFIED: this is what the document says of itself\n  module     {}\n  made       {}\n  nonce      {nonce}\n\
              verify it: enclos attest verify {file} --nonce base64:{nonce}\n",
-            self.module_id, self.timestamp,
+            term::printable(&self.module_id),
+            self.timestamp,
         )
     }
 }

@@ -105,7 +105,7 @@ pub(crate) fn describe(document: &VerifiedDocument) -> String {
         .as_secs();
     let mut text = format!(
         "accepted\n  module     {}\n  root       {}\n  made       {} ({age} s ago)\n",
-        document.module_id(),
+        term::printable(document.module_id()),
         document.anchor(),
         document.timestamp(),
     );
