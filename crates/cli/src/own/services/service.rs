@@ -107,12 +107,17 @@ impl Service {
             .stdout(log.try_clone()?)
             .stderr(log);
         // Its own process group: Ctrl-C at this terminal is not meant for it.
-        let child = command
+        let mut child = command
             .process_group(0)
             .spawn()
             .map_err(|error| self.cannot_start(error))?;
         let written = fs::write(&self.pid_file, format!("{}\n", child.id()));
-        written.map_err(|error| Failure::file(None, "write", &self.pid_file, error))?;
+        if let Err(error) = written {
+            // Without the file nobody would find it to stop it.
+            let _ = child.kill();
+            let _ = child.wait();
+            return Err(Failure::file(None, "write", &self.pid_file, error));
+        }
         Ok(child)
     }
 
@@ -278,6 +283,24 @@ mod tests {
         service.stop().unwrap();
         assert_eq!((service.pid(), service.pid_file.exists()), (None, false));
         service.stop().unwrap();
+    }
+
+    #[test]
+    fn one_whose_pid_cannot_be_kept_does_not_run() {
+        let dir = tempfile::tempdir().unwrap();
+        let script = format!("echo $$ > {}/told; exec sleep 60", dir.path().display());
+        let mut service = service(dir.path(), "sh", &["-c", &script]);
+        service.pid_file = dir.path().join("nowhere/probe.pid");
+        let text = service.start(&|| false).unwrap_err().render("enclos");
+        assert!(
+            text.contains("cannot write") && text.contains("nowhere/probe.pid"),
+            "{text}"
+        );
+        // Killed before it told its number, or after.
+        let told = fs::read_to_string(dir.path().join("told")).unwrap_or_default();
+        if let Ok(pid) = told.trim().parse() {
+            assert!(!runs_as(pid, "sh") && !runs_as(pid, "sleep"));
+        }
     }
 
     #[test]
