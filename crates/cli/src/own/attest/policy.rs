@@ -71,7 +71,8 @@ fn lint(args: &Lint) -> Outcome {
             term::out(&format!("{file}: nothing to warn of\n"))
         };
     }
-    let failure = Failure::text(format_args!("{file}: {count} warnings"));
+    let plural = if count == 1 { "" } else { "s" };
+    let failure = Failure::text(format_args!("{file}: {count} warning{plural}"));
     Err(warnings.into_iter().rev().fold(failure, Failure::because))
 }
 
