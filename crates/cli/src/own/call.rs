@@ -40,7 +40,7 @@ const PAUSE: Duration = Duration::from_millis(200);
     enclos call http://127.0.0.1:8080/process --root root.pem --eif app.eif --data '{\"data\": \"secret\"}'\n  \
     enclos call http://127.0.0.1:8080/process --root root.pem --eif app.eif --data secret \\\n      \
     --kms-key arn:aws:kms:us-east-1:000000000000:key/… --kms-endpoint http://127.0.0.1:4566\n  \
-    enclos call https://127.0.0.1:8443/process --attested-tls --root root.pem --eif app.eif --data '{\"data\": \"secret\"}'\n\n\
+    enclos call https://127.0.0.1:9443/process --attested-tls --root root.pem --eif app.eif --data '{\"data\": \"secret\"}'\n\n\
     Exit status: 0 answered, 1 the enclave was refused or did not answer (nothing secret was sent if it was refused), 2 wrong options.")]
 pub(crate) struct Call {
     /// URL that takes the request; without a path, /process

@@ -87,7 +87,7 @@ impl Requested {
         let (file, nonce) = (self.document.display(), &self.nonce);
         format!(
             "NOT VERIFIED: this is what the document says of itself\n  module     {}\n  made       {}\n  nonce      {nonce}\n\
-             verify it: enclos attest verify {file} --nonce base64:{nonce}\n",
+             verify it: enclos attest verify {file} --root ROOT.pem --nonce base64:{nonce}\n",
             term::printable(&self.module_id),
             self.timestamp,
         )

@@ -66,8 +66,9 @@ pub(super) fn start(places: &Places, wanted: &Wanted, host: &HostFile) -> Outcom
         service.pid().is_some() && accepts(wanted.listen) && accepts(wanted.dev_listen)
     })?;
     make_principal(&service.program, wanted, host)?;
+    // Python's SDK and its command read one variable for the region, the other SDKs the other.
     term::note(format_args!(
-        "kms: AWS_ENDPOINT_URL_KMS=http://{} AWS_ACCESS_KEY_ID=test AWS_SECRET_ACCESS_KEY=test AWS_REGION={REGION}",
+        "kms: export AWS_ENDPOINT_URL_KMS=http://{} AWS_ACCESS_KEY_ID=test AWS_SECRET_ACCESS_KEY=test AWS_REGION={REGION} AWS_DEFAULT_REGION={REGION}",
         wanted.dev_listen
     ));
     term::note(format_args!(
