@@ -22,6 +22,7 @@
 //! ```
 
 use std::collections::BTreeMap;
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::{fs, io};
 
@@ -59,6 +60,21 @@ pub enum ConfigError {
         /// Where and why.
         #[source]
         source: Box<toml::de::Error>,
+    },
+    /// The certificates of the KMS are not where the file says.
+    #[error(
+        "{} names {} as the CA certificate of its KMS (`ca` under `[kms]`), which cannot be read; copy it there from the KMS's \
+         data directory, tls/ca.pem",
+        path.display(), ca.display()
+    )]
+    NoCertificates {
+        /// The file.
+        path: PathBuf,
+        /// What it names.
+        ca: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
     },
     /// The certificates of the KMS cannot be used.
     #[error("{} holds no PEM certificate that can be read; name the KMS's CA certificate", path.display())]
@@ -229,7 +245,14 @@ fn load_kms(path: &Path, folder: &Path, kms: KmsTable) -> Result<Kms, ConfigErro
         }
     }
     let ca = folder.join(ca);
-    let ca_pem = read(&ca)?;
+    let ca_pem = read(&ca).map_err(|error| match error {
+        ConfigError::Read { path: ca, source } => ConfigError::NoCertificates {
+            path: path.to_owned(),
+            ca,
+            source,
+        },
+        other => other,
+    })?;
     let parsed = Certificate::load_pem_chain(ca_pem.as_bytes());
     let empty = || x509_cert::der::ErrorKind::Failed.into();
     match parsed.and_then(|chain| {
@@ -255,10 +278,15 @@ fn read(path: &Path) -> Result<String, ConfigError> {
         path: path.to_owned(),
         source,
     };
-    if fs::metadata(path).map_err(failed)?.len() > MAX_FILE {
+    let mut bytes = Vec::new();
+    let read =
+        fs::File::open(path).and_then(|file| file.take(MAX_FILE + 1).read_to_end(&mut bytes));
+    let len = u64::try_from(read.map_err(failed)?).unwrap_or(u64::MAX);
+    if len > MAX_FILE {
         return Err(ConfigError::TooLarge {
             path: path.to_owned(),
         });
     }
-    fs::read_to_string(path).map_err(failed)
+    String::from_utf8(bytes)
+        .map_err(|error| failed(io::Error::new(io::ErrorKind::InvalidData, error)))
 }

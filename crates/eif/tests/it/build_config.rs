@@ -51,7 +51,11 @@ fn enclos_toml_is_read_and_its_mistakes_are_named() {
         ("[app]\ncommand = []", "app.command"),
         ("[app]\nworkdir = 'x'", "app.workdir"),
         ("[app]\nenv = { 'A=B' = '' }", "app.env"),
-        (&kms.replace("ca.pem", "none.pem"), "none.pem"),
+        (
+            &kms.replace("ca.pem", "none.pem"),
+            "none.pem as the CA certificate of its KMS",
+        ),
+        (&kms.replace("ca.pem", "/dev/zero"), "larger than"),
         (&kms.replace("ca.pem", "enclos.toml"), "no PEM certificate"),
         (&kms.replace("us-east-1", ""), "kms.region"),
         (&format!("{kms}attested_signing = 1"), "expected a boolean"),
