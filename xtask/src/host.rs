@@ -273,6 +273,12 @@ pub(crate) fn in_path(program: &str) -> bool {
         .any(|dir| dir.join(program).is_file())
 }
 
+/// Whether programs in `folder` are found by their names.
+pub(crate) fn searches(folder: &Path) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).any(|dir| dir == folder)
+}
+
 /// The owner of `/proc/self` is the effective user.
 fn is_root() -> bool {
     use std::os::unix::fs::MetadataExt;

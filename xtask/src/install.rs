@@ -45,6 +45,12 @@ pub(crate) fn run(
         manual(&bin.join("enclos"), &prefix.join("share"))
     })?;
     report.heading(&format!("Installed in {}", bin.display()));
+    if !host::searches(&bin) {
+        report.heading(&format!(
+            "The shell does not look there yet: export PATH={}:$PATH",
+            bin.display()
+        ));
+    }
     Ok(())
 }
 
