@@ -339,6 +339,11 @@ fn odd_layers() -> [Vec<u8>; 3] {
         .entry(EntryType::Fifo, "pipe", "", 0o600, "")
         .entry(EntryType::Regular, "suid", "", 0o4755, "13")
         .file("slash/", "a file too")
+        .file("nowhere/../dotted", "14")
+        .file("to-b/../beside-b", "15")
+        .file("/../b/x/../y", "16")
+        .file("deep/../a/./..//a/.wh.kept", "")
+        .hard_link("nowhere/../hard", "x/../usr/lib/../lib/one")
         .entry(EntryType::Directory, "deep/", "", 0o700, "");
     [lower, middle, upper].map(Layer::finish)
 }

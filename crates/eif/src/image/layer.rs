@@ -12,8 +12,8 @@ use crate::packing::{Packing, XZ_MEMORY_KIB};
 
 use super::allowance::{Allowance, content};
 use super::error::ImageError;
-use super::sparse::{Expanded, SparseHeader};
-use super::tree::{Body, Kind, MAX_FILE, PathError, Spool, Tree};
+use super::sparse::{Sparse, SparseHeader};
+use super::tree::{Body, Kind, MAX_FILE, PathError, Spool, Tree, cleaned};
 
 /// Most bytes that one archive may unpack to: far above any enclave's memory, below what fills a disk
 /// unnoticed.
@@ -128,46 +128,74 @@ impl Applier<'_> {
     }
 
     fn entry<R: Read>(&mut self, mut entry: Entry<'_, R>) -> Result<(), ImageError> {
-        let path = entry.path_bytes().into_owned();
+        // Records for all that follows, which runtimes do not heed.
+        if entry.header().entry_type() == EntryType::XGlobalHeader {
+            return Ok(());
+        }
+        let Extensions { are_lost, sparse } =
+            extensions(&mut entry).map_err(ImageError::layer(self.name))?;
+        let named = sparse.as_ref().and_then(|sparse| sparse.name.clone());
+        let path = named.unwrap_or_else(|| entry.path_bytes().into_owned());
         if matches!(self.role, Role::Layer) && self.whiteout(&path)? {
             return Ok(());
         }
-        let attributes = attributes(&entry).map_err(ImageError::layer(self.name))?;
-        let sparse = self.extensions(&mut entry, &path)?;
+        if are_lost {
+            self.lost
+                .insert(String::from_utf8_lossy(&path).into_owned());
+        }
         let size = sparse
             .as_ref()
-            .map_or_else(|| entry.size(), |(_, size)| *size);
+            .map_or_else(|| entry.size(), |sparse| sparse.size);
         if size > MAX_FILE {
             let problem =
                 format!("has {size} bytes, a file in an enclave image has at most {MAX_FILE}");
             return Err(ImageError::entry(self.name, &path, problem));
         }
-        if let Some((path, size)) = sparse {
-            let body =
-                Expanded::new(&mut entry, size).and_then(|mut body| self.spool.store(&mut body));
-            let kind = Kind::File(body.map_err(ImageError::layer(self.name))?);
-            return self.check(&path, |tree| tree.set(&path, attributes, kind).map(drop));
+        match sparse {
+            Some(sparse) => self.sparse(entry, &path, sparse),
+            None => self.plain(entry, &path),
         }
+    }
+
+    fn sparse<R: Read>(
+        &mut self,
+        mut entry: Entry<'_, R>,
+        path: &[u8],
+        sparse: Sparse,
+    ) -> Result<(), ImageError> {
+        let kind = entry.header().entry_type();
+        if !matches!(kind, EntryType::Regular | EntryType::Continuous) {
+            let problem = "is no file, but has the records of a sparse one";
+            return Err(ImageError::entry(self.name, path, problem));
+        }
+        let failed = ImageError::layer(self.name);
+        let attributes = attributes(&entry).map_err(&failed)?;
+        let mut body = sparse.expanded(&mut entry).map_err(&failed)?;
+        let kind = Kind::File(self.spool.store(&mut body).map_err(&failed)?);
+        self.check(path, |tree| tree.set(path, attributes, kind).map(drop))
+    }
+
+    fn plain<R: Read>(&mut self, mut entry: Entry<'_, R>, path: &[u8]) -> Result<(), ImageError> {
+        let attributes = attributes(&entry).map_err(ImageError::layer(self.name))?;
         let kind = match entry.header().entry_type() {
             EntryType::Directory => {
-                return self.check(&path, |tree| tree.directory(&path, attributes));
+                return self.check(path, |tree| tree.directory(path, attributes));
             }
-            EntryType::XGlobalHeader => return Ok(()),
             EntryType::Link => {
-                let target = self.link_name(&entry, &path)?;
-                return self.check(&path, |tree| tree.link(&path, &target));
+                let target = self.link_name(&entry, path)?;
+                return self.check(path, |tree| tree.link(path, &target));
             }
-            EntryType::Symlink => Kind::Symlink(self.link_name(&entry, &path)?),
+            EntryType::Symlink => Kind::Symlink(self.link_name(&entry, path)?),
             EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => {
                 // Archives from before there was a type for directories mark them by a slash at the end of the name.
                 if path.ends_with(b"/") && has_no_type(&entry) {
-                    return self.check(&path, |tree| tree.directory(&path, attributes));
+                    return self.check(path, |tree| tree.directory(path, attributes));
                 }
                 Kind::File(self.body(&mut entry)?)
             }
-            other => Kind::Special(self.special(&entry, &path, other)?),
+            other => Kind::Special(self.special(&entry, path, other)?),
         };
-        self.check(&path, |tree| tree.set(&path, attributes, kind).map(drop))
+        self.check(path, |tree| tree.set(path, attributes, kind).map(drop))
     }
 
     fn body<R: Read>(&mut self, entry: &mut Entry<'_, R>) -> Result<Body, ImageError> {
@@ -188,8 +216,7 @@ impl Applier<'_> {
 
     /// Whether the path is a whiteout, applied. Its name says so, not its type.
     fn whiteout(&mut self, path: &[u8]) -> Result<bool, ImageError> {
-        let len = path.iter().rposition(|b| *b != b'/').map_or(0, |at| at + 1);
-        let path = &path[..len];
+        let path = &self.check(path, |_| cleaned(path))?;
         let start = path
             .iter()
             .rposition(|b| *b == b'/')
@@ -215,11 +242,11 @@ impl Applier<'_> {
         Ok(true)
     }
 
-    fn check(
+    fn check<T>(
         &mut self,
         path: &[u8],
-        apply: impl FnOnce(&mut Tree) -> Result<(), PathError>,
-    ) -> Result<(), ImageError> {
+        apply: impl FnOnce(&mut Tree) -> Result<T, PathError>,
+    ) -> Result<T, ImageError> {
         apply(self.tree).map_err(|e| ImageError::entry(self.name, path, e.to_string()))
     }
 
@@ -251,28 +278,25 @@ impl Applier<'_> {
             _ => Special::Block { major, minor },
         })
     }
+}
 
-    /// Notes lost extended attributes; name and size of a sparse file, if it is one.
-    fn extensions<R: Read>(
-        &mut self,
-        entry: &mut Entry<'_, R>,
-        path: &[u8],
-    ) -> Result<Option<(Vec<u8>, u64)>, ImageError> {
-        let failed = ImageError::layer(self.name);
-        let mut sparse = SparseHeader::default();
-        let Some(extensions) = entry.pax_extensions().map_err(&failed)? else {
-            return Ok(None);
-        };
-        for extension in extensions {
-            let extension = extension.map_err(&failed)?;
-            let key = extension.key_bytes();
-            if key.starts_with(b"SCHILY.xattr.") || key.starts_with(b"LIBARCHIVE.xattr.") {
-                self.lost.insert(String::from_utf8_lossy(path).into_owned());
-            }
-            sparse.note(key, extension.value_bytes());
-        }
-        sparse.file().map_err(&failed)
+/// What an entry's extended headers say.
+struct Extensions {
+    /// Attributes that an initial RAM file system cannot hold.
+    are_lost: bool,
+    sparse: Option<Sparse>,
+}
+
+fn extensions<R: Read>(entry: &mut Entry<'_, R>) -> io::Result<Extensions> {
+    let (mut are_lost, mut sparse) = (false, SparseHeader::default());
+    for extension in entry.pax_extensions()?.into_iter().flatten() {
+        let extension = extension?;
+        let key = extension.key_bytes();
+        are_lost |= key.starts_with(b"SCHILY.xattr.") || key.starts_with(b"LIBARCHIVE.xattr.");
+        sparse.note(key, extension.value_bytes())?;
     }
+    let sparse = sparse.file()?;
+    Ok(Extensions { are_lost, sparse })
 }
 
 /// Whether the header is of the oldest kind, which `tar` takes for a file's.

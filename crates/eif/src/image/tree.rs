@@ -1,9 +1,9 @@
 //! A file system in memory: names, owners and modes here, file bodies elsewhere.
 //!
 //! Layers are applied to a [`Tree`] and never to the host's file system, so no path in a layer can reach
-//! outside: symbolic links are followed inside the tree, `..` in a link of either kind stops at its root, and `..` in an
-//! entry's own path is refused. Each name remembers the layer that set it, because a whiteout hides what
-//! lower layers put there and nothing else.
+//! outside: symbolic links are followed inside the tree, and `..` in a link of either kind stops at its root. `..` in an
+//! entry's own path takes out the name before it, whatever that is, as in runtimes; a path that would leave the root is
+//! refused. Each name remembers the layer that set it, because a whiteout hides what lower layers put there and nothing else.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -121,7 +121,7 @@ impl Node {
 /// Why a path could not be used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum PathError {
-    #[error("has `..` in its path")]
+    #[error("leaves the image by `..` in its path")]
     Parent,
     #[error("names the root, which is no file")]
     Root,
@@ -213,7 +213,7 @@ impl Tree {
 
     /// Gives the file at `target` one more name. `..` in the target stops at the root, which is the image's.
     pub(crate) fn link(&mut self, path: &[u8], target: &[u8]) -> Result<(), PathError> {
-        let (parent, name) = self.place(&within_root(target), Absent::Refuse)?;
+        let (parent, name) = self.place(&[b"/", target].concat(), Absent::Refuse)?;
         let found = self.nodes[parent]
             .children
             .get(&name)
@@ -369,28 +369,30 @@ fn split(path: &[u8]) -> impl Iterator<Item = &[u8]> {
         .filter(|c| !c.is_empty() && *c != b".")
 }
 
-/// The path with each `..` and the component before it taken out of the text, as runtimes do whatever is there.
-fn within_root(path: &[u8]) -> Vec<u8> {
+/// The path with each `..` and the component before it taken out of the text, as runtimes do whatever is there. At the root
+/// of an absolute path there is nothing to take out; a relative one would leave the image.
+pub(crate) fn cleaned(path: &[u8]) -> Result<Vec<u8>, PathError> {
+    Ok(clean_components(path)?.join(&b'/'))
+}
+
+fn clean_components(path: &[u8]) -> Result<Vec<&[u8]>, PathError> {
     let mut kept: Vec<&[u8]> = Vec::new();
     for component in split(path) {
-        if component == b".." {
-            kept.pop();
-        } else {
+        if component != b".." {
             kept.push(component);
+        } else if kept.pop().is_none() && !path.starts_with(b"/") {
+            return Err(PathError::Parent);
         }
     }
-    kept.join(&b'/')
+    Ok(kept)
 }
 
 /// A path's components; leading slashes and `.` mean nothing.
 fn components(path: &[u8]) -> Result<Vec<Vec<u8>>, PathError> {
-    let components: Vec<_> = split(path).map(<[u8]>::to_vec).collect();
-    if components.iter().any(|c| c == b"..") {
-        return Err(PathError::Parent);
-    }
+    let components = clean_components(path)?;
     match components.iter().any(|c| c.len() > MAX_NAME) {
         true => Err(PathError::LongName),
-        false => Ok(components),
+        false => Ok(components.into_iter().map(<[u8]>::to_vec).collect()),
     }
 }
 

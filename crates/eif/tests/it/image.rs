@@ -681,6 +681,41 @@ fn names_that_linux_cannot_have_are_refused() {
     assert!(error.to_string().contains("over 4095 bytes"), "{error}");
 }
 
+/// `..` takes out the name before it, whatever that is or is not, in entries and in whiteouts.
+#[test]
+fn dots_take_out_the_name_before_them() {
+    let lower = Layer::default()
+        .dir("d/")
+        .file("d/gone", "")
+        .file("d/sub/old", "")
+        .symlink("link", "d/sub");
+    let upper = Layer::default()
+        .file("nowhere/../a", "a")
+        .file("link/../b", "b")
+        .file("/../d/./../d//c", "c")
+        .file("d/sub/../.wh.gone", "")
+        .file("d/sub/new", "")
+        .file("d/x/../sub/y/../.wh..wh..opq", "")
+        .file(".wh.b/../e", "e")
+        .entry(EntryType::Directory, "d/sub/..", "", 0o700, b"");
+    let output = layered(&[lower.finish(), upper.finish()]).unwrap();
+    assert_eq!(
+        output.paths(),
+        ["a", "b", "d", "d/c", "d/sub", "d/sub/new", "e", "link"]
+    );
+    assert_eq!(output.file("d").mode, 0o040_700);
+    for path in [
+        "d/.wh.",
+        "d/../.wh.../x/..",
+        "../.wh.a",
+        "d/../../.wh..wh..opq",
+    ] {
+        let layer = Layer::default().file("d/b", "").file(path, "").finish();
+        let error = layered(&[layer]).err().unwrap();
+        assert!(matches!(error, ImageError::Entry { .. }), "{path}: {error}");
+    }
+}
+
 /// As in a runtime, whose root is the image.
 #[test]
 fn targets_of_hard_links_stop_at_the_root() {
@@ -791,6 +826,31 @@ fn lost_attributes_are_reported() {
     );
 }
 
+/// Records for all entries that follow, as `git archive` writes them. Runtimes do not heed them, however many there are.
+#[test]
+fn records_for_all_entries_are_stepped_over() {
+    let mut records = b"28 GNU.sparse.name=elsewhere\n19 SCHILY.xattr.a=b\n".to_vec();
+    records.resize(3 << 20, b'\n');
+    for body in [&records[..49], &records] {
+        let layer = Layer::default()
+            .entry(
+                EntryType::XGlobalHeader,
+                "pax_global_header",
+                "",
+                0o644,
+                body,
+            )
+            .file("app", "x");
+        let output = layered(&[layer.finish()]).unwrap();
+        assert_eq!(output.paths(), ["app"]);
+        assert!(
+            output.built.warnings.is_empty(),
+            "{:?}",
+            output.built.warnings
+        );
+    }
+}
+
 /// An entry of a PAX archive with these extended headers.
 fn pax(headers: &[(&str, &str)], name: &str, body: &[u8]) -> Vec<u8> {
     let mut archive = tar::Builder::new(Vec::new());
@@ -819,13 +879,75 @@ fn sparse_files_have_their_zeros() {
     let output = layered(&[pax(&headers, "dir/GNUSparseFile.7/sparse", &body)]).unwrap();
     assert_eq!(output.file("dir/sparse").body, b"\0\0\0\0abc\0\0\0");
     assert_eq!(output.paths(), ["dir", "dir/sparse"]);
-    let old = [("GNU.sparse.map", "4,3"), ("GNU.sparse.size", "10")];
-    let error = layered(&[pax(&old, "sparse", b"abc")]).err().unwrap();
+    // What a runtime would take for a whiteout is one here, and what is no file is not made one.
+    let mut hidden = headers;
+    hidden[2].1 = "dir/.wh.gone";
+    let lower = Layer::default().file("dir/gone", "").finish();
+    let output = layered(&[lower, pax(&hidden, "dir/GNUSparseFile.7/.wh.gone", &body)]).unwrap();
+    assert_eq!(output.paths(), ["dir"]);
+    let mut link = pax(&headers, "x", &[]);
+    let at = link.len() - 1024 - 512;
+    link[at + 156] = b'2';
+    let sum: u32 = link[at..at + 512].iter().map(|byte| u32::from(*byte)).sum();
+    let field: u32 = link[at + 148..at + 156]
+        .iter()
+        .map(|byte| u32::from(*byte))
+        .sum();
+    link[at + 148..at + 156].copy_from_slice(format!("{:06o}\0 ", sum - field + 8 * 32).as_bytes());
+    let error = layered(&[link]).err().unwrap();
     assert!(
-        chain(&error).contains("another format than GNU's 1.0"),
-        "{}",
-        chain(&error)
+        error.to_string().contains("records of a sparse one"),
+        "{error}"
     );
+}
+
+/// Holes at the start, in the middle, at the end, and nothing but one, packed in every format that GNU tar knows.
+#[test]
+fn sparse_files_become_what_gnu_tar_packed() {
+    let bench = Bench::new();
+    let root = bench.path("root");
+    let long = format!("a-name-{}", "of-many-letters-".repeat(9));
+    fs::create_dir_all(root.join(&long)).unwrap();
+    let sparse = |name: &str, size: u64, pieces: &[u64]| {
+        let file = fs::File::create(root.join(name)).unwrap();
+        file.set_len(size).unwrap();
+        for (at, byte) in pieces.iter().zip(1..) {
+            std::os::unix::fs::FileExt::write_all_at(&file, &[byte; 5000], *at).unwrap();
+        }
+    };
+    sparse("middle", 9 << 20, &[1 << 20, 3 << 20, 5 << 20, 7 << 20]);
+    sparse("ends", 3 << 20, &[0, (3 << 20) - 5000]);
+    sparse("empty", 1 << 20, &[]);
+    sparse(&format!("{long}/deep"), 2 << 20, &[1 << 20]);
+    let names = ["empty", "ends", "middle", &*format!("{long}/deep")].map(str::to_owned);
+    for version in ["0.0", "0.1", "1.0", "gnu"] {
+        let mut tar = std::process::Command::new("tar");
+        tar.current_dir(&root)
+            .args(["--create", "--sparse", "--file", "-"]);
+        match version {
+            "gnu" => tar.arg("--format=gnu"),
+            _ => tar.args(["--format=posix", &format!("--sparse-version={version}")]),
+        };
+        let packed = tar.args(&names).output().unwrap();
+        assert!(packed.status.success(), "{packed:?}");
+        assert!(packed.stdout.len() < 1 << 20, "{version}: not sparse");
+        let layer = layered(std::slice::from_ref(&packed.stdout)).unwrap();
+        fs::write(bench.path("root.tar"), packed.stdout).unwrap();
+        let mut spec = bench.spec("root.tar");
+        spec.config.app.command = Some(vec!["/middle".into()]);
+        let whole = bench.build(&spec).unwrap();
+        for name in &names {
+            let body = fs::read(root.join(name)).unwrap();
+            assert!(
+                layer.file(name).body == body,
+                "{version}: {name} in a layer"
+            );
+            assert!(
+                whole.file(name).body == body,
+                "{version}: {name} in a root file system"
+            );
+        }
+    }
 }
 
 /// A thousand bytes that say they are eight exabytes of zeros fill no disk.
