@@ -962,6 +962,14 @@ fn replicas_open_each_others_ciphertexts() {
         update(&ireland, "ap-south-1").error_type(),
         "NotFoundException"
     );
+    let text = format!(
+        "{} is the multi-region primary key already.",
+        arn("eu-west-1", &key)
+    );
+    assert_eq!(
+        update(&ireland, "eu-west-1").error(),
+        ("UnsupportedOperationException", text.as_str())
+    );
     update(&ireland, "us-east-1").ok();
     let kind = |client: &Client| {
         let output = client.call("DescribeKey", json!({ "KeyId": key })).ok();

@@ -438,6 +438,70 @@ fn lists_come_in_pages() {
     );
 }
 
+/// A marker is of one list: another operation would skip what stands before it.
+#[test]
+fn markers_are_of_one_list() {
+    let server = Server::dev();
+    let client = server.client();
+    let keys = [client.create_key(), client.create_key()];
+    let tags: Vec<Value> = (0..2)
+        .map(|n| json!({ "TagKey": format!("t{n}"), "TagValue": "" }))
+        .collect();
+    let input = json!({ "KeyId": keys[0], "Tags": tags });
+    client.call("TagResource", input).ok();
+    let page = client.call("ListKeys", json!({ "Limit": 1 })).ok();
+    let marker = page["NextMarker"].as_str().unwrap();
+    let grantee = "arn:aws:iam::000000000000:root";
+    let input = json!({ "KeyId": keys[0], "Marker": marker, "RetiringPrincipal": grantee });
+    client.call("ListKeys", json!({ "Marker": marker })).ok();
+    for operation in [
+        "ListAliases",
+        "ListGrants",
+        "ListResourceTags",
+        "ListKeyRotations",
+        "ListRetirableGrants",
+    ] {
+        let reply = client.call(operation, input.clone());
+        let text = format!("Invalid marker '{marker}'");
+        let expected = ("InvalidMarkerException", text.as_str());
+        assert_eq!(reply.error(), expected, "{operation}");
+    }
+    let input = json!({ "KeyId": keys[0], "Limit": 1 });
+    let page = client.call("ListResourceTags", input).ok();
+    let input = json!({ "KeyId": keys[0], "Marker": page["NextMarker"] });
+    let rest = client.call("ListResourceTags", input).ok();
+    assert_eq!(rest["Tags"], json!([{ "TagKey": "t1", "TagValue": "" }]));
+}
+
+#[test]
+fn a_key_has_fifty_aliases_at_most() {
+    let server = Server::dev();
+    let client = server.client();
+    let (full, other) = (client.create_key(), client.create_key());
+    let create = |name: &str, key: &str| {
+        let input = json!({ "AliasName": name, "TargetKeyId": key });
+        client.call("CreateAlias", input)
+    };
+    for number in 0..50 {
+        create(&format!("alias/{number}"), &full).ok();
+    }
+    create("alias/other", &other).ok();
+    let point = |name: &str, key: &str| {
+        let input = json!({ "AliasName": name, "TargetKeyId": key });
+        client.call("UpdateAlias", input)
+    };
+    let text = format!(
+        "arn:aws:kms:eu-west-1:000000000000:key/{full} has 50 aliases, no more are allowed."
+    );
+    let expected = ("LimitExceededException", text.as_str());
+    assert_eq!(create("alias/50", &full).error(), expected);
+    assert_eq!(point("alias/other", &full).error(), expected);
+    // One that it has already stays, and one that goes makes room.
+    point("alias/0", &full).ok();
+    point("alias/1", &other).ok();
+    point("alias/other", &full).ok();
+}
+
 fn admin() -> Value {
     json!({ "Sid": "Admin", "Effect": "Allow", "Principal": { "AWS": "000000000000" }, "Action": "kms:*", "Resource": "*" })
 }

@@ -17,6 +17,9 @@ use crate::store::{AliasRow, Change, key_id};
 /// Aliases that belong to AWS's own keys.
 const RESERVED: &str = "alias/aws/";
 
+/// AWS's quota of aliases of one key.
+const PER_KEY: usize = 50;
+
 /// What AWS says of names without the prefix: CreateAlias explains itself, the other operations do not.
 const NEEDS_PREFIX: &str = "Alias must start with the prefix \"alias/\". Please see https://docs.aws.amazon.com/kms/latest/developerguide/kms-alias.html";
 const INVALID: &str = "Invalid identifier";
@@ -35,6 +38,7 @@ pub(crate) async fn create(call: &mut Call<'_>, mut input: Input) -> Result<Valu
         ));
     }
     key.not_pending_deletion()?;
+    check_number(call, &key)?;
     let alias = AliasRow {
         account: call.here.account.to_string(),
         region: call.here.region.to_string(),
@@ -58,6 +62,9 @@ pub(crate) async fn update(call: &mut Call<'_>, mut input: Input) -> Result<Valu
     authorize(call, &name, &key, "kms:UpdateAlias")?;
     check_same_kind(&name, &old_key, &key)?;
     key.not_pending_deletion()?;
+    if key.row.id != old_key.row.id {
+        check_number(call, &key)?;
+    }
     let alias = AliasRow {
         key_id: key.row.id.clone(),
         updated_ms: call.now_ms(),
@@ -66,6 +73,17 @@ pub(crate) async fn update(call: &mut Call<'_>, mut input: Input) -> Result<Valu
     call.draft.resources.push(call.here.alias_arn(&name));
     call.change(Change::UpdateAlias(alias)).await?;
     Ok(Value::Null)
+}
+
+/// Refuses a key one alias more than AWS lets it have.
+fn check_number(call: &Call<'_>, key: &Key) -> Result<(), ApiError> {
+    if call.service.keys.alias_names(&key.row.id).len() < PER_KEY {
+        return Ok(());
+    }
+    Err(ApiError::new(
+        ErrorKind::LimitExceeded,
+        format!("{} has {PER_KEY} aliases, no more are allowed.", key.arn),
+    ))
 }
 
 /// `DeleteAlias`.
@@ -91,7 +109,7 @@ pub(crate) async fn list(call: &mut Call<'_>, mut input: Input) -> Result<Value,
     let (limit, marker) = page(&mut input, 50, 100)?;
     input.finish()?;
     call.authorize_without_key("kms:ListAliases")?;
-    let after = decode_marker(&marker)?;
+    let after = decode_marker(&call.draft.operation, &marker)?;
     let key = key_id.map(|id| target_key(call, &id)).transpose()?;
     let key_id = key.as_ref().map(|key| key.row.id.as_str());
     let (account, region) = (&call.here.account, &call.here.region);
@@ -107,7 +125,10 @@ pub(crate) async fn list(call: &mut Call<'_>, mut input: Input) -> Result<Value,
     let aliases: Vec<Value> = rows.iter().map(|row| entry(call, row)).collect();
     let mut output = json!({ "Aliases": aliases, "Truncated": truncated });
     if truncated && let (Some(last), Some(members)) = (rows.last(), output.as_object_mut()) {
-        members.insert("NextMarker".to_owned(), encode_marker(&last.name).into());
+        members.insert(
+            "NextMarker".to_owned(),
+            encode_marker(&call.draft.operation, &last.name).into(),
+        );
     }
     Ok(output)
 }

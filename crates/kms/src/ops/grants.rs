@@ -337,7 +337,7 @@ pub(crate) fn list(call: &mut Call<'_>, mut input: Input) -> Result<Value, ApiEr
     grant_id.as_deref().map(check_id).transpose()?;
     let key = call.find_by_key_id(&key_id)?;
     authorize_existing(call, &key, "kms:ListGrants")?;
-    let after = decode_marker(&marker)?;
+    let after = decode_marker(&call.draft.operation, &marker)?;
     let wanted = |grant: &Grant| {
         let is_grantee = match &grant.terms.grantee {
             Party::Principal(name) => {
@@ -374,7 +374,7 @@ pub(crate) fn list_retirable(call: &mut Call<'_>, mut input: Input) -> Result<Va
             "The retiring principal must be in your account.",
         ));
     }
-    let after = decode_marker(&marker)?;
+    let after = decode_marker(&call.draft.operation, &marker)?;
     let limit = usize::try_from(limit).unwrap_or_default();
     let grants = call
         .service
@@ -389,7 +389,10 @@ fn answer_page(call: &Call<'_>, mut grants: Vec<Arc<Grant>>, limit: usize) -> Va
     let entries: Vec<Value> = grants.iter().map(|grant| entry(call, grant)).collect();
     let mut output = json!({ "Grants": entries, "Truncated": truncated });
     if truncated && let (Some(last), Some(members)) = (grants.last(), output.as_object_mut()) {
-        members.insert("NextMarker".to_owned(), encode_marker(&last.id).into());
+        members.insert(
+            "NextMarker".to_owned(),
+            encode_marker(&call.draft.operation, &last.id).into(),
+        );
     }
     output
 }

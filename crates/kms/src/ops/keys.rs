@@ -224,7 +224,7 @@ pub(crate) async fn list(call: &mut Call<'_>, mut input: Input) -> Result<Value,
     let owners = input.choices("ResourceOwners", &["SELF", "OTHER_ACCOUNTS_VIA_RAM"])?;
     input.finish()?;
     call.authorize_without_key("kms:ListKeys")?;
-    let after = decode_marker(&marker)?;
+    let after = decode_marker(&call.draft.operation, &marker)?;
     // Nothing is shared through Resource Access Manager here.
     if !owners.is_empty() && !owners.iter().any(|owner| owner == "SELF") {
         return Ok(json!({ "Keys": [], "Truncated": false }));
@@ -246,7 +246,10 @@ pub(crate) async fn list(call: &mut Call<'_>, mut input: Input) -> Result<Value,
         .collect();
     let mut output = json!({ "Keys": keys, "Truncated": truncated });
     if truncated && let (Some(last), Some(members)) = (ids.last(), output.as_object_mut()) {
-        members.insert("NextMarker".to_owned(), encode_marker(last).into());
+        members.insert(
+            "NextMarker".to_owned(),
+            encode_marker(&call.draft.operation, last).into(),
+        );
     }
     Ok(output)
 }

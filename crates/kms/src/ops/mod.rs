@@ -143,21 +143,29 @@ fn page(input: &mut Input, default: i64, max: i64) -> Result<(i64, String), ApiE
     Ok((limit, marker.unwrap_or_default()))
 }
 
-/// A marker names the last item of the page before.
-fn encode_marker(last: &str) -> String {
-    base64::Engine::encode(&base64::engine::general_purpose::URL_SAFE_NO_PAD, last)
+/// A marker names the operation and the last item of the page before: in another list it would silently skip items.
+fn encode_marker(operation: &str, last: &str) -> String {
+    let text = format!("{operation}:{last}");
+    base64::Engine::encode(&base64::engine::general_purpose::URL_SAFE_NO_PAD, text)
 }
 
-fn decode_marker(marker: &str) -> Result<String, ApiError> {
+/// The last item of the page before; empty for the first page.
+fn decode_marker(operation: &str, marker: &str) -> Result<String, ApiError> {
+    if marker.is_empty() {
+        return Ok(String::new());
+    }
     base64::Engine::decode(&base64::engine::general_purpose::URL_SAFE_NO_PAD, marker)
         .ok()
         .and_then(|bytes| String::from_utf8(bytes).ok())
-        .ok_or_else(|| {
-            ApiError::new(
-                ErrorKind::InvalidMarker,
-                format!("Invalid marker '{marker}'"),
-            )
-        })
+        .and_then(|text| Some(text.strip_prefix(operation)?.strip_prefix(':')?.to_owned()))
+        .ok_or_else(|| invalid_marker(marker))
+}
+
+fn invalid_marker(marker: &str) -> ApiError {
+    ApiError::new(
+        ErrorKind::InvalidMarker,
+        format!("Invalid marker '{marker}'"),
+    )
 }
 
 #[cfg(test)]

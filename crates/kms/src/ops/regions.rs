@@ -140,13 +140,17 @@ pub(crate) async fn update_primary(
     let key = manage(call, &key_id, &more)?;
     check_primary(&key)?;
     key.usable(call.now_ms())?;
+    if *key.place.region == *region {
+        return Err(ApiError::new(
+            ErrorKind::UnsupportedOperation,
+            format!("{} is the multi-region primary key already.", key.arn),
+        ));
+    }
     let replica = call.service.keys.in_region(key.id(), &region);
-    let replica = replica
-        .filter(|replica| replica.row.id != key.row.id)
-        .ok_or_else(|| {
-            let place = Place::new(Arc::clone(&key.place.account), region.as_str());
-            ApiError::not_found(format!("Key '{}' does not exist", place.key_arn(key.id())))
-        })?;
+    let replica = replica.ok_or_else(|| {
+        let place = Place::new(Arc::clone(&key.place.account), region.as_str());
+        ApiError::not_found(format!("Key '{}' does not exist", place.key_arn(key.id())))
+    })?;
     // The new primary's policy has its say too.
     call.draft.resources.push(replica.arn.to_string());
     let facts = Facts {

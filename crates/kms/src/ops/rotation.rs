@@ -5,7 +5,7 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 
 use super::keys::{manage, update};
-use super::{decode_marker, encode_marker, materials, page};
+use super::{decode_marker, encode_marker, invalid_marker, materials, page};
 use crate::error::{ApiError, ErrorKind};
 use crate::input::Input;
 use crate::keyring::{Key, KeyState, Material, expiration_model, seconds};
@@ -130,12 +130,9 @@ pub(crate) fn list(call: &mut Call<'_>, mut input: Input) -> Result<Value, ApiEr
     check_rotates(&key)?;
     let after = match marker.as_str() {
         "" => 0,
-        marker => decode_marker(marker)?.parse().map_err(|_| {
-            ApiError::new(
-                ErrorKind::InvalidMarker,
-                format!("Invalid marker '{marker}'"),
-            )
-        })?,
+        marker => decode_marker(&call.draft.operation, marker)?
+            .parse()
+            .map_err(|_| invalid_marker(marker))?,
     };
     let all = which.as_deref() == Some("ALL_KEY_MATERIAL");
     let mut listed: Vec<&Material> = key
@@ -153,7 +150,7 @@ pub(crate) fn list(call: &mut Call<'_>, mut input: Input) -> Result<Value, ApiEr
         .collect();
     let mut output = json!({ "Rotations": entries, "Truncated": truncated });
     if let (true, Some(last), Some(members)) = (truncated, listed.last(), output.as_object_mut()) {
-        let marker = encode_marker(&last.version.to_string());
+        let marker = encode_marker(&call.draft.operation, &last.version.to_string());
         members.insert("NextMarker".to_owned(), marker.into());
     }
     Ok(output)

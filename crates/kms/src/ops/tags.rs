@@ -69,7 +69,7 @@ pub(crate) fn list(call: &mut Call<'_>, mut input: Input) -> Result<Value, ApiEr
     input.finish()?;
     let key = call.find_own_key(&key_id)?;
     call.authorize(&key, "kms:ListResourceTags", &Facts::default())?;
-    let after = decode_marker(&marker)?;
+    let after = decode_marker(&call.draft.operation, &marker)?;
     let tags = call.service.tags.of(&key.row.id);
     // A tag's key has at least one character, so the empty marker is before all.
     let rest: Vec<_> = tags.iter().filter(|(name, _)| **name > after).collect();
@@ -82,7 +82,10 @@ pub(crate) fn list(call: &mut Call<'_>, mut input: Input) -> Result<Value, ApiEr
         .collect();
     let mut output = json!({ "Tags": entries, "Truncated": truncated });
     if truncated && let (Some((last, _)), Some(members)) = (shown.last(), output.as_object_mut()) {
-        members.insert("NextMarker".to_owned(), encode_marker(last).into());
+        members.insert(
+            "NextMarker".to_owned(),
+            encode_marker(&call.draft.operation, last).into(),
+        );
     }
     Ok(output)
 }
