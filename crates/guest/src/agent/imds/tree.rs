@@ -7,11 +7,20 @@ use serde_json::json;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
+use crate::kms_names::{domain, partition};
+
 /// Path of the attestation document, which is made when it is asked for.
 pub const ATTESTATION: &str = "meta-data/enclave-attestation-document";
 
 /// Path prefix of the role's credentials.
 const CREDENTIALS: &str = "meta-data/iam/security-credentials/";
+
+/// The processor, as EC2 names it.
+const ARCHITECTURE: &str = if cfg!(target_arch = "aarch64") {
+    "arm64"
+} else {
+    "x86_64"
+};
 
 /// All leaves by path.
 #[derive(Debug)]
@@ -41,7 +50,7 @@ impl Tree {
                 &facts.availability_zone,
             ),
             ("meta-data/placement/region", &facts.region),
-            ("meta-data/services/domain", "amazonaws.com"),
+            ("meta-data/services/domain", domain(&facts.region)),
             ("meta-data/services/partition", partition(&facts.region)),
             (ATTESTATION, ""),
         ] {
@@ -84,14 +93,6 @@ impl Tree {
     }
 }
 
-fn partition(region: &str) -> &'static str {
-    match region.split('-').next() {
-        Some("cn") => "aws-cn",
-        Some("us") if region.starts_with("us-gov-") => "aws-us-gov",
-        _ => "aws",
-    }
-}
-
 /// The last part of a role's ARN, paths left out.
 fn role_name(arn: &str) -> &str {
     arn.rsplit('/').next().unwrap_or(arn)
@@ -130,7 +131,7 @@ fn credentials(role: &RoleFacts) -> String {
 fn identity(facts: &InstanceFacts) -> String {
     pretty(&json!({
         "accountId": facts.account_id,
-        "architecture": "x86_64",
+        "architecture": ARCHITECTURE,
         "availabilityZone": facts.availability_zone,
         "billingProducts": null,
         "devpayProductCodes": null,
@@ -198,6 +199,17 @@ mod tests {
             tree.get("meta-data/services/partition").unwrap(),
             "aws-us-gov"
         );
+    }
+
+    #[test]
+    fn domain_and_partition_are_the_regions() {
+        let mut facts = facts(true);
+        facts.region = "cn-north-1".into();
+        let tree = Tree::new(&facts);
+        let get = |path: &str| tree.get(path).unwrap();
+        assert_eq!(get("meta-data/services/domain"), "amazonaws.com.cn");
+        assert_eq!(get("meta-data/services/partition"), "aws-cn");
+        assert!(get("meta-data/iam/info").contains("arn:aws-cn:iam::"));
     }
 
     #[test]

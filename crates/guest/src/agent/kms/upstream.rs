@@ -58,6 +58,9 @@ pub enum UpstreamError {
     /// The tunnel or the TLS handshake failed.
     #[error("cannot connect to the KMS (vsock CID 3, port 8000, then TLS)")]
     Connect(#[source] io::Error),
+    /// The tunnel or the TLS handshake took too long.
+    #[error("no connection to the KMS within {} s (vsock CID 3, port 8000, then TLS)", CONNECT_TIMEOUT.as_secs())]
+    ConnectTimeout,
     /// The connection failed in the middle.
     #[error("the connection to the KMS failed")]
     Http(#[source] hyper::Error),
@@ -131,7 +134,7 @@ impl Upstream {
             }
         }
         let connected = timeout(CONNECT_TIMEOUT, self.connect()).await;
-        let mut sender = connected.map_err(|_| UpstreamError::Timeout)??;
+        let mut sender = connected.map_err(|_| UpstreamError::ConnectTimeout)??;
         let response = sender
             .send_request(request)
             .await
@@ -202,4 +205,39 @@ fn client_config(ca_pem: &str) -> Result<ClientConfig, UpstreamConfigError> {
         .with_safe_default_protocol_versions()
         .map_err(UpstreamConfigError::Tls)?;
     Ok(builder.with_root_certificates(roots).with_no_client_auth())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::agent::transport::Boxed;
+    use tokio::net::UnixStream;
+
+    /// A parent that never lets anybody through.
+    #[derive(Debug)]
+    struct Silent;
+
+    impl Dial for Silent {
+        fn dial(&self, _: u32) -> Boxed<'_, io::Result<UnixStream>> {
+            Box::pin(std::future::pending())
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_that_never_comes_is_told_as_such() {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let ca = rcgen::CertificateParams::default()
+            .self_signed(&key)
+            .unwrap();
+        let kms = Kms {
+            region: "eu-west-3".into(),
+            server_name: "kms.example".into(),
+            ca_pem: ca.pem(),
+            key_arns: Vec::new(),
+            attested_signing: false,
+        };
+        let upstream = Upstream::new(&kms, Arc::new(Silent)).unwrap();
+        let error = upstream.send(Request::default()).await.unwrap_err();
+        assert!(error.to_string().contains("within 10 s"), "{error}");
+    }
 }
