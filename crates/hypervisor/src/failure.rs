@@ -32,7 +32,7 @@ pub enum Code {
     Boot = 36,
     /// No enclave with that id.
     NoSuchEnclave = 40,
-    /// No console: not in debug mode, or too many readers.
+    /// No console: not in debug mode.
     Console = 44,
     /// A name that is invalid, or unknown.
     Naming = 58,

@@ -133,7 +133,8 @@ pub(crate) struct Forks {
     wake: OwnedFd,
 }
 
-/// A child to start, and where to say how that went. `started` runs before the child can be waited for.
+/// A child to start, and where to say how that went. Whoever may be asked about the child is told of it by `start`: on the main
+/// thread, and so before it can be waited for.
 pub(crate) struct Fork {
     pub(crate) start: Box<dyn FnOnce() -> io::Result<Pid> + Send>,
     pub(crate) reply: Sender<io::Result<Pid>>,

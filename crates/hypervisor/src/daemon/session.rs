@@ -237,11 +237,13 @@ impl Session {
                 enclave.id
             )));
         }
-        // Ours first, so that the vmm's bytes come behind it.
-        self.reply(&Reply::Ok(Success::Streaming));
-        self.hypervisor
-            .registry
-            .console(&enclave.id, self.stream.as_fd())
+        // Ours first, so that the vmm's bytes come behind it. From then on nothing but the console's bytes may come: one that is
+        // over already is an end of stream.
+        if self.reply(&Reply::Ok(Success::Streaming)).is_some() {
+            let registry = &self.hypervisor.registry;
+            registry.console(&enclave.id, self.stream.as_fd());
+        }
+        Ok(())
     }
 
     fn wait(&self, selector: &Selector) -> Result<Option<Success>, Failure> {
@@ -258,8 +260,11 @@ impl Session {
     }
 
     fn watch(&self) {
-        self.reply(&Reply::Ok(Success::Streaming));
+        // Before the answer: who has that looks for what runs, and must hear of every end from then on.
         let watch = self.hypervisor.registry.watch();
+        if self.reply(&Reply::Ok(Success::Streaming)).is_none() {
+            return;
+        }
         loop {
             match watch.events.recv_timeout(STREAM_TICK) {
                 Ok(event) => {
