@@ -26,6 +26,8 @@ pub enum TokenError {
         #[source]
         source: std::io::Error,
     },
+    #[error("{} is empty or longer than any PIN, so the token was not asked: every wrong one may lock it; name a file with the PIN alone", .0.display())]
+    NotPin(PathBuf),
     #[error("cannot load the token's library {}", path.display())]
     Module {
         path: PathBuf,

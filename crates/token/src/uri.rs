@@ -10,7 +10,7 @@ use zeroize::Zeroizing;
 
 use crate::TokenError;
 
-/// Bytes of a file with a PIN that are read; PINs are much shorter.
+/// Longest PIN, and what may stand behind it, in bytes; PINs are much shorter.
 const LONGEST_PIN: usize = 1024;
 
 /// A parsed URI.
@@ -141,10 +141,14 @@ fn read_pin(path: &Path) -> Result<Zeroizing<String>, TokenError> {
     };
     // Whole from the start: a string that grows would leave copies behind.
     let mut text = Zeroizing::new(String::with_capacity(2 * LONGEST_PIN));
-    let bytes = u64::try_from(LONGEST_PIN).unwrap_or_default();
+    let limit = u64::try_from(LONGEST_PIN).unwrap_or_default();
     let file = File::open(path).map_err(failed)?;
-    file.take(bytes).read_to_string(&mut text).map_err(failed)?;
+    let read = file.take(limit + 1).read_to_string(&mut text);
+    let read = read.map_err(failed)?;
     let length = text.trim_end_matches(['\r', '\n']).len();
+    if length == 0 || read > LONGEST_PIN {
+        return Err(TokenError::NotPin(path.to_owned()));
+    }
     text.truncate(length);
     Ok(text)
 }
@@ -220,6 +224,23 @@ mod tests {
             Uri::parse("pkcs11:library-version=3"),
             Err(TokenError::Attribute(_))
         ));
+    }
+
+    /// A token counts what it is asked.
+    #[test]
+    fn a_file_that_holds_no_pin_is_not_tried() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("pin");
+        let read = |text: &str| {
+            std::fs::write(&path, text).unwrap();
+            read_pin(&path)
+        };
+        assert_eq!(*read("1234\r\n").unwrap(), "1234");
+        assert_eq!(read(&"1".repeat(LONGEST_PIN)).unwrap().len(), LONGEST_PIN);
+        for none in ["", "\n", &"1".repeat(LONGEST_PIN + 1)] {
+            let error = read(none).unwrap_err();
+            assert!(matches!(error, TokenError::NotPin(_)), "{error}");
+        }
     }
 
     #[test]
