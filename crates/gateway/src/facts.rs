@@ -28,8 +28,8 @@ const INSTANCE_TYPE: &str = "enclos.host";
 /// Credentials without an expiry are announced as good for this long, and asked for again before it is over.
 const DEFAULT_LIFETIME: Duration = Duration::hours(1);
 
-/// Longest credentials file.
-const MAX_FILE: u64 = 64 << 10;
+/// Longest credentials file, in bytes.
+const MAX_FILE: usize = 64 << 10;
 
 /// Permission bits that let others read or change a file.
 const OTHERS: u32 = 0o066;
@@ -147,8 +147,10 @@ fn read_credentials(path: &Path) -> Result<Credentials, CredentialsError> {
     };
     let file = File::open(path).map_err(read)?;
     warn_if_open(path, &file.metadata().map_err(read)?);
-    let mut bytes = Zeroizing::new(Vec::new());
-    file.take(MAX_FILE).read_to_end(&mut bytes).map_err(read)?;
+    // Room for all of it: a buffer that grows would leave copies behind.
+    let mut bytes = Zeroizing::new(Vec::with_capacity(MAX_FILE));
+    let limit = u64::try_from(MAX_FILE).unwrap_or_default();
+    file.take(limit).read_to_end(&mut bytes).map_err(read)?;
     serde_json::from_slice(&bytes).map_err(|error| CredentialsError::Parse {
         path: path.to_path_buf(),
         line: error.line(),

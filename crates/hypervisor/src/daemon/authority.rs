@@ -16,7 +16,7 @@
 //! region's next certificate and leaves it in a file beside the CA; this process never loads such a library.
 
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Read as _};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -169,17 +169,22 @@ fn read(path: &Path) -> Result<Option<Zeroizing<String>>, AuthorityError> {
         path: path.to_owned(),
         source,
     };
-    let text = match fs::read_to_string(path) {
+    let mut file = match File::open(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        other => Zeroizing::new(other.map_err(unreadable)?),
+        other => other.map_err(unreadable)?,
     };
-    let mode = path.metadata().map_err(unreadable)?.mode() & 0o7777;
+    let metadata = file.metadata().map_err(unreadable)?;
+    let mode = metadata.mode() & 0o7777;
     if mode & 0o077 != 0 {
         return Err(AuthorityError::Exposed {
             path: path.to_owned(),
             mode,
         });
     }
+    // Whole from the start: a string that grows would leave copies of the keys behind.
+    let len = usize::try_from(metadata.len()).unwrap_or_default();
+    let mut text = Zeroizing::new(String::with_capacity(len + 1));
+    file.read_to_string(&mut text).map_err(unreadable)?;
     Ok(Some(text))
 }
 
