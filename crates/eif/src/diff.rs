@@ -178,59 +178,42 @@ where
 {
     let first = Parts::read(first, "first")?;
     let second = Parts::read(second, "second")?;
+    let (a, b) = (&first, &second);
     let mut changes = Vec::new();
-    compare(&mut changes, Input::Kernel, &first.kernel, &second.kernel);
-    compare(
-        &mut changes,
-        Input::CommandLine,
-        &first.cmdline,
-        &second.cmdline,
-    );
-    compare(
-        &mut changes,
-        Input::Runtime,
-        &first.runtime,
-        &second.runtime,
-    );
-    compare(
-        &mut changes,
-        Input::Configuration,
-        &first.config,
-        &second.config,
-    );
-    compare(&mut changes, Input::Application, &first.app, &second.app);
-    compare(&mut changes, Input::Signer, &first.signer, &second.signer);
-    compare(
-        &mut changes,
-        Input::Metadata,
-        &first.metadata,
-        &second.metadata,
-    );
     for (input, a, b) in [
-        (
-            Input::Runtime,
-            &first.runtime_digest,
-            &second.runtime_digest,
-        ),
-        (Input::Application, &first.app_digest, &second.app_digest),
+        (Input::Kernel, &a.kernel, &b.kernel),
+        (Input::CommandLine, &a.cmdline, &b.cmdline),
+        (Input::Runtime, &a.runtime, &b.runtime),
+        (Input::Configuration, &a.config, &b.config),
+        (Input::Application, &a.app, &b.app),
+        (Input::Signer, &a.signer, &b.signer),
+        (Input::Metadata, &a.metadata, &b.metadata),
     ] {
-        let explained = |change: &Change| change.input.registers() == input.registers();
-        let told = changes
-            .iter()
-            .any(|c| explained(c) && is_in_ramdisk(c.input));
-        if a != b && !told {
-            changes.push(Change {
-                input,
-                name: "(order, padding or packing of its archive)".into(),
-                before: Some(a.clone()),
-                after: Some(b.clone()),
-            });
-        }
+        compare(&mut changes, input, a, b);
+    }
+    for (input, a, b) in [
+        (Input::Runtime, &a.runtime_digest, &b.runtime_digest),
+        (Input::Application, &a.app_digest, &b.app_digest),
+    ] {
+        changes.extend(unexplained(&changes, input, a, b));
     }
     Ok(Difference {
         first: first.report.measurements,
         second: second.report.measurements,
         changes,
+    })
+}
+
+/// That ramdisks differ of which no file does.
+fn unexplained(changes: &[Change], input: Input, a: &str, b: &str) -> Option<Change> {
+    let explains = |change: &Change| {
+        change.input.registers() == input.registers() && is_in_ramdisk(change.input)
+    };
+    (a != b && !changes.iter().any(explains)).then(|| Change {
+        input,
+        name: "(order, padding or packing of its archive)".into(),
+        before: Some(a.to_owned()),
+        after: Some(b.to_owned()),
     })
 }
 

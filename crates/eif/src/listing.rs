@@ -1,13 +1,14 @@
 //! What is in a ramdisk, name by name: what two images are compared by.
 
 use std::collections::BTreeMap;
-use std::io::{self, BufRead, BufReader, Read};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::thread;
 
 use aws_lc_rs::digest::{Context, SHA256};
 
 use crate::ramdisk::{
-    ENTRY_HEADER, MAX_PATH, RamdiskError, TRAILER, hex_field, skip_zeros, unpack_to,
+    ENTRY_HEADER, MAX_PATH, RamdiskError, TRAILER, copy_exactly, hex_field, read_exactly,
+    skip_zeros, unpack_to,
 };
 
 const TYPE_MASK: u32 = 0o170_000;
@@ -112,15 +113,28 @@ fn next<R: BufRead>(
     reader: &mut R,
     offset: &mut u64,
 ) -> Result<Option<(Vec<u8>, Header)>, RamdiskError> {
-    let at = *offset;
-    let mut header = [0; ENTRY_HEADER];
-    reader.read_exact(&mut header).map_err(cut_off)?;
-    *offset += 110;
+    let mut bytes = [0; ENTRY_HEADER];
+    reader.read_exact(&mut bytes).map_err(cut_off)?;
+    let (header, name_len) = parse(&bytes, *offset)?;
+    let mut name = read_exactly(reader, name_len)?;
+    *offset += u64::try_from(ENTRY_HEADER).unwrap_or_default() + name_len;
+    skip_padding(reader, offset)?;
+    if name == TRAILER {
+        // A trailer's body would belong to nothing.
+        hash(reader, header.entry.len, offset)?;
+        return Ok(None);
+    }
+    name.pop();
+    Ok(Some((name, header)))
+}
+
+/// The header of the entry at `offset`, and the length of the name that follows, its NUL included.
+fn parse(header: &[u8; ENTRY_HEADER], offset: u64) -> Result<(Header, u64), RamdiskError> {
     let field = |index: usize, field| {
         let start = 6 + 8 * index;
         hex_field(&header[start..start + 8])
             .and_then(|value| u32::try_from(value).ok())
-            .ok_or(RamdiskError::Entry { offset: at, field })
+            .ok_or(RamdiskError::Entry { offset, field })
     };
     let entry = Entry {
         mode: field(1, "mode")?,
@@ -131,55 +145,43 @@ fn next<R: BufRead>(
         device: (field(9, "device")?, field(10, "device")?),
         digest: [0; 32],
     };
-    let (inode, names) = (field(0, "inode")?, field(4, "number of names")?);
-    let len = u64::from(field(11, "name length")?);
-    if !(1..=MAX_PATH).contains(&len) {
-        return Err(RamdiskError::Entry {
-            offset: at,
+    let header = Header {
+        entry,
+        inode: field(0, "inode")?,
+        names: field(4, "number of names")?,
+    };
+    let name_len = u64::from(field(11, "name length")?);
+    match (1..=MAX_PATH).contains(&name_len) {
+        true => Ok((header, name_len)),
+        false => Err(RamdiskError::Entry {
+            offset,
             field: "name length",
-        });
+        }),
     }
-    let mut name = Vec::new();
-    reader
-        .take(len)
-        .read_to_end(&mut name)
-        .map_err(RamdiskError::Io)?;
-    *offset += len;
-    skip_padding(reader, offset)?;
-    if name == TRAILER {
-        // A trailer's body would belong to nothing.
-        hash(reader, entry.len, offset)?;
-        return Ok(None);
+}
+
+/// What is written to it is hashed.
+struct Hasher(Context);
+
+impl Write for Hasher {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.update(bytes);
+        Ok(bytes.len())
     }
-    name.pop();
-    Ok(Some((
-        name,
-        Header {
-            entry,
-            inode,
-            names,
-        },
-    )))
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// SHA-256 of a body, and the padding behind it.
 fn hash<R: BufRead>(reader: &mut R, len: u64, offset: &mut u64) -> Result<[u8; 32], RamdiskError> {
-    let mut context = Context::new(&SHA256);
-    let mut left = len;
-    while left > 0 {
-        let buffer = reader.fill_buf().map_err(RamdiskError::Io)?;
-        if buffer.is_empty() {
-            return Err(RamdiskError::Truncated);
-        }
-        let count = usize::try_from(left).map_or(buffer.len(), |left| left.min(buffer.len()));
-        context.update(&buffer[..count]);
-        reader.consume(count);
-        left -= u64::try_from(count).unwrap_or(left);
-    }
+    let mut hasher = Hasher(Context::new(&SHA256));
+    copy_exactly(reader, &mut hasher, len)?;
     *offset += len;
     skip_padding(reader, offset)?;
     let mut digest = [0; 32];
-    digest.copy_from_slice(context.finish().as_ref());
+    digest.copy_from_slice(hasher.0.finish().as_ref());
     Ok(digest)
 }
 

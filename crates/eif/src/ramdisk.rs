@@ -192,7 +192,7 @@ fn copy_padding<R: BufRead, W: Write>(
 }
 
 /// Hands the reader's own buffer to the writer: bodies are most of a ramdisk and pass without a copy.
-fn copy_exactly<R: BufRead, W: Write>(
+pub(crate) fn copy_exactly<R: BufRead, W: Write>(
     reader: &mut R,
     out: &mut W,
     len: u64,
@@ -211,7 +211,7 @@ fn copy_exactly<R: BufRead, W: Write>(
     Ok(())
 }
 
-fn read_exactly<R: BufRead>(reader: &mut R, len: u64) -> Result<Vec<u8>, RamdiskError> {
+pub(crate) fn read_exactly<R: BufRead>(reader: &mut R, len: u64) -> Result<Vec<u8>, RamdiskError> {
     let mut bytes = Vec::new();
     copy_exactly(reader, &mut bytes, len)?;
     Ok(bytes)
