@@ -139,46 +139,52 @@ pub(super) fn run(command: &Pki) -> Outcome {
             root,
             region,
         } => renew(state, root, region.as_deref()),
-        Pki::CrossSign { state, key, root } => {
-            let root = decode(&read(root)?, root)?;
-            let key = key.open()?;
-            let endorsement = state.load()?.endorse_with(&root, now(), signer(&key))?;
-            term::out(&endorsement.to_pem())
-        }
-        Pki::Adopt { state, endorsement } => {
-            let endorsement = Endorsement::from_pem(&read(endorsement)?)?;
-            state.change(|authority| Ok(authority.adopt(endorsement, now())?))?;
-            term::out(
-                "documents begin with the endorsing root: give its verifiers `enclos pki export`\n",
-            )
-        }
+        Pki::CrossSign { state, key, root } => cross_sign(state, key, root),
+        Pki::Adopt { state, endorsement } => adopt(state, endorsement),
         Pki::Rotate {
             state,
             root,
             new_root_key,
-        } => {
-            let key = root.open()?;
-            let next = new_root_key.as_deref().map(TokenRoot::open).transpose()?;
-            state.change(|authority| {
-                *authority = authority.rotate_with(now(), signer(&key), signer(&next))?;
-                Ok(())
-            })?;
-            term::out(
-                "made a new root, endorsed by the old one\n  \
-                 now    give every verifier the new root beside the old one: `enclos pki export --own`\n  \
-                 then   end the overlap: `enclos pki drop`\n",
-            )
-        }
-        Pki::Drop { state } => {
-            state.change(|authority| match authority.drop_endorsement() {
-                true => Ok(()),
-                false => Err(Failure::text(
-                    "documents begin with the host's own root already",
-                )),
-            })?;
-            term::out("documents begin with the host's own root\n")
-        }
+        } => rotate(state, root, new_root_key.as_deref()),
+        Pki::Drop { state } => drop_endorsement(state),
     }
+}
+
+fn cross_sign(state: &State, key: &RootOption, root: &Path) -> Outcome {
+    let root = decode(&read(root)?, root)?;
+    let key = key.open()?;
+    let endorsement = state.load()?.endorse_with(&root, now(), signer(&key))?;
+    term::out(&endorsement.to_pem())
+}
+
+fn adopt(state: &State, endorsement: &Path) -> Outcome {
+    let endorsement = Endorsement::from_pem(&read(endorsement)?)?;
+    state.change(|authority| Ok(authority.adopt(endorsement, now())?))?;
+    term::out("documents begin with the endorsing root: give its verifiers `enclos pki export`\n")
+}
+
+fn rotate(state: &State, root: &RootOption, new_root_key: Option<&str>) -> Outcome {
+    let key = root.open()?;
+    let next = new_root_key.map(TokenRoot::open).transpose()?;
+    state.change(|authority| {
+        *authority = authority.rotate_with(now(), signer(&key), signer(&next))?;
+        Ok(())
+    })?;
+    term::out(
+        "made a new root, endorsed by the old one\n  \
+         now    give every verifier the new root beside the old one: `enclos pki export --own`\n  \
+         then   end the overlap: `enclos pki drop`\n",
+    )
+}
+
+fn drop_endorsement(state: &State) -> Outcome {
+    state.change(|authority| match authority.drop_endorsement() {
+        true => Ok(()),
+        false => Err(Failure::text(
+            "documents begin with the host's own root already",
+        )),
+    })?;
+    term::out("documents begin with the host's own root\n")
 }
 
 /// What the hypervisor would make at its first start, but for the root's key. Zone and instance it puts in itself.

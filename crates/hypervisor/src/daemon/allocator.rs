@@ -164,14 +164,41 @@ fn allocate(
     Ok(Allocation { memory_mib, cpus })
 }
 
+/// A table as far as it has been read.
+#[derive(Default)]
+struct Table {
+    memory_mib: Option<u64>,
+    count: Option<u32>,
+    pool: Option<Vec<u32>>,
+}
+
+impl Table {
+    /// Takes a `key: value`; `None` if it is none, or there already.
+    fn take(&mut self, line: &str) -> Option<()> {
+        let (key, value) = line.split_once(':')?;
+        let value = value.trim().trim_matches(['"', '\'']);
+        let is_new = match key.trim() {
+            "memory_mib" => self.memory_mib.replace(value.parse().ok()?).is_none(),
+            "cpu_count" => self.count.replace(value.parse().ok()?).is_none(),
+            "cpu_pool" => self.pool.replace(list(value)?).is_none(),
+            _ => false,
+        };
+        is_new.then_some(())
+    }
+
+    fn share(self) -> Option<Share> {
+        let cpus = match (self.count, self.pool) {
+            (Some(count), None) => Cpus::Count(count),
+            (None, Some(pool)) => Cpus::Pool(pool),
+            _ => return None,
+        };
+        let memory_mib = self.memory_mib?;
+        Some(Share { memory_mib, cpus })
+    }
+}
+
 /// The lines of AWS's own reader (what is before `---` is skipped), and lists of tables.
 fn parse(path: &Path, text: &str) -> Result<Vec<Share>, AllocatorError> {
-    #[derive(Default)]
-    struct Table {
-        memory_mib: Option<u64>,
-        count: Option<u32>,
-        pool: Option<Vec<u32>>,
-    }
     let lines: Vec<&str> = text.lines().collect();
     let start = lines
         .iter()
@@ -179,10 +206,6 @@ fn parse(path: &Path, text: &str) -> Result<Vec<Share>, AllocatorError> {
         .map_or(0, |at| at + 1);
     let mut tables: Vec<Table> = Vec::new();
     for (number, line) in lines.iter().enumerate().skip(start) {
-        let bad = || AllocatorError::Line {
-            path: path.to_owned(),
-            line: number + 1,
-        };
         let line = line.split(" #").next().unwrap_or_default().trim();
         if line.is_empty() || line.starts_with('#') {
             continue;
@@ -191,37 +214,15 @@ fn parse(path: &Path, text: &str) -> Result<Vec<Share>, AllocatorError> {
         if item.is_some() || tables.is_empty() {
             tables.push(Table::default());
         }
-        let (key, value) = item.unwrap_or(line).split_once(':').ok_or_else(bad)?;
-        let value = value.trim().trim_matches(['"', '\'']);
-        let table = tables.last_mut().ok_or_else(bad)?;
-        let twice = match key.trim() {
-            "memory_mib" => table
-                .memory_mib
-                .replace(value.parse().map_err(|_| bad())?)
-                .is_some(),
-            "cpu_count" => table
-                .count
-                .replace(value.parse().map_err(|_| bad())?)
-                .is_some(),
-            "cpu_pool" => table.pool.replace(list(value).ok_or_else(bad)?).is_some(),
-            _ => return Err(bad()),
-        };
-        if twice {
-            return Err(bad());
-        }
+        let taken = tables
+            .last_mut()
+            .and_then(|table| table.take(item.unwrap_or(line)));
+        taken.ok_or_else(|| AllocatorError::Line {
+            path: path.to_owned(),
+            line: number + 1,
+        })?;
     }
-    let share = |table: Table| {
-        let cpus = match (table.count, table.pool) {
-            (Some(count), None) => Cpus::Count(count),
-            (None, Some(pool)) => Cpus::Pool(pool),
-            _ => return None,
-        };
-        Some(Share {
-            memory_mib: table.memory_mib?,
-            cpus,
-        })
-    };
-    let shares: Option<Vec<Share>> = tables.into_iter().map(share).collect();
+    let shares: Option<Vec<Share>> = tables.into_iter().map(Table::share).collect();
     shares
         .filter(|shares| !shares.is_empty())
         .ok_or_else(|| AllocatorError::Table {

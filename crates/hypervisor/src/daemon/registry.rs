@@ -246,68 +246,26 @@ impl Registry {
         capacity: &Capacity,
         wanted: Wanted<'_>,
     ) -> Result<Reservation, Failure> {
-        let Wanted {
-            request,
-            image,
-            slot,
-            ..
-        } = wanted;
         let mut inner = self.lock();
         inner.admit()?;
-        let holders = inner.holders();
-        resources::check_memory(
-            request.memory_mib,
-            image.bytes,
-            capacity.memory_mib,
-            &holders,
-        )?;
-        let cpus = resources::choose_cpus(&capacity.cpus, &holders, &request.cpus)?;
-        let cid = resources::choose_cid(&inner.set(|entry| entry.view.cid), request.cid)?;
-        let name =
-            resources::choose_name(&inner.set(|entry| entry.view.name.clone()), &request.name)?;
-        let id = format!("{}-enc{slot:x}", capacity.instance_id);
-        let enclave = Enclave {
-            vsock: wanted.enclaves_dir.join(&id).join(crate::VSOCK_SOCKET),
-            id,
-            name,
-            pid: 0,
-            cid,
-            cpu_ids: cpus.ids.clone(),
-            cpu_count: cpus.count,
-            memory_mib: request.memory_mib,
-            state: State::Empty,
-            debug: request.debug,
-            measurements: image.measurements.clone(),
-            image: image.metadata.clone(),
-            owner_uid: wanted.caller.uid,
-            boot: BootTimes {
-                measured_ms: Some(millis(wanted.arrival)),
-                ..BootTimes::default()
-            },
-        };
+        let (enclave, cpus) = inner.choose(capacity, &wanted)?;
         let user_index = inner.free_user_index();
-        let pinned = if cpus.pinned {
-            cpus.ids.iter().copied().collect()
-        } else {
-            BTreeSet::new()
+        let pinned = cpus.ids.iter().copied().filter(|_| cpus.pinned);
+        let entry = Entry {
+            view: enclave.clone(),
+            arrival: wanted.arrival,
+            user_index,
+            pinned: pinned.collect(),
+            ready: false,
+            link: None,
+            process: Process::NotStarted,
+            cause: None,
+            ended: None,
         };
-        inner.enclaves.insert(
-            enclave.id.clone(),
-            Entry {
-                view: enclave.clone(),
-                arrival: wanted.arrival,
-                user_index,
-                pinned,
-                ready: false,
-                link: None,
-                process: Process::NotStarted,
-                cause: None,
-                ended: None,
-            },
-        );
+        inner.enclaves.insert(enclave.id.clone(), entry);
         Ok(Reservation {
             enclave,
-            slot,
+            slot: wanted.slot,
             user_index,
             cpus,
         })
@@ -333,38 +291,7 @@ impl Registry {
         let Some(entry) = inner.enclaves.get_mut(id) else {
             return;
         };
-        let at = Some(millis(entry.arrival));
-        let boot = &mut entry.view.boot;
-        let event = match message {
-            FromVmm::Key(_) => None,
-            FromVmm::Ready => {
-                let first = !std::mem::replace(&mut entry.ready, true);
-                first.then(|| Event::Added(Box::new(entry.view.clone())))
-            }
-            FromVmm::Launched => note(&mut boot.launched_ms, at)
-                .then_some(())
-                .map(|()| entry.changed()),
-            FromVmm::Heartbeat => {
-                if entry.view.state == State::Empty {
-                    entry.view.state = State::Running;
-                }
-                note(&mut boot.heartbeat_ms, at)
-                    .then_some(())
-                    .map(|()| entry.changed())
-            }
-            FromVmm::Report(Report::AppStarted) => note(&mut boot.app_started_ms, at)
-                .then_some(())
-                .map(|()| entry.changed()),
-            FromVmm::Report(Report::AppReady { .. }) => note(&mut boot.app_ready_ms, at)
-                .then_some(())
-                .map(|()| entry.changed()),
-            // Repeated in `Ended`, together with everything else about the end.
-            FromVmm::Report(Report::Exited { .. }) => None,
-            FromVmm::Ended(ended) => {
-                entry.ended = Some(ended);
-                None
-            }
-        };
+        let event = entry.heard(message);
         if let Some(event) = event {
             inner.publish(&event);
         }
@@ -619,6 +546,42 @@ impl Inner {
         Ok(())
     }
 
+    /// What a new enclave gets of what the others leave.
+    fn choose(
+        &self,
+        capacity: &Capacity,
+        wanted: &Wanted<'_>,
+    ) -> Result<(Enclave, CpuGrant), Failure> {
+        let Wanted { request, image, .. } = wanted;
+        let (holders, total) = (self.holders(), capacity.memory_mib);
+        resources::check_memory(request.memory_mib, image.bytes, total, &holders)?;
+        let cpus = resources::choose_cpus(&capacity.cpus, &holders, &request.cpus)?;
+        let cid = resources::choose_cid(&self.set(|entry| entry.view.cid), request.cid)?;
+        let names = self.set(|entry| entry.view.name.clone());
+        let name = resources::choose_name(&names, &request.name)?;
+        let id = format!("{}-enc{:x}", capacity.instance_id, wanted.slot);
+        let enclave = Enclave {
+            vsock: wanted.enclaves_dir.join(&id).join(crate::VSOCK_SOCKET),
+            id,
+            name,
+            pid: 0,
+            cid,
+            cpu_ids: cpus.ids.clone(),
+            cpu_count: cpus.count,
+            memory_mib: request.memory_mib,
+            state: State::Empty,
+            debug: request.debug,
+            measurements: image.measurements.clone(),
+            image: image.metadata.clone(),
+            owner_uid: wanted.caller.uid,
+            boot: BootTimes {
+                measured_ms: Some(millis(wanted.arrival)),
+                ..BootTimes::default()
+            },
+        };
+        Ok((enclave, cpus))
+    }
+
     /// What every enclave has, those included that are on their way up or down.
     fn holders(&self) -> Vec<Holder> {
         let holder = |entry: &Entry| Holder {
@@ -667,6 +630,36 @@ impl Inner {
 }
 
 impl Entry {
+    /// Takes in what the vmm says; what watchers hear of it.
+    fn heard(&mut self, message: FromVmm) -> Option<Event> {
+        let boot = &mut self.view.boot;
+        let milestone = match message {
+            FromVmm::Ready => {
+                let first = !std::mem::replace(&mut self.ready, true);
+                return first.then(|| Event::Added(Box::new(self.view.clone())));
+            }
+            FromVmm::Ended(ended) => {
+                self.ended = Some(ended);
+                return None;
+            }
+            // Exits are repeated in `Ended`, together with everything else about the end.
+            FromVmm::Key(_) | FromVmm::Report(Report::Exited { .. }) => return None,
+            FromVmm::Launched => &mut boot.launched_ms,
+            FromVmm::Heartbeat => {
+                if self.view.state == State::Empty {
+                    self.view.state = State::Running;
+                }
+                &mut boot.heartbeat_ms
+            }
+            FromVmm::Report(Report::AppStarted) => &mut boot.app_started_ms,
+            FromVmm::Report(Report::AppReady { .. }) => &mut boot.app_ready_ms,
+        };
+        // The first time counts.
+        let is_first = milestone.is_none();
+        milestone.get_or_insert_with(|| millis(self.arrival));
+        is_first.then(|| self.changed())
+    }
+
     fn changed(&self) -> Event {
         Event::Changed(Box::new(self.view.clone()))
     }
@@ -729,15 +722,6 @@ fn unknown(selector: &Selector) -> Failure {
             "no enclave has the name {name:?}; describe-enclaves lists those that run"
         )),
     }
-}
-
-/// Keeps the first time of a milestone; true when this was it.
-fn note(milestone: &mut Option<u64>, at: Option<u64>) -> bool {
-    let first = milestone.is_none();
-    if first {
-        *milestone = at;
-    }
-    first
 }
 
 fn millis(since: Instant) -> u64 {
