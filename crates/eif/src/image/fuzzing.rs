@@ -1,7 +1,6 @@
 //! Entry points for fuzzing: what comes from whoever made a container image. Nothing may panic, and what unpacks becomes a
 //! ramdisk that unpacks again.
 
-use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{BufReader, Read, Write};
 use std::path::Path;
@@ -9,7 +8,7 @@ use std::path::Path;
 use crate::format::Architecture;
 use crate::ramdisk;
 
-use super::layer::{apply, unpacked};
+use super::layer::{Lost, apply, unpacked};
 use super::oci::Wanted;
 use super::tree::{Spool, Tree, write_tree};
 use super::{Archive, load_archive};
@@ -27,7 +26,7 @@ fn file(bytes: &[u8]) -> Option<File> {
 pub fn layer(bytes: &[u8]) {
     let Some(file) = file(b"") else { return };
     let mut spool = Spool::limited(file, LIMIT);
-    let (mut tree, mut lost) = (Tree::new(), BTreeSet::new());
+    let (mut tree, mut lost) = (Tree::new(), Lost::default());
     let Ok(reader) = unpacked(BufReader::new(bytes)) else {
         return;
     };

@@ -1,6 +1,5 @@
 //! Applying a tar archive to a [`Tree`]: a layer with its whiteouts, or a whole root file system.
 
-use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, BufRead, Read};
 use std::sync::Arc;
@@ -58,7 +57,7 @@ pub(crate) fn apply<R: Read>(
     reader: R,
     tree: &mut Tree,
     spool: &mut Spool,
-    lost: &mut BTreeSet<String>,
+    lost: &mut Lost,
 ) -> Result<(), ImageError> {
     tree.begin_layer();
     let allowance = Allowance::new();
@@ -99,7 +98,7 @@ pub(crate) struct Applier<'a> {
     pub(crate) role: Role<'a>,
     pub(crate) tree: &'a mut Tree,
     pub(crate) spool: &'a mut Spool,
-    pub(crate) lost: &'a mut BTreeSet<String>,
+    pub(crate) lost: &'a mut Lost,
 }
 
 impl Applier<'_> {
@@ -140,8 +139,7 @@ impl Applier<'_> {
             return Ok(());
         }
         if are_lost {
-            self.lost
-                .insert(String::from_utf8_lossy(&path).into_owned());
+            self.lost.note(&path);
         }
         let size = sparse
             .as_ref()
@@ -277,6 +275,24 @@ impl Applier<'_> {
             EntryType::Char => Special::Character { major, minor },
             _ => Special::Block { major, minor },
         })
+    }
+}
+
+/// Files of which the extended attributes are lost. Their names would take memory as an archive likes it.
+#[derive(Debug, Default)]
+pub(crate) struct Lost {
+    pub(crate) count: u64,
+    /// The first name in order.
+    pub(crate) first: Option<String>,
+}
+
+impl Lost {
+    fn note(&mut self, path: &[u8]) {
+        self.count += 1;
+        let path = String::from_utf8_lossy(path);
+        if self.first.as_deref().is_none_or(|first| *path < *first) {
+            self.first = Some(path.into_owned());
+        }
     }
 }
 

@@ -49,6 +49,7 @@ pub use error::ImageError;
 pub use module::{ModuleError, retarget_nsm};
 pub use runtime::GuestBinaries;
 
+use layer::Lost;
 use oci::{Blobs, Image, ImageConfig, Wanted};
 use publish::{Draft, folder_of};
 use runtime::KernelFacts;
@@ -386,7 +387,7 @@ fn load(
         let blobs = Blobs::Folder(path.clone());
         return match blobs.has("index.json") && blobs.has("oci-layout") {
             true => container(oci::load_oci(&blobs, wanted, spool)?),
-            false => plain(rootfs::load_folder(path)?, BTreeSet::new()),
+            false => plain(rootfs::load_folder(path)?, Lost::default()),
         };
     }
     load_archive(oci::open_archive(path, folder)?, path, wanted, spool)
@@ -408,7 +409,8 @@ fn load_archive(
     } else if blobs.has("manifest.json") {
         container(oci::load_docker(&blobs, wanted, spool)?)
     } else {
-        let mut lost = BTreeSet::new();
+        drop(blobs);
+        let mut lost = Lost::default();
         plain(rootfs::load_tar(again, path, spool, &mut lost)?, lost)
     }
 }
@@ -420,7 +422,7 @@ fn container(image: Image) -> Result<Application, ImageError> {
     })
 }
 
-fn plain(tree: Tree, lost: BTreeSet<String>) -> Result<Application, ImageError> {
+fn plain(tree: Tree, lost: Lost) -> Result<Application, ImageError> {
     let (config, raw_config) = (
         ImageConfig::default(),
         Value::Object(serde_json::Map::new()),
@@ -442,8 +444,11 @@ fn plain(tree: Tree, lost: BTreeSet<String>) -> Result<Application, ImageError> 
 impl Application {
     fn warnings(&self, spec: &BuildSpec) -> Vec<String> {
         let mut warnings = Vec::new();
-        if let Some(first) = self.image.lost.first() {
-            let count = self.image.lost.len();
+        if let Lost {
+            count,
+            first: Some(first),
+        } = &self.image.lost
+        {
             warnings.push(format!(
                 "{count} files lose extended attributes such as file capabilities (the first is {first}): \
                  an initial RAM file system has none"

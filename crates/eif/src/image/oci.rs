@@ -8,7 +8,7 @@
 //! Everything is verified as it is read: blobs against the digest that names them, unpacked layers against
 //! the configuration's `diff_ids`. Nothing is trusted for being in the archive.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
 use std::path::{Component, Path, PathBuf};
@@ -23,7 +23,7 @@ use crate::ramdisk::{MAGIC_LEN, Packing};
 
 use super::allowance::Allowance;
 use super::error::ImageError;
-use super::layer::{MAX_UNPACKED, apply, unpacked, within};
+use super::layer::{Lost, MAX_UNPACKED, apply, unpacked, within};
 use super::stream::{Hashing, Skim};
 use super::tree::{Spool, Tree};
 
@@ -63,8 +63,49 @@ pub(crate) struct Image {
     pub(crate) name: Option<String>,
     /// Digest of the configuration, which is docker's image id.
     pub(crate) id: String,
-    /// Paths that lost extended attributes.
-    pub(crate) lost: BTreeSet<String>,
+    /// Files that lost extended attributes.
+    pub(crate) lost: Lost,
+}
+
+/// Most files of a container's archive: blobs of all its images.
+const MAX_INDEXED: usize = 1 << 15;
+
+/// Longest name of one (bytes): an algorithm and a digest have 77 at most.
+const MAX_INDEXED_NAME: usize = 255;
+
+/// What makes an archive a container's.
+const MARKS: [&str; 3] = ["index.json", "oci-layout", "manifest.json"];
+
+/// What an entry of a container's archive may be.
+enum Indexed {
+    /// Offset and length.
+    File(String, (u64, u64)),
+    /// What it links to.
+    Link(String, String),
+}
+
+impl Indexed {
+    /// Nothing for directories, and for names that no such archive has.
+    fn of<R: Read>(entry: &tar::Entry<'_, R>) -> Option<Self> {
+        let short = |name: &[u8]| {
+            let name = (name.len() <= MAX_INDEXED_NAME).then(|| String::from_utf8_lossy(name));
+            name.map(|name| name.into_owned())
+        };
+        let path = normal(&short(&entry.path_bytes())?);
+        Some(match entry.header().entry_type() {
+            tar::EntryType::Symlink | tar::EntryType::Link => {
+                Self::Link(path, short(&entry.link_name_bytes().unwrap_or_default())?)
+            }
+            tar::EntryType::Directory => return None,
+            _ => Self::File(path, (entry.raw_file_position(), entry.size())),
+        })
+    }
+
+    fn path(&self) -> &str {
+        match self {
+            Self::File(path, _) | Self::Link(path, _) => path,
+        }
+    }
 }
 
 /// Files by name: a folder or an indexed tar archive.
@@ -82,10 +123,12 @@ pub(crate) enum Blobs {
 }
 
 impl Blobs {
-    /// Indexes an unpacked tar archive.
+    /// Indexes an unpacked tar archive. Of a root file system the index may be cut short: it is asked for what makes an
+    /// archive a container's alone.
     pub(crate) fn archive(file: File, path: &Path) -> Result<Self, ImageError> {
         let name = path.display().to_string();
         let (mut index, mut links) = (BTreeMap::new(), Vec::new());
+        let mut one_too_many = None;
         let reader = Skim::new(&file).map_err(ImageError::layer(&name))?;
         let allowance = Allowance::new();
         let mut archive = tar::Archive::new(allowance.metered(reader));
@@ -103,18 +146,23 @@ impl Blobs {
                 entry => entry.map_err(ImageError::layer(&name))?,
             };
             first = false;
-            let path = normal(&String::from_utf8_lossy(&entry.path_bytes()));
-            match entry.header().entry_type() {
-                tar::EntryType::Symlink | tar::EntryType::Link => {
-                    let target = entry.link_name_bytes().unwrap_or_default().into_owned();
-                    links.push((path, String::from_utf8_lossy(&target).into_owned()));
-                }
-                tar::EntryType::Directory => {}
-                _ => {
-                    index.insert(path, (entry.raw_file_position(), entry.size()));
-                }
-            }
             allowance.headers(0);
+            let Some(indexed) = Indexed::of(&entry) else {
+                continue;
+            };
+            if index.len() + links.len() >= MAX_INDEXED && !MARKS.contains(&indexed.path()) {
+                one_too_many.get_or_insert_with(|| indexed.path().to_owned());
+                continue;
+            }
+            match indexed {
+                Indexed::File(path, place) => drop(index.insert(path, place)),
+                Indexed::Link(path, target) => links.push((path, target)),
+            }
+        }
+        if let Some(path) = one_too_many.filter(|_| MARKS.iter().any(|m| index.contains_key(*m))) {
+            let problem =
+                format!("is one of over {MAX_INDEXED}, more than a container's archive has");
+            return Err(ImageError::entry(&name, path.as_bytes(), problem));
         }
         // Older `docker save` writes a layer that it wrote before as a link to it.
         for (path, target) in links {
@@ -524,7 +572,7 @@ fn assemble(
         return Err(ImageError::LayerCount { layers, diff_ids });
     }
     let mut tree = Tree::new();
-    let mut lost = BTreeSet::new();
+    let mut lost = Lost::default();
     for (layer, diff_id) in layers.iter().zip(&diff_ids) {
         apply_layer(
             blobs,
@@ -552,7 +600,7 @@ fn apply_layer(
     diff_id: &Digest,
     tree: &mut Tree,
     spool: &mut Spool,
-    lost: &mut BTreeSet<String>,
+    lost: &mut Lost,
 ) -> Result<(), ImageError> {
     let name = layer.name.as_str();
     let (stored, len) = blobs.open(name)?;

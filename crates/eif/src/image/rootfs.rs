@@ -3,7 +3,7 @@
 //! In a folder, whoever owns the top folder is taken for root: a root file system unpacked by an
 //! unprivileged user gives the same image as one unpacked by root. All other owners are as on disk.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs::{self, File, Metadata};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
@@ -14,7 +14,7 @@ use crate::cpio::{Attributes, Special};
 
 use super::allowance::Allowance;
 use super::error::ImageError;
-use super::layer::{Applier, Role};
+use super::layer::{Applier, Lost, Role};
 use super::stream::Skim;
 use super::tree::{Body, Kind, NodeId, Spool, Tree};
 
@@ -36,7 +36,7 @@ pub(crate) fn load_tar(
     archive: File,
     path: &Path,
     spool: &mut Spool,
-    lost: &mut BTreeSet<String>,
+    lost: &mut Lost,
 ) -> Result<Tree, ImageError> {
     let mut tree = Tree::new();
     let archive = Arc::new(archive);

@@ -35,6 +35,16 @@ pub(crate) const MAX_FILE: u64 = u32::MAX as u64;
 /// Most bytes of all files of an image: far above any enclave's memory, below what fills a disk unnoticed.
 const MAX_SPOOL: u64 = 64 << 30;
 
+/// Most memory that the tree itself may take (bytes, estimated): above a million files. A few kilobytes of an archive, packed, stand
+/// for millions of directories inside each other.
+const MAX_HELD: usize = 256 << 20;
+
+/// What a name and its file take beside their texts (bytes): measured, and rounded up.
+const NAME_COST: usize = 160;
+
+/// What a directory takes as soon as it has a name in it (bytes): room for eleven.
+const CHILDREN_COST: usize = 480;
+
 /// Index of a node in its tree.
 pub(crate) type NodeId = usize;
 
@@ -139,6 +149,8 @@ pub(crate) enum PathError {
     Missing,
     #[error("links to a directory")]
     DirectoryTarget,
+    #[error("is one too many: names, links and directories of an image take at most {} MiB of memory", MAX_HELD >> 20)]
+    TooMany,
 }
 
 /// What to do about directories that a path goes through and that are not there.
@@ -153,15 +165,39 @@ enum Absent {
 pub(crate) struct Tree {
     nodes: Vec<Node>,
     layer: usize,
+    /// Memory that all names and nodes take, those included that were replaced since, and how much they may.
+    held: usize,
+    limit: usize,
 }
 
 impl Tree {
     /// A root directory and nothing in it.
     pub(crate) fn new() -> Self {
+        Self::limited(MAX_HELD)
+    }
+
+    /// One that takes no more than `limit` bytes of memory.
+    fn limited(limit: usize) -> Self {
         Self {
             nodes: vec![Node::new(Attributes::root(0o755), Kind::Directory)],
             layer: 0,
+            held: 0,
+            limit,
         }
+    }
+
+    /// Makes room for a name in a directory, and for a link's target if there is one.
+    fn hold(&mut self, parent: NodeId, name: &[u8], target: &[u8]) -> Result<(), PathError> {
+        let children = match self.nodes[parent].children.is_empty() {
+            true => CHILDREN_COST,
+            false => 0,
+        };
+        let held = self.held + children + NAME_COST + name.len() + target.len();
+        if held > self.limit {
+            return Err(PathError::TooMany);
+        }
+        self.held = held;
+        Ok(())
     }
 
     /// From here on, entries belong to the next layer.
@@ -191,7 +227,7 @@ impl Tree {
         match node.filter(|node| self.nodes[*node].is_directory()) {
             Some(node) => self.nodes[node].attributes = attributes,
             None => {
-                self.insert(parent, name, attributes, Kind::Directory);
+                self.insert(parent, name, attributes, Kind::Directory)?;
             }
         }
         Ok(())
@@ -208,7 +244,7 @@ impl Tree {
             return Err(PathError::LongTarget);
         }
         let (parent, name) = self.place(path, Absent::Make)?;
-        Ok(self.insert(parent, name, attributes, kind))
+        self.insert(parent, name, attributes, kind)
     }
 
     /// Gives the file at `target` one more name. `..` in the target stops at the root, which is the image's.
@@ -228,6 +264,7 @@ impl Tree {
             return Err(PathError::DirectoryTarget);
         }
         let (parent, name) = self.place(path, Absent::Make)?;
+        self.hold(parent, &name, b"")?;
         let layer = self.layer;
         self.nodes[parent]
             .children
@@ -287,14 +324,19 @@ impl Tree {
         name: Vec<u8>,
         attributes: Attributes,
         kind: Kind,
-    ) -> NodeId {
+    ) -> Result<NodeId, PathError> {
+        let target = match &kind {
+            Kind::Symlink(target) => target.as_slice(),
+            _ => b"",
+        };
+        self.hold(parent, &name, target)?;
         let node = self.nodes.len();
         self.nodes.push(Node::new(attributes, kind));
         let layer = self.layer;
         self.nodes[parent]
             .children
             .insert(name, Name { node, layer });
-        node
+        Ok(node)
     }
 
     /// The directory that a path's last component is in, and that component.
@@ -343,7 +385,7 @@ impl Tree {
             None if absent == Absent::Refuse => Err(PathError::Missing),
             None => {
                 let attributes = Attributes::root(0o755);
-                Ok(self.insert(parent, name.to_vec(), attributes, Kind::Directory))
+                self.insert(parent, name.to_vec(), attributes, Kind::Directory)
             }
         }
     }
@@ -511,13 +553,14 @@ impl<W: Write> Emitter<'_, W> {
         body: &Body,
     ) -> Result<(), CpioError> {
         let names = self.names[id];
-        if !self.links.contains_key(&id) {
-            self.links.insert(id, (self.archive.reserve_inode(), names));
+        let (inode, left) = match self.links.remove(&id) {
+            Some(link) => link,
+            None => (self.archive.reserve_inode(), names),
+        };
+        let left = left - 1;
+        if left > 0 {
+            self.links.insert(id, (inode, left));
         }
-        let (inode, left) = self.links.get_mut(&id).map_or((0, 1), |(inode, left)| {
-            *left -= 1;
-            (*inode, *left)
-        });
         let link = Link { inode, names };
         if left > 0 {
             return self.archive.link(path, attributes, link);
@@ -560,4 +603,31 @@ fn join(path: &[u8], name: &[u8]) -> Vec<u8> {
 
 fn lossy(path: &[u8]) -> String {
     String::from_utf8_lossy(path).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Replaced files count too, which keep their places.
+    #[test]
+    fn a_tree_keeps_to_its_memory() {
+        let file = || Kind::File(Body::Bytes(Vec::new()));
+        let attributes = Attributes::root(0o644);
+        let cost = NAME_COST + 1;
+        let mut tree = Tree::limited(4 * cost + 2 * CHILDREN_COST + 3);
+        tree.set(b"d/e", attributes, file()).unwrap();
+        tree.set(b"d/e", attributes, file()).unwrap();
+        let link = Kind::Symlink(b"1234".to_vec());
+        let refused = tree.set(b"l", attributes, link).unwrap_err();
+        assert_eq!(refused, PathError::TooMany);
+        let node = tree.set(b"f", attributes, file()).unwrap();
+        assert_eq!(tree.link_node(b"g", node), Err(PathError::TooMany));
+        assert_eq!(tree.directory(b"h", attributes), Err(PathError::TooMany));
+        assert_eq!(tree.directory(b"d", attributes), Ok(()), "it is there");
+        assert_eq!(
+            tree.set(b"x/y/z", attributes, file()),
+            Err(PathError::TooMany)
+        );
+    }
 }

@@ -469,6 +469,33 @@ fn docker_archives_are_verified_too() {
     assert!(matches!(error, ImageError::Digest { .. }), "{error}");
 }
 
+/// An archive with more files than a container's archive has may be a root file system, and nothing else.
+#[test]
+fn archives_of_containers_have_no_files_without_end() {
+    let bench = Bench::new();
+    let mut many = Layer::default().dir("d/");
+    for number in 0..(1 << 15) + 1 {
+        many = many.file(&format!("d/{number}"), "");
+    }
+    let many = many.file("app", "x");
+    let mut spec = bench.spec("many.tar");
+    spec.config.app.command = Some(vec!["/app".into()]);
+    fs::write(bench.path("many.tar"), many.finish()).unwrap();
+    let paths = bench.build(&spec).unwrap().paths().len();
+    assert_eq!(paths, (1 << 15) + 3);
+    let mut files = layout(
+        &app_config(),
+        &[Layer::default().file("app", "x").finish()],
+        <[u8]>::to_vec,
+    );
+    files.extend((0..1 << 15).map(|number| (format!("a/{number}"), Vec::new())));
+    let error = bench.build_archive(&archive(&files)).err().unwrap();
+    assert!(
+        error.to_string().contains("is one of over 32768"),
+        "{error}"
+    );
+}
+
 #[test]
 fn tampered_blobs_are_refused() {
     let layers = [Layer::default().file("app", "x").finish()];
