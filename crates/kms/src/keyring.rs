@@ -98,6 +98,22 @@ pub enum KeyState {
 }
 
 impl KeyState {
+    /// The state of a key with or without all the materials that belong to it.
+    #[must_use]
+    pub fn of(row: &KeyRow, is_whole: bool) -> Self {
+        if row.deletion_ms.is_some() {
+            Self::PendingDeletion
+        } else if row.pending_days.is_some() {
+            Self::PendingReplicaDeletion
+        } else if !is_whole {
+            Self::PendingImport
+        } else if row.enabled {
+            Self::Enabled
+        } else {
+            Self::Disabled
+        }
+    }
+
     /// As in `KeyMetadata`.
     #[must_use]
     pub fn name(self) -> &'static str {
@@ -238,17 +254,7 @@ impl Key {
     /// Its state.
     #[must_use]
     pub fn state(&self) -> KeyState {
-        if self.row.deletion_ms.is_some() {
-            KeyState::PendingDeletion
-        } else if self.row.pending_days.is_some() {
-            KeyState::PendingReplicaDeletion
-        } else if !self.is_whole() {
-            KeyState::PendingImport
-        } else if self.row.enabled {
-            KeyState::Enabled
-        } else {
-            KeyState::Disabled
-        }
+        KeyState::of(&self.row, self.is_whole())
     }
 
     /// Whether all materials that belong to it are here.

@@ -177,7 +177,7 @@ fn what_there_is_can_be_looked_at() {
         (&keys[0]["KeyId"], &keys[0]["Aliases"]),
         (&json!(key), &json!(["alias/app"]))
     );
-    let shown = json(&server, &["keys", "show", &key]);
+    let shown = json(&server, &["keys", "show", &key, "--json"]);
     assert_eq!(shown["Tags"], json!({ "team": "red" }));
     assert_eq!(shown["Grants"][0]["GrantId"], grant["GrantId"]);
     assert_eq!(shown["Policy"]["Statement"][1]["Sid"], "Release");
@@ -191,8 +191,16 @@ fn what_there_is_can_be_looked_at() {
         table.starts_with("KEY ID ") && table.contains(ROLE),
         "{table}"
     );
-    let policy = text(&server, &["policies", "show", &key]);
-    assert!(policy.contains("\"Release\""), "{policy}");
+    let arn = format!("arn:aws:kms:eu-west-1:000000000000:key/{key}");
+    let alias_arn = "arn:aws:kms:eu-west-1:000000000000:alias/app";
+    for name in [key.as_str(), &arn, "alias/app", alias_arn] {
+        let policy = text(&server, &["policies", "show", name]);
+        assert!(policy.contains("\"Release\""), "{policy}");
+        let table = text(&server, &["keys", "show", name]);
+        for word in [&arn, "alias/app", "team=red", ROLE, "\"Release\""] {
+            assert!(table.contains(word), "{word}: {table}");
+        }
+    }
 
     let output = server.tool(&["policies", "check-all", "--json"]);
     assert_eq!(output.status.code(), Some(1));
@@ -208,6 +216,103 @@ fn what_there_is_can_be_looked_at() {
         server.tool(&["keys", "show", "nothing"]).status.code(),
         Some(1)
     );
+}
+
+/// As the API shows them: states that follow from more than the switch, and replicas under the key id that they share.
+#[test]
+fn keys_have_the_state_and_the_id_that_the_api_shows() {
+    let server = Server::dev();
+    let client = server.client();
+    let create = |input: Value| {
+        let made = client.call("CreateKey", input).ok();
+        made["KeyMetadata"]["KeyId"].as_str().unwrap().to_owned()
+    };
+    let imported = create(json!({ "Origin": "EXTERNAL" }));
+    let key = create(json!({ "MultiRegion": true }));
+    let input = json!({ "KeyId": key, "ReplicaRegion": "us-east-1" });
+    client.call("ReplicateKey", input).ok();
+    client
+        .call("ScheduleKeyDeletion", json!({ "KeyId": key }))
+        .ok();
+    let keys = json(&server, &["keys", "list", "--json"]);
+    let found: Vec<_> = keys
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|key| {
+            let text = |name: &str| key[name].as_str().unwrap();
+            (text("KeyId"), text("Region"), text("State"))
+        })
+        .collect();
+    assert_eq!(
+        found,
+        [
+            (imported.as_str(), "eu-west-1", "PendingImport"),
+            (&key, "eu-west-1", "PendingReplicaDeletion"),
+            (&key, "us-east-1", "Enabled"),
+        ]
+    );
+    let output = server.tool(&["keys", "show", &key]);
+    let error = String::from_utf8(output.stderr).unwrap();
+    let replica = format!("arn:aws:kms:us-east-1:000000000000:key/{key}");
+    assert_eq!(output.status.code(), Some(1));
+    assert!(error.contains(&replica), "{error}");
+    let shown = json(&server, &["keys", "show", &replica, "--json"]);
+    assert_eq!(
+        (&shown["Arn"], &shown["PrimaryRegion"]),
+        (&json!(replica), &json!("eu-west-1"))
+    );
+}
+
+/// What callers write stands on one line of the log and of the table, and moves no cursor.
+#[test]
+fn callers_write_no_lines_of_their_own() {
+    let server = Server::tls();
+    let (root, role) = (server.client(), server.principal(ROLE));
+    let key = root.create_key();
+    root.put_policy(&key, &release("kms:RecipientAttestation:PCR0"))
+        .ok();
+    let evil = "b\nforged line \u{1b}[31m\u{202e}";
+    let blob = root.encrypt(&key, b"x", json!({ "tenant": evil }));
+    let denied = role.decrypt(&blob, json!({ "tenant": evil }));
+    assert_eq!(denied.error_type(), "AccessDeniedException");
+    let id = header(&denied, "x-amzn-requestid");
+    root.call("DescribeKey", json!({ "KeyId": evil }));
+    server.audit(6);
+    let table = text(&server, &["audit", "--failed"]);
+    let lines: Vec<&str> = table.lines().collect();
+    assert_eq!(lines.len(), 3, "{table}");
+    assert!(lines[0].contains("REQUEST ID") && lines[1].contains(&id));
+    assert!(
+        lines
+            .iter()
+            .skip(1)
+            .all(|line| line.contains("b forged line"))
+    );
+    let log = std::fs::read_to_string(server.data.join("log")).unwrap();
+    let line = log.lines().find(|line| line.contains(&id)).unwrap();
+    assert!(line.contains("presented b forged line"), "{line}");
+    for text in [&table, &log] {
+        assert!(!text.contains('\u{1b}') && !text.contains('\u{202e}'));
+    }
+}
+
+#[test]
+fn the_data_directory_is_a_variable_of_every_tool() {
+    let server = Server::dev();
+    server.client().create_key();
+    for arguments in [
+        &["audit"] as &[&str],
+        &["audit", "--last", "1"],
+        &["audit", "verify"],
+        &["keys", "list"],
+    ] {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_enclos-kms"));
+        let command = command.args(arguments).env("ENCLOS_KMS_DATA", &server.data);
+        let output = command.output().unwrap();
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{arguments:?}: {error}");
+    }
 }
 
 #[test]

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use serde_json::{Value, json};
 
 use super::data::{Data, Database};
+use super::plain::plain;
 use super::principal::date;
 use super::{Failure, TAMPERED, print};
 use crate::store::{self, AuditRow, Flaw, Head};
@@ -42,7 +43,7 @@ enum Command {
 #[derive(Debug, clap::Args)]
 struct List {
     /// Data directory: kms.db, root.key, tls/
-    #[arg(long, value_name = "DIR", required = true)]
+    #[arg(long, value_name = "DIR", required = true, env = "ENCLOS_KMS_DATA")]
     data: Option<PathBuf>,
 
     #[command(flatten)]
@@ -114,7 +115,14 @@ async fn list(arguments: List) -> Result<(), Failure> {
         None => 0,
     };
     if !arguments.json {
-        print(&line("TIME", "OPERATION", "RESULT", "PRINCIPAL", "DETAIL"))?;
+        print(&line(&[
+            "TIME",
+            "OPERATION",
+            "RESULT",
+            "REQUEST ID",
+            "PRINCIPAL",
+            "DETAIL",
+        ]))?;
     }
     loop {
         let rows = store::audit(&mut connection, after, PAGE).await?;
@@ -135,24 +143,24 @@ async fn list(arguments: List) -> Result<(), Failure> {
     }
 }
 
-fn line(time: &str, operation: &str, result: &str, principal: &str, detail: &str) -> String {
-    format!("{time:<20}  {operation:<24}  {result:<24}  {principal:<44}  {detail}")
+/// A line of the table. Columns are as wide as most of what they hold: the trail is printed as it is read.
+fn line([time, operation, result, request, principal, detail]: &[&str; 6]) -> String {
+    plain(&format!(
+        "{time:<20}  {operation:<24}  {result:<29}  {request:<36}  {principal:<44}  {detail}"
+    ))
 }
 
 fn table_line(row: &AuditRow) -> String {
     let event: Value = serde_json::from_str(&row.event).unwrap_or(Value::Null);
-    let principal = event
-        .pointer("/userIdentity/arn")
-        .and_then(Value::as_str)
-        .unwrap_or("-");
-    let result = row.error_code.as_deref().unwrap_or("ok");
-    line(
+    let text = |pointer: &str| event.pointer(pointer).and_then(Value::as_str);
+    line(&[
         &date(row.time_ms),
         &row.operation,
-        result,
-        principal,
+        row.error_code.as_deref().unwrap_or("ok"),
+        text("/requestID").unwrap_or("-"),
+        text("/userIdentity/arn").unwrap_or("-"),
         &detail(&event),
-    )
+    ])
 }
 
 /// The key, the enclave's image, and each condition that was not met.

@@ -9,12 +9,15 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
+use super::plain::plain;
 use super::principal::date;
 use super::table::Table;
 use super::{Data, Failure, print};
+use crate::arn::Place;
 use crate::grants::{Constraints, Grant};
+use crate::keyring::KeyState;
 use crate::policy::{Policy, PolicyError, lint};
-use crate::store::{GrantRow, KeyRow, Store, StoredKey};
+use crate::store::{GrantRow, KeyRow, MaterialRow, Store, StoredKey, key_id};
 
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Keys {
@@ -26,22 +29,25 @@ pub(super) enum Keys {
         #[arg(long)]
         json: bool,
     },
-    /// Show a key with its aliases, tags, grants and policy, as JSON
+    /// Show a key with its aliases, tags, grants and policy
     Show {
         #[command(flatten)]
         data: Data,
-        /// Key id
+        /// Key id, alias, or the ARN of either
         key: String,
+        /// As one JSON object
+        #[arg(long)]
+        json: bool,
     },
 }
 
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Policies {
-    /// Print a key's policy
+    /// Print a key's policy, as it was put
     Show {
         #[command(flatten)]
         data: Data,
-        /// Key id
+        /// Key id, alias, or the ARN of either
         key: String,
     },
     /// Look through a key policy in a file, or `-` for standard input. Status 1 if there is something to reconsider
@@ -68,7 +74,7 @@ pub(super) enum Grants {
     List {
         #[command(flatten)]
         data: Data,
-        /// Key id
+        /// Key id, alias, or the ARN of either
         #[arg(long)]
         key: Option<String>,
         /// As a JSON list
@@ -81,6 +87,8 @@ pub(super) enum Grants {
 enum InspectError {
     #[error("there is no key {0}; `enclos-kms keys list` shows those there are")]
     NoKey(String),
+    #[error("{0} names several keys: {1}; name one by its ARN")]
+    Ambiguous(String, String),
     #[error("cannot read {path}")]
     Read {
         path: PathBuf,
@@ -96,15 +104,14 @@ enum InspectError {
 pub(super) async fn keys(command: Keys) -> Result<(), Failure> {
     match command {
         Keys::List { data, json } => list_keys(&data, json).await,
-        Keys::Show { data, key } => show_key(&data, &key).await,
+        Keys::Show { data, key, json } => show_key(&data, &key, json).await,
     }
 }
 
 pub(super) async fn policies(command: Policies) -> Result<(), Failure> {
     match command {
         Policies::Show { data, key } => {
-            let (row, _) = take(stored(&data).await?, &key)?;
-            print(&row.policy)?;
+            print(&take(stored(&data).await?, &key)?.row.policy)?;
             Ok(())
         }
         Policies::Check { file, json } => {
@@ -113,7 +120,8 @@ pub(super) async fn policies(command: Policies) -> Result<(), Failure> {
         }
         Policies::CheckAll { data, json } => {
             let keys = sorted(stored(&data).await?).into_iter();
-            report(keys.map(|(key, _)| (key.id, key.policy)).collect(), json)
+            let policies = keys.map(|key| (key.arn(), key.row.policy));
+            report(policies.collect(), json)
         }
     }
 }
@@ -127,93 +135,164 @@ async fn stored(data: &Data) -> Result<BTreeMap<String, StoredKey>, Failure> {
         .keys)
 }
 
-/// The key's row beside the rest of it; nothing if the key is gone.
-fn with_row(mut stored: StoredKey) -> Option<(KeyRow, StoredKey)> {
-    let (row, _) = stored.key.take()?;
-    Some((row, stored))
+/// A key that is there, and what belongs to it.
+struct Shown {
+    row: KeyRow,
+    state: KeyState,
+    rest: StoredKey,
+}
+
+impl Shown {
+    /// Nothing if the key is gone.
+    fn new(mut stored: StoredKey) -> Option<Self> {
+        let (row, materials) = stored.key.take()?;
+        let mut own = materials.iter().filter(|material| !material.pending);
+        let holds = |material: &MaterialRow| !material.sealed.is_empty();
+        let is_whole = own.next().is_some_and(holds) && own.all(holds);
+        Some(Self {
+            state: KeyState::of(&row, is_whole),
+            row,
+            rest: stored,
+        })
+    }
+
+    fn place(&self) -> Place {
+        Place::new(self.row.account.as_str(), self.row.region.as_str())
+    }
+
+    fn arn(&self) -> String {
+        self.place().key_arn(key_id(&self.row.id))
+    }
+
+    fn aliases(&self) -> Vec<&str> {
+        let names = self.rest.aliases.iter().map(|alias| alias.name.as_str());
+        names.collect()
+    }
+
+    /// Whether that is its id, one of its aliases, or the ARN of either.
+    fn is_called(&self, name: &str) -> bool {
+        let mut aliases = self.aliases().into_iter();
+        key_id(&self.row.id) == name
+            || self.arn() == name
+            || aliases.any(|alias| alias == name || self.place().alias_arn(alias) == name)
+    }
+
+    fn json(&self) -> Value {
+        let key = &self.row;
+        json!({
+            "KeyId": key_id(&key.id),
+            "Arn": self.arn(),
+            "AWSAccountId": key.account,
+            "Region": key.region,
+            "PrimaryRegion": key.primary_region,
+            "KeySpec": key.spec.to_string(),
+            "KeyUsage": key.usage.to_string(),
+            "Origin": key.origin.to_string(),
+            "State": self.state.name(),
+            "Description": key.description,
+            "CreationDate": date(key.created_ms),
+            "DeletionDate": key.deletion_ms.map(date),
+            "Aliases": self.aliases(),
+        })
+    }
 }
 
 /// Oldest first.
-fn sorted(keys: BTreeMap<String, StoredKey>) -> Vec<(KeyRow, StoredKey)> {
-    let mut keys: Vec<_> = keys.into_values().filter_map(with_row).collect();
-    keys.sort_by(|(a, _), (b, _)| (a.created_ms, &a.id).cmp(&(b.created_ms, &b.id)));
+fn sorted(keys: BTreeMap<String, StoredKey>) -> Vec<Shown> {
+    let mut keys: Vec<_> = keys.into_values().filter_map(Shown::new).collect();
+    keys.sort_by(|a, b| (a.row.created_ms, &a.row.id).cmp(&(b.row.created_ms, &b.row.id)));
     keys
 }
 
-fn take(
-    mut keys: BTreeMap<String, StoredKey>,
-    id: &str,
-) -> Result<(KeyRow, StoredKey), InspectError> {
-    let found = keys.remove(id).and_then(with_row);
-    found.ok_or_else(|| InspectError::NoKey(id.to_owned()))
-}
-
-fn state(key: &KeyRow) -> &'static str {
-    match (key.deletion_ms, key.enabled) {
-        (Some(_), _) => "PendingDeletion",
-        (None, true) => "Enabled",
-        (None, false) => "Disabled",
+/// The one key of that name.
+fn take(keys: BTreeMap<String, StoredKey>, name: &str) -> Result<Shown, InspectError> {
+    let mut found = sorted(keys);
+    found.retain(|key| key.is_called(name));
+    if found.len() > 1 {
+        let arns: Vec<_> = found.iter().map(Shown::arn).collect();
+        return Err(InspectError::Ambiguous(name.to_owned(), arns.join(", ")));
     }
+    found
+        .pop()
+        .ok_or_else(|| InspectError::NoKey(name.to_owned()))
 }
 
 async fn list_keys(data: &Data, json: bool) -> Result<(), Failure> {
     let keys = sorted(stored(data).await?);
     if json {
-        let keys = keys.iter().map(|(key, stored)| key_json(key, stored));
-        print(&format!("{:#}", Value::from_iter(keys)))?;
+        print(&format!(
+            "{:#}",
+            Value::from_iter(keys.iter().map(Shown::json))
+        ))?;
         return Ok(());
     }
     let mut table = Table::new(&[
         "KEY ID", "ACCOUNT", "REGION", "SPEC", "STATE", "CREATED", "ALIASES",
     ]);
-    for (key, stored) in &keys {
+    for key in &keys {
+        let row = &key.row;
         table.row(&[
-            &key.id,
-            &key.account,
-            &key.region,
-            &key.spec.to_string(),
-            state(key),
-            &date(key.created_ms),
-            &aliases(stored).join(","),
+            key_id(&row.id),
+            &row.account,
+            &row.region,
+            &row.spec.to_string(),
+            key.state.name(),
+            &date(row.created_ms),
+            &key.aliases().join(","),
         ]);
     }
     table.print()?;
     Ok(())
 }
 
-fn aliases(stored: &StoredKey) -> Vec<&str> {
-    let names = stored.aliases.iter().map(|alias| alias.name.as_str());
-    names.collect()
-}
-
-fn key_json(key: &KeyRow, stored: &StoredKey) -> Value {
-    json!({
-        "KeyId": key.id,
-        "AWSAccountId": key.account,
-        "Region": key.region,
-        "KeySpec": key.spec.to_string(),
-        "KeyUsage": key.usage.to_string(),
-        "Origin": key.origin.to_string(),
-        "State": state(key),
-        "Description": key.description,
-        "CreationDate": date(key.created_ms),
-        "DeletionDate": key.deletion_ms.map(date),
-        "Aliases": aliases(stored),
-    })
-}
-
-async fn show_key(data: &Data, id: &str) -> Result<(), Failure> {
-    let (key, rest) = take(stored(data).await?, id)?;
-    let mut shown = key_json(&key, &rest);
-    let grants = sorted_grants(rest.grants)?;
+async fn show_key(data: &Data, name: &str, json: bool) -> Result<(), Failure> {
+    let key = take(stored(data).await?, name)?;
+    let grants = sorted_grants(key.rest.grants.clone())?;
+    if !json {
+        return print_key(&key, &grants);
+    }
+    let mut shown = key.json();
     if let Some(members) = shown.as_object_mut() {
-        members.insert("Tags".to_owned(), json!(rest.tags));
-        let grants: Vec<Value> = grants.iter().map(grant_json).collect();
+        members.insert("Tags".to_owned(), json!(key.rest.tags));
+        let grants: Vec<Value> = grants.iter().map(|grant| grant_json(&key, grant)).collect();
         members.insert("Grants".to_owned(), grants.into());
-        let policy = serde_json::from_str(&key.policy).unwrap_or_default();
+        let policy = serde_json::from_str(&key.row.policy).unwrap_or_default();
         members.insert("Policy".to_owned(), policy);
     }
     print(&format!("{shown:#}"))?;
+    Ok(())
+}
+
+fn print_key(key: &Shown, grants: &[Grant]) -> Result<(), Failure> {
+    let row = &key.row;
+    let mut table = Table::new(&["key", &key.arn()]);
+    table.row(&["spec", &row.spec.to_string()]);
+    table.row(&["usage", &row.usage.to_string()]);
+    table.row(&["origin", &row.origin.to_string()]);
+    table.row(&["state", key.state.name()]);
+    table.row(&["created", &date(row.created_ms)]);
+    if let Some(deletion_ms) = row.deletion_ms {
+        table.row(&["deletion", &date(deletion_ms)]);
+    }
+    if let Some(region) = &row.primary_region {
+        table.row(&["primary in", region]);
+    }
+    table.row(&["description", &row.description]);
+    for alias in key.aliases() {
+        table.row(&["alias", alias]);
+    }
+    for (name, value) in &key.rest.tags {
+        table.row(&["tag", &format!("{name}={value}")]);
+    }
+    table.print()?;
+    if !grants.is_empty() {
+        print("")?;
+        grant_table(grants.iter().map(|grant| (key, grant))).print()?;
+    }
+    print("\npolicy")?;
+    for line in row.policy.lines() {
+        print(&plain(line))?;
+    }
     Ok(())
 }
 
@@ -267,21 +346,31 @@ fn report(policies: Vec<(String, Arc<str>)>, json: bool) -> Result<(), Failure> 
 pub(super) async fn grants(command: Grants) -> Result<(), Failure> {
     let Grants::List { data, key, json } = command;
     let keys = stored(&data).await?;
-    let rows = match &key {
-        Some(key) => take(keys, key)?.1.grants,
-        None => keys
-            .into_values()
-            .flat_map(|stored| stored.grants)
-            .collect(),
+    let keys = match &key {
+        Some(name) => vec![take(keys, name)?],
+        None => sorted(keys),
     };
-    let grants = sorted_grants(rows)?;
+    let rows = keys.iter().flat_map(|key| key.rest.grants.iter().cloned());
+    let grants = sorted_grants(rows.collect())?;
+    let by_id = keys.iter().map(|key| (key.row.id.as_str(), key));
+    let by_id: BTreeMap<_, _> = by_id.collect();
+    let grants: Vec<_> = grants
+        .iter()
+        .filter_map(|grant| Some((*by_id.get(grant.key_id.as_str())?, grant)))
+        .collect();
     if json {
-        let grants: Vec<Value> = grants.iter().map(grant_json).collect();
-        print(&format!("{:#}", json!(grants)))?;
+        let grants = grants.iter().map(|(key, grant)| grant_json(key, grant));
+        print(&format!("{:#}", Value::from_iter(grants)))?;
         return Ok(());
     }
+    grant_table(grants.into_iter()).print()?;
+    Ok(())
+}
+
+fn grant_table<'a>(grants: impl Iterator<Item = (&'a Shown, &'a Grant)>) -> Table {
     let mut table = Table::new(&[
         "KEY ID",
+        "REGION",
         "GRANT ID",
         "CREATED",
         "GRANTEE",
@@ -289,10 +378,11 @@ pub(super) async fn grants(command: Grants) -> Result<(), Failure> {
         "OPERATIONS",
         "CONSTRAINTS",
     ]);
-    for grant in &grants {
+    for (key, grant) in grants {
         let terms = &grant.terms;
         table.row(&[
-            &grant.key_id,
+            key_id(&grant.key_id),
+            &key.row.region,
             &grant.id,
             &date(grant.created_ms),
             terms.grantee.name(),
@@ -301,8 +391,7 @@ pub(super) async fn grants(command: Grants) -> Result<(), Failure> {
             &terms.constraints.types().join(","),
         ]);
     }
-    table.print()?;
-    Ok(())
+    table
 }
 
 /// Oldest first.
@@ -313,7 +402,7 @@ fn sorted_grants(rows: Vec<GrantRow>) -> Result<Vec<Grant>, Failure> {
     Ok(grants)
 }
 
-fn grant_json(grant: &Grant) -> Value {
+fn grant_json(key: &Shown, grant: &Grant) -> Value {
     let terms = &grant.terms;
     let Constraints {
         equals,
@@ -321,7 +410,8 @@ fn grant_json(grant: &Grant) -> Value {
         source_arn,
     } = &terms.constraints;
     json!({
-        "KeyId": grant.key_id,
+        "KeyId": key_id(&grant.key_id),
+        "Region": key.row.region,
         "GrantId": grant.id,
         "Name": terms.name,
         "CreationDate": date(grant.created_ms),

@@ -19,6 +19,7 @@ mod explain;
 mod identity;
 mod inspect;
 mod measurements;
+mod plain;
 mod principal;
 mod record;
 mod root;
@@ -189,7 +190,7 @@ fn start_log() {
     let _started = if json {
         log.json().try_init()
     } else {
-        log.try_init()
+        log.fmt_fields(plain::fields()).try_init()
     };
 }
 

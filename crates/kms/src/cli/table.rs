@@ -1,5 +1,6 @@
 //! Tables for people: columns as wide as what they hold, two blanks between them.
 
+use super::plain::plain;
 use super::print;
 
 /// Rows of text under headings.
@@ -15,12 +16,8 @@ impl Table {
     }
 
     pub(super) fn row(&mut self, cells: &[&str]) {
-        // What others wrote must not move a terminal's cursor.
-        let plain = |cell: &&str| {
-            let plain = cell.chars().map(|c| if c.is_control() { ' ' } else { c });
-            plain.collect::<String>()
-        };
-        self.rows.push(cells.iter().map(plain).collect());
+        self.rows
+            .push(cells.iter().map(|cell| plain(cell)).collect());
     }
 
     pub(super) fn print(&self) -> Result<(), std::io::Error> {
