@@ -456,11 +456,28 @@ fn condition(failed: &FailedCondition) -> Value {
     })
 }
 
-/// A denial as one line of the log.
+/// A denial as one line of the log: the key policy's statements, the caller's own policies, measurement policies.
 pub(crate) fn denial_line(
     reports: &[StatementReport],
+    own: &[(Layer, String, Vec<StatementReport>)],
     refused: &[(String, measurements::Refusal)],
 ) -> String {
+    let mut parts = statement_lines(reports);
+    for (layer, name, reports) in own {
+        let lines = statement_lines(reports).into_iter();
+        parts.extend(lines.map(|line| format!("{} policy {name:?} {line}", layer_name(*layer))));
+    }
+    parts.extend(refused.iter().map(|(name, refusal)| {
+        format!("measurement policy {name:?}: {}", refusal.told().join(", "))
+    }));
+    if parts.is_empty() {
+        return "no statement allows this action to this principal".to_owned();
+    }
+    parts.join("; ")
+}
+
+/// What those of a policy's statements say that were about the question.
+fn statement_lines(reports: &[StatementReport]) -> Vec<String> {
     let mut parts = Vec::new();
     for report in reports {
         let name = match &report.sid {
@@ -480,20 +497,13 @@ pub(crate) fn denial_line(
             }
             Outcome::AccountOnly => {
                 parts.push(format!(
-                    "{name} admits the account, but this principal has no identity policy"
+                    "{name} leaves it to the account's identity policies, which do not allow it"
                 ));
             }
             _ => {}
         }
     }
-    let refused = refused.iter();
-    parts.extend(refused.map(|(name, refusal)| {
-        format!("measurement policy {name:?}: {}", refusal.told().join(", "))
-    }));
-    if parts.is_empty() {
-        return "no statement allows this action to this principal".to_owned();
-    }
-    parts.join("; ")
+    parts
 }
 
 fn condition_line(failed: &FailedCondition) -> String {

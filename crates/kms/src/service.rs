@@ -617,15 +617,15 @@ impl Call<'_> {
         };
         let error = access_denied(&self.caller, action, &key.arn, told);
         let reports = key.policy.explain(ask.question);
+        let own = self.identity.explain(ask.question);
         tracing::warn!(
             request_id = %self.draft.request_id,
             caller = %self.caller,
             action,
             key = %key.arn,
-            why = %audit::denial_line(&reports, &judgement.refused),
+            why = %audit::denial_line(&reports, &own, &judgement.refused),
             "access denied"
         );
-        let own = self.identity.explain(ask.question);
         let mut denial = audit::denial(action, &reason, &reports, &own, &refusing);
         audit::add_measurements(&mut denial, &judgement.refused);
         self.draft.denial = Some(denial);
@@ -712,8 +712,11 @@ impl Call<'_> {
         };
         let reason = refused.because(action);
         let error = access_denied(&self.caller, action, resource, &reason);
-        tracing::warn!(request_id = %self.draft.request_id, caller = %self.caller, action, resource, %reason, "access denied");
         let own = self.identity.explain(&question);
+        tracing::warn!(
+            request_id = %self.draft.request_id, caller = %self.caller, action, resource,
+            why = %audit::denial_line(&[], &own, &[]), "access denied"
+        );
         self.draft.denial = Some(audit::denial(action, &reason, &[], &own, &[]));
         Err(error)
     }

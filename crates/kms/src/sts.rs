@@ -424,7 +424,7 @@ fn authorize(
     let error = denied(&call.caller, action, &wanted.role);
     tracing::warn!(
         request_id = %call.draft.request_id, caller = %call.caller, action, role = %wanted.role,
-        why = %audit::denial_line(&reports, &[]), "access denied"
+        why = %audit::denial_line(&reports, &own, &[]), "access denied"
     );
     let reason = refused.because(action);
     call.draft.denial = Some(audit::denial(action, &reason, &reports, &own, &[]));

@@ -97,6 +97,50 @@ fn a_denial_is_explained() {
 }
 
 #[test]
+fn a_denial_by_the_callers_own_policies_is_explained() {
+    let server = Server::tls();
+    let (root, role) = (server.client(), server.principal(ROLE));
+    let policy = server.data.join("policy.json");
+    let statement = json!({ "Effect": "Allow", "Action": "kms:*", "Resource": "*",
+        "Condition": { "StringEquals": { "kms:EncryptionContext:tenant": "a" } } });
+    let text_of = json!({ "Version": "2012-10-17", "Statement": [statement] }).to_string();
+    std::fs::write(&policy, text_of).unwrap();
+    let option = format!("own={}", policy.display());
+    text(
+        &server,
+        &["identity", "put", "--arn", ROLE, "--policy", &option],
+    );
+    let key = root.create_key();
+    let blob = root.encrypt(&key, b"x", json!({ "tenant": "b" }));
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
+    let (denied, explained) = loop {
+        let denied = role.decrypt(&blob, json!({ "tenant": "b" }));
+        assert_eq!(denied.error_type(), "AccessDeniedException");
+        let id = header(&denied, "x-amzn-requestid");
+        let explained = json(&server, &["explain", &id, "--json"]);
+        // The server takes up new identity policies in a while.
+        let found = explained["conditions"]
+            .as_array()
+            .is_some_and(|c| !c.is_empty());
+        if found || std::time::Instant::now() > deadline {
+            break (denied, explained);
+        }
+    };
+    let condition = &explained["conditions"][0];
+    assert_eq!(
+        (&condition["policy"], &condition["presented"]),
+        (&json!("own"), &json!(["b"]))
+    );
+    let id = header(&denied, "x-amzn-requestid");
+    let log = std::fs::read_to_string(server.data.join("log")).unwrap();
+    let line = log
+        .lines()
+        .find(|line| line.contains(&id) && line.contains("access denied"));
+    let own = r#"identity policy "own" statement 1: StringEquals kms:EncryptionContext:tenant expected a, presented b"#;
+    assert!(line.unwrap().contains(own), "{line:?}");
+}
+
+#[test]
 fn the_trail_verifies_until_someone_touches_it() {
     let server = Server::dev();
     for _ in 0..5 {

@@ -696,7 +696,7 @@ fn explanations_name_statement_and_condition() {
         (reports[2].number, reports[2].sid.as_deref()),
         (3, Some("App"))
     );
-    let line = crate::audit::denial_line(&reports, &[]);
+    let line = crate::audit::denial_line(&reports, &[], &[]);
     assert!(
         line.contains(r#"statement 3 ("App"): StringEquals kms:RecipientAttestation:PCR0 expected aa or bb, presented ab12"#),
         "{line}"
