@@ -140,27 +140,7 @@ fn run(task: Task) -> Result<()> {
             let keep = keep.then_some("--keep");
             built.shell(&workspace, "enclos-demo").args(keep).run()
         }
-        Task::Test { filter } => {
-            prepush::unit_tests(&workspace, &mut report)?;
-            let built = set_up(&workspace, &mut report)?;
-            if filter.is_none() {
-                on_postgres(&workspace, &mut report)?;
-                moto(&workspace, &mut report)?;
-                clients::run(&workspace, &mut report)?;
-                peers::differential(&workspace, &mut report)?;
-                bindings::run(&workspace, &mut report)?;
-                fuzz::run(&workspace, &mut report, FUZZING)?;
-                if wasm::is_possible() {
-                    wasm::run(&workspace, &mut report)?;
-                } else {
-                    report.heading("WebAssembly: not built, apt has no rustc-web here");
-                }
-            }
-            report.stage("Lean kernel (minutes, once)", || {
-                build::lean_kernel(&workspace)
-            })?;
-            end_to_end(&workspace, &built, &mut report, filter)
-        }
+        Task::Test { filter } => test(&workspace, &mut report, filter),
         Task::Differential => {
             report.stage("Debian packages", host::install_missing_for_tests)?;
             report.stage("Host programs", || build::host_programs(&workspace))?;
@@ -173,6 +153,29 @@ fn run(task: Task) -> Result<()> {
             built.shell(&workspace, "enclos-bench-boot").arg(runs).run()
         }
     }
+}
+
+/// Everything, or the end-to-end tests that `filter` leaves.
+fn test(workspace: &Workspace, report: &mut Report, filter: Option<String>) -> Result<()> {
+    prepush::unit_tests(workspace, report)?;
+    let built = set_up(workspace, report)?;
+    if filter.is_none() {
+        on_postgres(workspace, report)?;
+        moto(workspace, report)?;
+        clients::run(workspace, report)?;
+        peers::differential(workspace, report)?;
+        bindings::run(workspace, report)?;
+        fuzz::run(workspace, report, FUZZING)?;
+        if wasm::is_possible() {
+            wasm::run(workspace, report)?;
+        } else {
+            report.heading("WebAssembly: not built, apt has no rustc-web here");
+        }
+    }
+    report.stage("Lean kernel (minutes, once)", || {
+        build::lean_kernel(workspace)
+    })?;
+    end_to_end(workspace, &built, report, filter)
 }
 
 fn set_up(workspace: &Workspace, report: &mut Report) -> Result<Built> {

@@ -14,7 +14,9 @@ const FILE_LINES: usize = 1_000;
 const FUNCTION_LINES: usize = 80;
 
 /// Folders with Rust source of this project.
-const SOURCES: [&str; 6] = ["bindings", "crates", "e2e", "xtask", "examples", "fuzz"];
+const SOURCES: [&str; 7] = [
+    "benches", "bindings", "crates", "e2e", "xtask", "examples", "fuzz",
+];
 
 /// Checks every Rust file outside `target` and `tests` folders.
 pub(crate) fn check(workspace: &Workspace) -> Result<()> {
