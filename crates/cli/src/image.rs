@@ -69,7 +69,10 @@ fn with_spec(
     let mut spec = spec(wanted, kernel)?;
     let source = Source::find(
         &wanted.source,
-        wanted.dockerfile.as_deref(),
+        wanted
+            .dockerfile
+            .as_deref()
+            .map(|folder| (folder, spec.epoch)),
         wanted.allow_tag,
         architecture,
     )?;
@@ -153,15 +156,15 @@ const PATH_PREFIXES: [&str; 5] = [
 ];
 
 impl Source {
-    /// In a registry, the image for `architecture` is looked for; whatever else is found says itself what it is for.
+    /// A Dockerfile's folder comes with the time that its image is to be of. In a registry, the image for `architecture` is looked for; whatever else is found says itself what it is for.
     fn find(
         named: &str,
-        dockerfile: Option<&Path>,
+        dockerfile: Option<(&Path, u32)>,
         allow_tag: bool,
         architecture: Architecture,
     ) -> Outcome<Self> {
-        if let Some(folder) = dockerfile {
-            let tool = Tool::build(named, folder)?;
+        if let Some((folder, epoch)) = dockerfile {
+            let tool = Tool::build(named, folder, epoch)?;
             return Self::bring(named, |folder| {
                 let archive = folder.join(ARCHIVE);
                 tool.save(named, &archive).map(|()| archive)

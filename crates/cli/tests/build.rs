@@ -158,6 +158,15 @@ fn a_build_that_fails_says_so() {
     );
 }
 
+/// Docker's BuildKit takes the time of an image from the environment.
+#[test]
+fn docker_is_told_of_what_time_the_image_is() {
+    let script = "case $1 in build) echo \"time $SOURCE_DATE_EPOCH: $*\" >&2; exit 1;; esac";
+    let desk = Desk::new(Some(script));
+    let done = desk.run(&["build", "hello", "--docker-dir", "."]);
+    failed(&done, 1, &["time 0: build -t hello ."]);
+}
+
 #[test]
 fn a_local_image_is_announced_in_awss_words_and_saved() {
     let desk = Desk::new(Some("case $1 in save) echo junk > \"$3\";; esac"));

@@ -301,6 +301,20 @@ fn a_dockerfile_is_built_with_buildah() {
     planned(&desk, &["enclos-test:1", "--docker-dir", &context], &vars);
     // It is in buildah's store now, so its name is enough.
     planned(&desk, &["localhost/enclos-test:1"], &vars);
+    let args = ["--docker-dir", &context, "--output"];
+    let [first, second, other] = [("a", "0"), ("b", "0"), ("c", "86400")].map(|(name, epoch)| {
+        // Files of another time make no other image.
+        desk.0.file("context/app", b"app");
+        let output = desk.0.path(name);
+        let vars = [vars.as_slice(), &[("SOURCE_DATE_EPOCH", epoch)]].concat();
+        let built = [&["build", "enclos-test:1"], args.as_slice(), &[&output]].concat();
+        let done = desk.try_run(&built, &vars);
+        assert_eq!(done.status, 0, "{}", done.stderr);
+        std::fs::read(output).unwrap()
+    });
+    assert!(first == second, "two builds of one Dockerfile differ");
+    let at = |image: &[u8], text: &str| image.windows(text.len()).any(|w| w == text.as_bytes());
+    assert!(at(&other, "\"created\":\"1970-01-02T00:00:00Z\"") && !at(&first, "1970-01-02"));
 }
 
 /// Three layers with what layers can do to each other, whatever the order.

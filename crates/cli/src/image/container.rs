@@ -47,23 +47,29 @@ impl Tool {
         })
     }
 
-    /// Builds `reference` from the Dockerfile in `folder` with the first that works.
-    pub(super) fn build(reference: &str, folder: &Path) -> Outcome<Self> {
+    /// Builds `reference` from the Dockerfile in `folder` with the first that works. The image says that it and all its files
+    /// are of the time `epoch`: otherwise every build gives another image, whose configuration is part of ours.
+    pub(super) fn build(reference: &str, folder: &Path, epoch: u32) -> Outcome<Self> {
         let tool = Self::working().next().ok_or_else(|| {
             Failure::aws_text(Code::DOCKER_BUILD, "cannot build a Dockerfile: none of docker, podman and buildah is installed and working")
                 .hint("install one (buildah needs no daemon), or give a file instead: an OCI archive or layout, a `docker save` archive, a root file system")
         })?;
-        let args: [&OsStr; 4] = [
-            "build".as_ref(),
-            "-t".as_ref(),
-            reference.as_ref(),
-            folder.as_ref(),
-        ];
-        tool.run(
-            &args,
-            Code::DOCKER_BUILD,
-            &format!("build the image {reference}"),
-        )?;
+        let timestamp = format!("--timestamp={epoch}");
+        let mut args: Vec<&OsStr> = vec!["build".as_ref(), "-t".as_ref(), reference.as_ref()];
+        if tool != Self::Docker {
+            args.push(timestamp.as_ref());
+        }
+        args.push(folder.as_ref());
+        let mut command = Command::new(tool.name());
+        command.args(args);
+        match tool {
+            // BuildKit takes the time from there; builders before it take none.
+            Self::Docker => command.env("SOURCE_DATE_EPOCH", epoch.to_string()),
+            // Of two times newer ones could not choose.
+            Self::Podman | Self::Buildah => command.env_remove("SOURCE_DATE_EPOCH"),
+        };
+        let purpose = format!("build the image {reference}");
+        tool.run(command, Code::DOCKER_BUILD, &purpose)?;
         Ok(tool)
     }
 
@@ -87,18 +93,16 @@ impl Tool {
             ],
             Self::Buildah => &["push".as_ref(), reference.as_ref(), target.as_ref()],
         };
-        self.run(
-            args,
-            Code::DOCKER_PULL,
-            &format!("save the image {reference}"),
-        )
+        let mut command = Command::new(self.name());
+        command.args(args);
+        let purpose = format!("save the image {reference}");
+        self.run(command, Code::DOCKER_PULL, &purpose)
     }
 
     /// Runs the tool with its output on our stderr: progress is for people, stdout is for the result.
-    fn run(self, args: &[&OsStr], code: Code, purpose: &str) -> Outcome {
+    fn run(self, mut command: Command, code: Code, purpose: &str) -> Outcome {
         let name = self.name();
-        let status = Command::new(name)
-            .args(args)
+        let status = command
             .stdin(Stdio::null())
             .stdout(std::io::stderr())
             .status()
