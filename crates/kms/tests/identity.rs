@@ -6,7 +6,7 @@ mod common;
 
 use std::time::{Duration, Instant};
 
-use common::{Client, Server, element};
+use common::{Client, Server, element, until};
 use serde_json::{Value, json};
 
 const ACCOUNT: &str = "000000000000";
@@ -238,11 +238,12 @@ fn a_role_is_assumed_and_its_session_ends() {
         "UnrecognizedClientException"
     );
     // The audit trail knows both.
-    let events = server.audit(1);
-    let used = events
-        .iter()
-        .find(|event| event["userIdentity"]["type"] == "AssumedRole")
-        .unwrap();
+    let is_used = |event: &&Value| event["userIdentity"]["type"] == "AssumedRole";
+    let events = until("both are in the trail", || {
+        let events = server.audit(1);
+        events.iter().any(|event| is_used(&event)).then_some(events)
+    });
+    let used = events.iter().find(is_used).unwrap();
     assert_eq!(used["userIdentity"]["arn"], SESSION);
     assert_eq!(
         used["userIdentity"]["sessionContext"]["sessionIssuer"]["arn"],
