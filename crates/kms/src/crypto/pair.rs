@@ -141,6 +141,7 @@ impl KeyPair {
     /// # Errors
     /// If it is not one of this spec.
     pub fn import(spec: KeySpec, usage: KeyUsage, pkcs8: &[u8]) -> Result<Self, PairError> {
+        check_form(pkcs8)?;
         let private = match spec {
             KeySpec::MlDsa44 | KeySpec::MlDsa65 | KeySpec::MlDsa87 => ml_dsa_seed(spec, pkcs8)?,
             KeySpec::MlKem512 | KeySpec::MlKem768 | KeySpec::MlKem1024 => {
@@ -151,11 +152,26 @@ impl KeyPair {
         let pair = Self::stored(spec, usage, private);
         if let (Some(size), Parsed::RsaSigning(_) | Parsed::RsaDecrypting(_)) =
             (rsa_size(spec), pair.parsed()?)
-            && pair.modulus_len()? != size.len()
+            && (pair.modulus_len()? != size.len() || !pair.undoes_itself())
         {
             return Err(PairError::Key);
         }
         Ok(pair)
+    }
+
+    /// Whether what one half of an RSA key does the other undoes. The library compares the numbers with each other and does not look
+    /// whether the factors are primes; with others every operation fails.
+    fn undoes_itself(&self) -> bool {
+        const PROBE: &[u8] = b"enclos-kms import";
+        if self.usage == KeyUsage::EncryptDecrypt {
+            let algorithm = EncryptionAlgorithm::RsaesOaepSha256;
+            let ciphertext = self.encrypt(algorithm, PROBE);
+            let plaintext = ciphertext.and_then(|ciphertext| self.decrypt(algorithm, &ciphertext));
+            return plaintext.is_ok_and(|plaintext| *plaintext == PROBE);
+        }
+        let (algorithm, raw) = (SigningAlgorithm::RsassaPssSha256, MessageType::Raw);
+        let signature = self.sign(algorithm, raw, PROBE);
+        signature.is_ok_and(|signature| self.verify(algorithm, raw, PROBE, &signature) == Ok(true))
     }
 
     /// The form at rest.
@@ -604,6 +620,27 @@ fn ml_kem(spec: KeySpec) -> Option<&'static kem::Algorithm> {
         KeySpec::MlKem1024 => Some(&kem::ML_KEM_1024),
         _ => None,
     }
+}
+
+/// Refuses what is no PKCS#8, or more than that: the library takes other forms of some kinds of keys, and what follows behind them.
+fn check_form(pkcs8: &[u8]) -> Result<(), PairError> {
+    use x509_cert::der::asn1::{AnyRef, OctetStringRef};
+    use x509_cert::der::{Reader as _, SliceReader};
+    use x509_cert::spki::AlgorithmIdentifierRef;
+    let read = || -> Result<(), x509_cert::der::Error> {
+        let mut reader = SliceReader::new(pkcs8)?;
+        reader.sequence(|key| {
+            key.decode::<u8>()?;
+            key.decode::<AlgorithmIdentifierRef<'_>>()?;
+            key.decode::<&OctetStringRef>()?;
+            while !key.is_finished() {
+                key.decode::<AnyRef<'_>>()?;
+            }
+            Ok::<(), x509_cert::der::Error>(())
+        })?;
+        reader.finish()
+    };
+    read().map_err(|_| PairError::Key)
 }
 
 /// The seed in an ML-DSA key's PKCS#8 (RFC 9881): `[0] seed`, or the first of a pair of seed and expanded key.

@@ -1,3 +1,5 @@
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use proptest::prelude::*;
 
 use super::*;
@@ -40,6 +42,36 @@ fn an_imported_pair_is_the_same_pair() {
         };
         assert!(KeyPair::import(longer, *usage, &pkcs8(&made)).is_err());
     }
+}
+
+/// What `tests/import/private-keys.txt` says may be imported, whatever it is to be used for.
+#[test]
+fn keys_with_bad_parameters_are_refused() {
+    use KeySpec as S;
+    use KeyUsage as U;
+    let mut seen = 0;
+    let text = include_str!("../../tests/import/private-keys.txt");
+    for line in text.lines().filter(|line| !line.starts_with('#')) {
+        let [name, good, pkcs8] = line.split(" | ").collect::<Vec<_>>()[..] else {
+            panic!("{line}");
+        };
+        let pkcs8 = STANDARD.decode(pkcs8).unwrap();
+        let kinds: &[(S, U)] = match name.split(':').next() {
+            Some("rsa") => &[(S::Rsa2048, U::SignVerify), (S::Rsa2048, U::EncryptDecrypt)],
+            Some("ec") => &[
+                (S::EccNistP256, U::SignVerify),
+                (S::EccNistP256, U::KeyAgreement),
+            ],
+            Some("ed") => &[(S::EccNistEdwards25519, U::SignVerify)],
+            _ => &[(S::MlDsa44, U::SignVerify)],
+        };
+        for (spec, usage) in kinds {
+            let imported = KeyPair::import(*spec, *usage, &pkcs8);
+            assert_eq!(imported.is_ok(), good == "yes", "{name}, {usage}");
+            seen += 1;
+        }
+    }
+    assert!(seen > 60, "{seen}");
 }
 
 #[test]
