@@ -6,6 +6,9 @@
 //! | one value | any policy value matches; none if negated | same | same | same |
 //! | several values | see below | same | some value holds | every value holds |
 //!
+//! A negated operator in an Allow does not hold if a variable of its values has no value in the request: the statement is invalid on AWS,
+//! and what cannot be compared must not admit. In a Deny it holds.
+//!
 //! A plain operator on a key with several values is ambiguous in AWS's documentation. It happens when two
 //! keys of an encryption context differ in case only. We choose what grants least: under Allow every value
 //! must hold, under Deny one is enough.
@@ -220,7 +223,8 @@ impl Condition {
         for value in &self.values {
             let raw = value.raw();
             let valid = match self.test {
-                Test::Bool | Test::Null => parse_bool(raw).is_some() || raw.contains("${"),
+                Test::Bool => parse_bool(raw).is_some() || value.has_variables(),
+                Test::Null => parse_bool(raw).is_some(),
                 Test::Number(_) => parse_number(raw).is_some(),
                 Test::Date(_) => parse_date(raw).is_some(),
                 Test::Ip => parse_network(raw).is_some(),
@@ -244,11 +248,17 @@ impl Condition {
                 .iter()
                 .any(|value| parse_bool(value.raw()) == Some(absent));
         }
+        if presented.is_none() && self.if_exists {
+            return true;
+        }
+        if self.is_invalid(context, effect) {
+            return false;
+        }
         let Some(presented) = presented else {
             return match self.quantifier {
-                Quantifier::Any => self.if_exists,
+                Quantifier::Any => false,
                 Quantifier::All => true,
-                Quantifier::None => self.if_exists || self.negated,
+                Quantifier::None => self.negated,
             };
         };
         let mut each = presented
@@ -258,6 +268,12 @@ impl Condition {
             (Quantifier::Any, _) | (Quantifier::None, Effect::Deny) => each.any(|holds| holds),
             (Quantifier::All, _) | (Quantifier::None, Effect::Allow) => each.all(|holds| holds),
         }
+    }
+
+    /// Whether it would admit whatever a variable without a value does not stand for.
+    fn is_invalid(&self, context: &Context, effect: Effect) -> bool {
+        let mut values = self.values.iter();
+        self.negated && effect == Effect::Allow && values.any(|value| value.is_unresolved(context))
     }
 
     /// What to tell about this condition when it did not hold.
@@ -389,6 +405,12 @@ fn parse_network(text: &str) -> Option<(IpAddr, u8)> {
             (address, if address.is_ipv4() { 32 } else { 128 })
         }
     };
+    // Sources are told in their canonical form, so networks of mapped addresses are IPv4's.
+    if let (IpAddr::V6(mapped), 96..=128) = (address, prefix)
+        && let Some(address) = mapped.to_ipv4_mapped()
+    {
+        return Some((address.into(), prefix - 96));
+    }
     let widest = if address.is_ipv4() { 32 } else { 128 };
     (prefix <= widest).then_some((address, prefix))
 }

@@ -242,12 +242,23 @@ impl Statement {
         let relation = self.principals.relation(question.principal, self.effect);
         let selected = relation != Relation::Other
             && self.actions.selects_action(question.action)
-            && self.resources.selects(question.resource, question.context)
+            && self.selects_resource(question)
             && self
                 .conditions
                 .iter()
                 .all(|c| c.holds(question.context, self.effect));
         if selected { relation } else { Relation::Other }
+    }
+
+    /// Whether it is about the resource. An Allow for all but what a variable without a value stands for is about none: as on AWS, where such
+    /// a statement is invalid.
+    fn selects_resource(&self, question: &Question<'_>) -> bool {
+        let (resources, context) = (&self.resources, question.context);
+        let unresolved = |pattern: &Pattern| pattern.is_unresolved(context);
+        let invalid = resources.negated
+            && self.effect == Effect::Allow
+            && resources.patterns.iter().any(unresolved);
+        !invalid && resources.selects(question.resource, context)
     }
 
     fn outcome(&self, question: &Question<'_>) -> Outcome {
@@ -258,7 +269,7 @@ impl Statement {
         if !self.actions.selects_action(question.action) {
             return Outcome::OtherAction;
         }
-        if !self.resources.selects(question.resource, question.context) {
+        if !self.selects_resource(question) {
             return Outcome::OtherResource;
         }
         let failed: Vec<FailedCondition> = self

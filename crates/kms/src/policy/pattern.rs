@@ -60,6 +60,17 @@ impl Pattern {
         &self.raw
     }
 
+    /// Whether it has a variable.
+    #[must_use]
+    pub(super) fn has_variables(&self) -> bool {
+        self.has_variables
+    }
+
+    /// Whether it has a variable that this request gives no value, so that it stands for no text at all.
+    pub(super) fn is_unresolved(&self, context: &Context) -> bool {
+        self.has_variables && self.resolve(context).is_none()
+    }
+
     /// The text with variables replaced and wildcards taken literally; `None` if a variable has no value.
     pub(super) fn expand(&self, context: &Context) -> Option<String> {
         self.resolve(context)?

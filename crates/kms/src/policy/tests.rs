@@ -759,3 +759,21 @@ fn malformed_policies() {
         assert!(error.contains(expected), "{text}: {error}");
     }
 }
+
+#[test]
+fn a_deny_holds_where_its_variable_has_no_value_and_is_negated() {
+    let allow = r#"{"Effect":"Allow","Principal":"*","Action":"kms:*","Resource":"*"}"#;
+    let with = |member: &str| {
+        let deny = format!(r#"{{"Effect":"Deny","Principal":"*","Action":"kms:*",{member}}}"#);
+        policy(&format!("{allow},{deny}"))
+    };
+    let condition = with(r#""Resource":"*","Condition":{"StringNotEquals":{"k":"${aws:absent}"}}"#);
+    let resource = with(r#""NotResource":"arn:aws:kms:*:*:key/${aws:absent}""#);
+    for (policy, context) in [
+        (&condition, context(&[("k", &["x"])])),
+        (&condition, context(&[])),
+        (&resource, context(&[])),
+    ] {
+        assert_eq!(ask(policy, USER, "kms:Decrypt", &context), ExplicitDeny);
+    }
+}
