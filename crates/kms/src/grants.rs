@@ -404,15 +404,22 @@ impl Grants {
             .collect()
     }
 
-    /// Grants that a principal may retire, after `after` in the order of their ids, at most `limit`.
+    /// Grants that a principal may retire, after `after` in the order of their ids, at most `limit`, that `wanted` selects.
     #[must_use]
-    pub fn retirable(&self, retiring: &str, after: &str, limit: usize) -> Vec<Arc<Grant>> {
+    pub fn retirable(
+        &self,
+        retiring: &str,
+        after: &str,
+        limit: usize,
+        wanted: impl Fn(&Grant) -> bool,
+    ) -> Vec<Arc<Grant>> {
         let Some(ids) = self.by_retiring.get(retiring) else {
             return Vec::new();
         };
         let after = (std::ops::Bound::Excluded(after), std::ops::Bound::Unbounded);
         ids.range::<str, _>(after)
             .filter_map(|(id, key_id)| self.get(key_id, id))
+            .filter(|grant| wanted(grant))
             .take(limit)
             .collect()
     }
@@ -678,20 +685,21 @@ mod tests {
     fn the_index_forgets_what_goes() {
         let grants = Grants::default();
         let caller = PrincipalArn::parse(USER).unwrap();
+        let all = |_: &Grant| true;
         for id in ["1", "2", "3"] {
             grants.put(grant(id, &["Decrypt"], Constraints::default()));
         }
         assert_eq!(grants.of("key", &caller).len(), 3);
         assert_eq!(grants.page("key", "1", 1, |_| true)[0].id, "2");
-        assert_eq!(grants.retirable("retirer", "", 10).len(), 3);
+        assert_eq!(grants.retirable("retirer", "", 10, all).len(), 3);
         grants.put(grant("2", &["Decrypt"], Constraints::default()));
         assert_eq!(grants.of("key", &caller).len(), 3);
         grants.remove("key", "2");
         assert_eq!(grants.of("key", &caller).len(), 2);
-        assert_eq!(grants.retirable("retirer", "1", 10)[0].id, "3");
+        assert_eq!(grants.retirable("retirer", "1", 10, all)[0].id, "3");
         grants.remove_key("key");
         assert_eq!(grants.count("key"), 0);
-        assert!(grants.retirable("retirer", "", 10).is_empty());
+        assert!(grants.retirable("retirer", "", 10, all).is_empty());
         assert!(grants.by_retiring.is_empty());
     }
 

@@ -383,6 +383,7 @@ impl Service {
             entity: caller.entity,
             now,
             grant_tokens: Vec::new(),
+            named: None,
             source: request.source,
             secure: request.channel == Channel::Tls,
             draft,
@@ -480,6 +481,8 @@ pub(crate) struct Call<'a> {
     /// What the answer's header says about a new key policy.
     pub(crate) warnings: Vec<String>,
     grant_tokens: Vec<String>,
+    /// What the caller named another account's key: its ARN here, and what a denial shows of it.
+    named: Option<(Arc<str>, String)>,
     source: IpAddr,
     secure: bool,
     audited: bool,
@@ -524,24 +527,43 @@ impl<'a> Call<'a> {
 }
 
 impl Call<'_> {
-    /// Finds the key that a `KeyId` parameter names. Whether another account's key exists is not told.
+    /// Finds the key that a `KeyId` parameter names.
     pub(crate) fn find(&mut self, key_id: &str) -> Result<Arc<Key>, ApiError> {
+        let action = format!("kms:{}", self.draft.operation);
+        self.find_for(key_id, &action)
+    }
+
+    /// Finds the key that a parameter names, for an action that the caller will need. Whether another account's key or alias exists
+    /// is not told: nothing is answered about it before the action is admitted, and a denial shows what the caller named.
+    pub(crate) fn find_for(&mut self, key_id: &str, action: &str) -> Result<Arc<Key>, ApiError> {
+        self.check_grant_tokens()?;
         let reference = KeyRef::parse(key_id, &self.here)?;
         let found = self.service.keys.find(&reference);
-        let key = match found {
-            Err(_) if reference.place().account != *self.caller.account() => {
-                let action = format!("kms:{}", self.draft.operation);
-                return Err(access_denied(
-                    &self.caller,
-                    &action,
-                    &reference.arn(),
-                    FOREIGN_DENIAL,
-                ));
-            }
-            other => other?,
+        if reference.place().account == *self.caller.account() {
+            let key = found?;
+            self.draft.resources.push(key.arn.to_string());
+            return Ok(key);
+        }
+        let shown = reference.arn();
+        let Ok(key) = found else {
+            return Err(self.foreign(action, &shown));
         };
         self.draft.resources.push(key.arn.to_string());
+        self.named = Some((Arc::clone(&key.arn), shown));
         Ok(key)
+    }
+
+    /// What AWS says of a key of another account, whether it exists or not.
+    fn foreign(&self, action: &str, arn: &str) -> ApiError {
+        access_denied(&self.caller, action, arn, FOREIGN_DENIAL)
+    }
+
+    /// What a denial shows of a key: for another account's key what the caller named, which may be an alias.
+    fn shown<'k>(&'k self, key: &'k Key) -> &'k str {
+        match &self.named {
+            Some((arn, shown)) if *arn == key.arn => shown,
+            _ => &key.arn,
+        }
     }
 
     /// Finds a key for an operation that takes no alias: those that manage keys.
@@ -555,16 +577,21 @@ impl Call<'_> {
     /// Finds a key for an operation that AWS has for keys of one's own account only.
     pub(crate) fn find_own_key(&mut self, key_id: &str) -> Result<Arc<Key>, ApiError> {
         let key = self.find_by_key_id(key_id)?;
-        if key.place.account == *self.caller.account() {
+        self.own(key)
+    }
+
+    /// Refuses a key of another account.
+    pub(crate) fn own(&self, key: Arc<Key>) -> Result<Arc<Key>, ApiError> {
+        if self.is_own(&key) {
             return Ok(key);
         }
         let action = format!("kms:{}", self.draft.operation);
-        Err(access_denied(
-            &self.caller,
-            &action,
-            &key.arn,
-            FOREIGN_DENIAL,
-        ))
+        Err(self.foreign(&action, self.shown(&key)))
+    }
+
+    /// Whether a key is one of the caller's account.
+    pub(crate) fn is_own(&self, key: &Key) -> bool {
+        key.place.account == *self.caller.account()
     }
 
     /// Milliseconds since 1970.
@@ -579,7 +606,6 @@ impl Call<'_> {
         action: &str,
         facts: &Facts<'_>,
     ) -> Result<(), ApiError> {
-        self.check_grant_tokens()?;
         let mut context = if key.policy.has_conditions() || self.identity.has_conditions() {
             self.context(Some(key), facts)
         } else {
@@ -596,7 +622,7 @@ impl Call<'_> {
             },
             policy: &key.policy,
             identity: &self.identity,
-            same_account: key.place.account == *self.caller.account(),
+            same_account: self.is_own(key),
         };
         let mut refusing = Vec::new();
         let decision = ask.decide(|| {
@@ -615,7 +641,7 @@ impl Call<'_> {
         } else {
             FOREIGN_DENIAL
         };
-        let error = access_denied(&self.caller, action, &key.arn, told);
+        let error = access_denied(&self.caller, action, self.shown(key), told);
         let reports = key.policy.explain(ask.question);
         let own = self.identity.explain(ask.question);
         tracing::warn!(
@@ -670,7 +696,7 @@ impl Call<'_> {
     }
 
     /// Every grant token must be of this server. What it stands for is known without it.
-    fn check_grant_tokens(&self) -> Result<(), ApiError> {
+    pub(crate) fn check_grant_tokens(&self) -> Result<(), ApiError> {
         let ours = |token: &String| grants::open_token(&self.service.root, token).is_some();
         match self.grant_tokens.iter().all(ours) {
             true => Ok(()),
@@ -752,7 +778,9 @@ impl Call<'_> {
             return result;
         }
         let row = self.draft.row(result.as_ref().err())?;
-        let durable = self.draft.denial.is_some() || self.draft.recipient.is_some();
+        // All of them, those too that no policy was asked about: the time that an answer takes must not tell what exists.
+        let denied = (result.as_ref().err()).is_some_and(|e| e.kind() == ErrorKind::AccessDenied);
+        let durable = denied || self.draft.denial.is_some() || self.draft.recipient.is_some();
         match self.service.store.record(row, durable).await {
             Ok(()) => result,
             Err(error) => {

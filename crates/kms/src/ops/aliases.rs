@@ -199,13 +199,7 @@ fn check_same_kind(name: &str, old: &Key, new: &Key) -> Result<(), ApiError> {
 
 fn target_key(call: &mut Call<'_>, target: &str) -> Result<Arc<Key>, ApiError> {
     let key = call.find(target)?;
-    if key.place != call.here {
-        return Err(ApiError::not_found(format!(
-            "Key '{}' does not exist",
-            key.arn
-        )));
-    }
-    Ok(key)
+    call.own(key)
 }
 
 fn existing(call: &Call<'_>, name: &str) -> Result<(Arc<AliasRow>, Arc<Key>), ApiError> {

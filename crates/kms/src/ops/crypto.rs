@@ -66,7 +66,8 @@ pub(crate) fn decrypt(call: &mut Call<'_>, mut input: Input) -> Result<Value, Ap
     input.grant_tokens()?;
     input.finish()?;
     let attested = attest(call, recipient)?;
-    let source = Source::find(call, ciphertext.as_ref(), key_id.as_deref(), algorithm)?;
+    let named = (key_id.as_deref(), "kms:Decrypt");
+    let mut source = Source::find(call, ciphertext.as_ref(), named, algorithm)?;
     let using = Use {
         action: "kms:Decrypt",
         named: key_id.as_deref().unwrap_or_else(|| source.key.id()),
@@ -106,9 +107,12 @@ pub(crate) fn re_encrypt(call: &mut Call<'_>, mut input: Input) -> Result<Value,
     let ciphertext = ciphertext(&mut input, dry_run)?;
     input.grant_tokens()?;
     input.finish()?;
-    let source = Source::find(call, ciphertext.as_ref(), source_id.as_deref(), from)?;
-    let destination = call.find(&destination_id)?;
-    let same = (source.key.row.id == destination.row.id).to_string();
+    let named = (source_id.as_deref(), "kms:ReEncryptFrom");
+    let mut source = Source::find(call, ciphertext.as_ref(), named, from)?;
+    // Who may not read the source does not learn whether there is such a destination.
+    let destination = call.find_for(&destination_id, "kms:ReEncryptTo");
+    let is_same = |destination: &Arc<Key>| source.key.row.id == destination.row.id;
+    let same = destination.as_ref().is_ok_and(is_same).to_string();
     let facts = |algorithm: EncryptionAlgorithm| {
         vec![
             ("kms:ReEncryptOnSameKey", same.clone()),
@@ -125,6 +129,7 @@ pub(crate) fn re_encrypt(call: &mut Call<'_>, mut input: Input) -> Result<Value,
     reading
         .authorize(call, &source.key)
         .map_err(|error| source.hide_foreign(call, source_id.as_deref(), error))?;
+    let destination = destination?;
     let writing = Use {
         action: "kms:ReEncryptTo",
         named: &destination_id,
@@ -192,6 +197,8 @@ struct Source {
     key: Arc<Key>,
     /// What a ciphertext of a symmetric key says about itself.
     header: Option<Header>,
+    /// What is wrong with the ciphertext. Told to those alone who may use the key.
+    flaw: Option<ApiError>,
     algorithm: EncryptionAlgorithm,
 }
 
@@ -200,46 +207,46 @@ impl Source {
     fn find(
         call: &mut Call<'_>,
         ciphertext: Option<&Zeroizing<Vec<u8>>>,
-        named: Option<&str>,
+        (named, action): (Option<&str>, &str),
         algorithm: EncryptionAlgorithm,
     ) -> Result<Self, ApiError> {
-        let key = named.map(|key_id| call.find(key_id)).transpose()?;
+        let key = named.map(|key_id| call.find_for(key_id, action));
+        let key = key.transpose()?;
         let symmetric = algorithm == EncryptionAlgorithm::SymmetricDefault;
         let Some(ciphertext) = ciphertext.filter(|_| symmetric) else {
             let key = key.ok_or_else(|| ApiError::validation("KeyId is required."))?;
             return Ok(Self {
                 key,
                 header: None,
+                flaw: None,
                 algorithm,
             });
         };
-        let invalid = |_| ApiError::bare(ErrorKind::InvalidCiphertext);
+        let header = blob::header(ciphertext);
+        let invalid = || ApiError::bare(ErrorKind::InvalidCiphertext);
         let Some(key) = key else {
-            let header = blob::header(ciphertext).map_err(invalid)?;
-            return Self::by_header(call, header);
+            return Self::by_header(call, header.map_err(|_| invalid())?);
         };
-        let header = match blob::header(ciphertext) {
-            // Not a ciphertext of a symmetric key, nor is the key one: `check` finds that.
-            Err(_) if !key.row.spec.is_symmetric_encryption() => None,
-            other => Some(other.map_err(invalid)?),
-        };
-        if header
-            .as_ref()
-            .is_some_and(|header| header.key_id != key.id())
-        {
-            return Err(ApiError::new(
+        let flaw = match &header {
+            Ok(header) if header.key_id == key.id() => None,
+            Ok(_) => Some(ApiError::new(
                 ErrorKind::IncorrectKey,
                 "The key ID in the request does not identify a CMK that can perform this operation.",
-            ));
-        }
+            )),
+            // Not a ciphertext of a symmetric key, nor is the key one: `check` finds that.
+            Err(_) if !key.row.spec.is_symmetric_encryption() => None,
+            Err(_) => Some(invalid()),
+        };
         Ok(Self {
             key,
-            header,
+            header: header.ok(),
+            flaw,
             algorithm,
         })
     }
 
     fn by_header(call: &mut Call<'_>, header: Header) -> Result<Self, ApiError> {
+        call.check_grant_tokens()?;
         let (keys, region) = (&call.service.keys, &call.here.region);
         let unknown = || ApiError::new(ErrorKind::AccessDenied, UNKNOWN_CIPHERTEXT_KEY);
         let key = keys.in_region(&header.key_id, region);
@@ -248,12 +255,14 @@ impl Source {
         Ok(Self {
             key,
             header: Some(header),
+            flaw: None,
             algorithm: EncryptionAlgorithm::SymmetricDefault,
         })
     }
 
-    /// State, usage and algorithm.
-    fn check(&self, call: &Call<'_>) -> Result<(), ApiError> {
+    /// The ciphertext's own form; the key's state, usage and algorithm.
+    fn check(&mut self, call: &Call<'_>) -> Result<(), ApiError> {
+        self.flaw.take().map_or(Ok(()), Err)?;
         self.key.usable(call.now_ms())?;
         check_usage(call, &self.key, KeyUsage::EncryptDecrypt)?;
         check_algorithm(&self.key, self.key.algorithms().encryption, &self.algorithm)

@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 
 use super::admit::check_dry_run;
 use super::{decode_marker, encode_marker, page};
-use crate::arn;
+use crate::arn::{self, PrincipalArn};
 use crate::crypto::random_array;
 use crate::error::{ApiError, ErrorKind};
 use crate::grants::{self, Constraints, EncryptionContext, Grant, OPERATIONS, Party, Terms};
@@ -364,23 +364,32 @@ pub(crate) fn list_retirable(call: &mut Call<'_>, mut input: Input) -> Result<Va
         "You must specify either RetiringPrincipal or RetiringServicePrincipal, but not both.";
     let retiring = one_of(retiring, one)?.ok_or_else(|| ApiError::validation(one))?;
     check_party(&retiring)?;
-    call.authorize_without_key("kms:ListRetirableGrants")?;
-    let account = |name: &str| name.split(':').nth(4).map(str::to_owned);
-    if let Party::Principal(name) = &retiring
-        && account(name).is_some_and(|account| account != **call.caller.account())
-    {
-        return Err(ApiError::new(
-            ErrorKind::AccessDenied,
-            "The retiring principal must be in your account.",
-        ));
-    }
+    let denied = |text| Err(ApiError::new(ErrorKind::AccessDenied, text));
+    let name = match &retiring {
+        Party::Principal(name) => name,
+        // None of AWS's services calls here, and nobody else learns what is theirs.
+        Party::Service(_) => {
+            return denied("RetiringServicePrincipal is for callers that are AWS services.");
+        }
+    };
+    let account = call.caller.account();
+    let root = PrincipalArn::root(account);
+    // What the caller's policies are asked about is the principal.
+    let resource = match name.split(':').nth(4) {
+        Some(of) if *of == **account => name,
+        None if *name == **account => root.as_str(),
+        _ => return denied("The retiring principal must be in your account."),
+    };
+    call.authorize_on("kms:ListRetirableGrants", resource, &Facts::default())?;
     let after = decode_marker(&call.draft.operation, &marker)?;
     let limit = usize::try_from(limit).unwrap_or_default();
-    let grants = call
-        .service
-        .grants
-        .retirable(retiring.name(), &after, limit + 1);
-    Ok(answer_page(call, grants, limit))
+    let (grants, keys) = (&call.service.grants, &call.service.keys);
+    let is_here = |grant: &Grant| {
+        let key = keys.get(&grant.key_id);
+        key.is_some_and(|key| key.place.region == call.here.region)
+    };
+    let found = grants.retirable(name, &after, limit + 1, is_here);
+    Ok(answer_page(call, found, limit))
 }
 
 fn answer_page(call: &Call<'_>, mut grants: Vec<Arc<Grant>>, limit: usize) -> Value {
@@ -477,7 +486,14 @@ pub(crate) async fn retire(call: &mut Call<'_>, mut input: Input) -> Result<Valu
     };
     let _management = call.manage().await?;
     let key = call.find_by_key_id(&key_id)?;
-    let grant = existing(call, &key, &grant_id)?;
+    let grant = match existing(call, &key, &grant_id) {
+        // Who has no say about another account's key does not learn what there is.
+        Err(_) if !call.is_own(&key) => {
+            call.authorize(&key, "kms:RetireGrant", &Facts::default())?;
+            existing(call, &key, &grant_id)?
+        }
+        found => found?,
+    };
     let facts = Facts {
         retired: Some(&grant),
         ..Facts::default()

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 use time::{Duration, OffsetDateTime};
 
+use super::admit::Use;
 use super::{decode_marker, encode_marker, materials, page};
 use crate::arn::PrincipalArn;
 use crate::audit::{Draft, unix_ms};
@@ -213,8 +214,13 @@ pub(crate) fn describe(call: &mut Call<'_>, mut input: Input) -> Result<Value, A
     let key_id = input.required_key_id("KeyId")?;
     input.grant_tokens()?;
     input.finish()?;
+    let using = Use {
+        action: "kms:DescribeKey",
+        named: &key_id,
+        ..Use::default()
+    };
     let key = call.find(&key_id)?;
-    call.authorize(&key, "kms:DescribeKey", &Facts::default())?;
+    using.authorize(call, &key)?;
     Ok(json!({ "KeyMetadata": call.service.keys.metadata(&key) }))
 }
 
@@ -254,13 +260,14 @@ pub(crate) async fn list(call: &mut Call<'_>, mut input: Input) -> Result<Value,
     Ok(output)
 }
 
-/// Finds the key that a management operation names and asks its policy. The caller holds the management lock.
+/// Finds the key that a management operation names and asks its policy. As on AWS it is one of the caller's account, whatever a policy
+/// gives to others. The caller holds the management lock.
 pub(crate) fn manage(
     call: &mut Call<'_>,
     key_id: &str,
     more: &[(&str, String)],
 ) -> Result<Arc<Key>, ApiError> {
-    let key = call.find_by_key_id(key_id)?;
+    let key = call.find_own_key(key_id)?;
     let action = format!("kms:{}", call.draft.operation);
     let facts = Facts {
         more,
