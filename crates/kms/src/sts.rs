@@ -31,7 +31,7 @@ const VERSION: &str = "2011-06-15";
 /// AWS's limit on session policies, in characters.
 const POLICY_MAX: usize = 2048;
 
-/// AWS's limit on a session that a session makes, in seconds.
+/// AWS's limit on a session that a role's session makes, in seconds.
 const CHAINED_MAX: i64 = 3600;
 
 /// AWS's limits on session tags: how many, and characters of a key and of a value.
@@ -40,6 +40,9 @@ const TAG_KEY_MAX: usize = 128;
 const TAG_VALUE_MAX: usize = 256;
 const TAG_KEY_PATTERN: &str = "[\\p{L}\\p{Z}\\p{N}_.:/=+\\-@]+";
 const TAG_VALUE_PATTERN: &str = "[\\p{L}\\p{Z}\\p{N}_.:/=+\\-@]*";
+
+/// Parameters of multi-factor authentication.
+const MFA: &[&str] = &["SerialNumber", "TokenCode"];
 
 /// Parameters that an event repeats.
 const SHOWN: &[&str] = &[
@@ -203,6 +206,8 @@ async fn assume_role(call: &mut Call<'_>, input: Input) -> Result<Value, ApiErro
             "Roles may not be assumed by root accounts.",
         ));
     }
+    // Before it is known whether there is such a role: what is wrong with the tags must not tell it.
+    let tags = session_tags(call, &wanted)?;
     let entity = call.service.identities.find(&wanted.role).await;
     let entity = entity.map_err(|error| error.told())?;
     let Some(entity) = entity else {
@@ -211,7 +216,6 @@ async fn assume_role(call: &mut Call<'_>, input: Input) -> Result<Value, ApiErro
     let Some(trust) = &entity.trust else {
         return Err(denied(call));
     };
-    let tags = session_tags(call, &wanted)?;
     authorize(call, &wanted, trust, "sts:AssumeRole", &tags)?;
     // What the calling session hands on needs the permissions too.
     if !tags.is_empty() {
@@ -285,11 +289,8 @@ fn wanted(mut input: Input) -> Result<Wanted, ApiError> {
     input.check_each("TransitiveTagKeys", &transitive, TAG_KEY_MAX);
     input.finish()?;
     check_tags(&tags, &transitive)?;
-    if input.is_given("PolicyArns") || input.is_given("SerialNumber") {
-        return Err(ApiError::validation(
-            "PolicyArns and SerialNumber are not supported by this version of Enclos KMS: there are no managed policies and no MFA devices. Pass Policy instead.",
-        ));
-    }
+    refuse_given(&input, &["PolicyArns", "ProvidedContexts"])?;
+    refuse_given(&input, MFA)?;
     let role = PrincipalArn::parse(&role)
         .ok()
         .filter(|role| role.kind() == PrincipalKind::Role)
@@ -307,6 +308,16 @@ fn wanted(mut input: Input) -> Result<Wanted, ApiError> {
         tags,
         transitive,
     })
+}
+
+/// What is missing is refused: whoever names an MFA device counts on a session that was authenticated by it.
+fn refuse_given(input: &Input, names: &[&str]) -> Result<(), ApiError> {
+    match names.iter().find(|name| input.is_given(name)) {
+        None => Ok(()),
+        Some(name) => Err(ApiError::validation(format!(
+            "{name} is not supported by this version of Enclos KMS: there are no managed policies, no trusted contexts and no MFA devices."
+        ))),
+    }
 }
 
 /// Reads the session tags: their form only.
@@ -495,7 +506,10 @@ fn check_source_identity(call: &Call<'_>, wanted: &Wanted) -> Result<(), ApiErro
 fn duration(call: &Call<'_>, wanted: &Wanted, entity: &Entity) -> Result<i64, ApiError> {
     let longest = entity.profile.max_session.unwrap_or(MAX_SESSION);
     let duration = wanted.duration.unwrap_or(MAX_SESSION);
-    if call.draft.session.is_some() && duration > CHAINED_MAX {
+    // A user's session token makes no chain.
+    let session = call.draft.session.as_deref();
+    let is_chained = session.is_some_and(|session| session.claims.name.is_some());
+    if is_chained && duration > CHAINED_MAX {
         return Err(ApiError::validation(
             "The requested DurationSeconds exceeds the 1 hour session limit for roles assumed by role chaining.",
         ));
@@ -511,6 +525,7 @@ fn duration(call: &Call<'_>, wanted: &Wanted, entity: &Entity) -> Result<i64, Ap
 fn get_session_token(call: &mut Call<'_>, mut input: Input) -> Result<Value, ApiError> {
     let duration = input.integer("DurationSeconds", 900, 129_600)?;
     input.finish()?;
+    refuse_given(&input, MFA)?;
     let longest = match call.caller.kind() {
         _ if call.draft.session.is_some() => None,
         PrincipalKind::Root => Some(3600),

@@ -451,6 +451,91 @@ fn a_transitive_tag_stays_whatever_case_it_is_asked_for_in() {
 }
 
 #[test]
+fn what_is_wrong_with_tags_does_not_tell_which_roles_there_are() {
+    let server = Server::tls();
+    let first = first_of_a_chain(&server);
+    put_second(&server, &["sts:SetSourceIdentity"]);
+    let tag = "&Tags.member.1.Key=Team&Tags.member.1.Value=red";
+    let nobody = format!("{SECOND}s");
+    let of = |role: &str| {
+        let form = format!("Action=AssumeRole&RoleArn={role}&RoleSessionName=two{tag}");
+        let (status, xml) = first.sts(&form);
+        (status, element(&xml, "Code"), element(&xml, "Message"))
+    };
+    assert_eq!(of(SECOND), of(&nobody));
+    assert_eq!(of(SECOND).1, "InvalidParameterValue");
+}
+
+#[test]
+fn whoever_names_an_mfa_device_gets_no_session_without_it() {
+    let server = Server::tls();
+    put(&server, ROLE, &[("--trust", trusting(USER))]);
+    let user = server.principal(USER);
+    let device = "arn:aws:iam::000000000000:mfa/alice";
+    for form in [
+        format!("Action=GetSessionToken&SerialNumber={device}&TokenCode=123456"),
+        "Action=GetSessionToken&TokenCode=123456".to_owned(),
+        format!("Action=AssumeRole&RoleArn={ROLE}&RoleSessionName=one&SerialNumber={device}"),
+        format!("Action=AssumeRole&RoleArn={ROLE}&RoleSessionName=one&TokenCode=123456"),
+        format!(
+            "Action=AssumeRole&RoleArn={ROLE}&RoleSessionName=one&ProvidedContexts.member.1.ContextAssertion=x"
+        ),
+        format!(
+            "Action=AssumeRole&RoleArn={ROLE}&RoleSessionName=one&PolicyArns.member.1.arn=arn:aws:iam::aws:policy/x"
+        ),
+    ] {
+        let (status, xml) = user.sts(&form);
+        assert_eq!(
+            (status, element(&xml, "Code").as_str()),
+            (400, "ValidationError"),
+            "{form}: {xml}"
+        );
+    }
+}
+
+#[test]
+fn a_users_session_token_makes_no_chain() {
+    let server = Server::tls();
+    let trust = ("--trust", trusting(USER));
+    put(&server, ROLE, &[trust, ("--max-session", "7200".into())]);
+    let user = server.principal(USER);
+    let (status, xml) = user.sts("Action=GetSessionToken");
+    assert_eq!(status, 200, "{xml}");
+    let session = user.with_session(&xml);
+    let (status, xml) = assume(&session, "&DurationSeconds=7200");
+    assert_eq!(status, 200, "{xml}");
+}
+
+#[test]
+fn listing_grants_to_retire_is_decided_by_the_principal_that_may_retire_them() {
+    let server = Server::tls();
+    let mut own = allow("kms:ListRetirableGrants");
+    own["Resource"] = json!(USER);
+    put(&server, USER, &[("--policy kms=", json!([own]))]);
+    let user = server.principal(USER);
+    let list = |principal: &str| {
+        let input = json!({ "RetiringPrincipal": principal });
+        user.call("ListRetirableGrants", input).status
+    };
+    assert_eq!((list(USER), list(ROLE)), (200, 400));
+}
+
+#[test]
+fn a_key_is_described_by_the_alias_that_a_policy_asks_for() {
+    let server = Server::tls();
+    let root = server.client();
+    let mut by_alias = allow("kms:DescribeKey");
+    by_alias["Condition"] = json!({ "StringEquals": { "kms:RequestAlias": "alias/app" } });
+    put(&server, USER, &[("--policy kms=", json!([by_alias]))]);
+    let user = server.principal(USER);
+    let key = root.create_key();
+    let alias = json!({ "AliasName": "alias/app", "TargetKeyId": key });
+    root.call("CreateAlias", alias).ok();
+    assert_eq!(describe(&user, "alias/app"), 200);
+    assert_eq!(describe(&user, &key), 400);
+}
+
+#[test]
 fn a_chain_needs_the_permissions_for_what_it_hands_on() {
     let server = Server::tls();
     let first = first_of_a_chain(&server);
