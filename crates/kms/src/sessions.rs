@@ -191,24 +191,36 @@ enum SessionError {
 /// Sessions that were used lately.
 #[derive(Debug, Default)]
 pub struct Sessions {
-    opened: DashMap<String, Arc<Session>>,
+    opened: DashMap<String, Opened>,
+}
+
+#[derive(Debug)]
+struct Opened {
+    session: Arc<Session>,
+    /// Which reading of `root.key` it was that opened it. Another may have forgotten the version that sealed it.
+    reading: u64,
 }
 
 impl Sessions {
     /// The session of an access key id and token; `None` if the token is not ours or another's. It may have expired.
     #[must_use]
     pub fn find(&self, root: &RootKey, access_key_id: &str, token: &str) -> Option<Arc<Session>> {
-        if let Some(session) = self.opened.get(access_key_id)
-            && is_same(&session.token, token)
+        let reading = root.reads();
+        if let Some(opened) = self.opened.get(access_key_id)
+            && opened.reading == reading
+            && is_same(&opened.session.token, token)
         {
-            return Some(Arc::clone(&session));
+            return Some(Arc::clone(&opened.session));
         }
         let session = Arc::new(open(root, access_key_id, token)?);
         if self.opened.len() >= REMEMBER {
             self.opened.clear();
         }
-        self.opened
-            .insert(access_key_id.to_owned(), Arc::clone(&session));
+        let opened = Opened {
+            session: Arc::clone(&session),
+            reading,
+        };
+        self.opened.insert(access_key_id.to_owned(), opened);
         Some(session)
     }
 }
@@ -220,6 +232,7 @@ fn is_same(a: &str, b: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::crypto::root_file::RootFile;
 
     fn claims(id: &str) -> Claims {
         Claims {
@@ -236,6 +249,27 @@ mod tests {
             tags: BTreeMap::new(),
             transitive: Vec::new(),
         }
+    }
+
+    #[test]
+    fn a_session_ends_with_the_version_that_sealed_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("root.key");
+        let root = RootKey::open(&path, true).unwrap();
+        let token = issue(&root, &claims("ASIAONE")).unwrap();
+        let sessions = Sessions::default();
+        let is_known = || {
+            root.reload().unwrap();
+            sessions.find(&root, "ASIAONE", &token).is_some()
+        };
+        assert!(is_known());
+        let mut file = RootFile::read(&path, None, false).unwrap();
+        file.current = file.add(0).unwrap();
+        file.write(&path).unwrap();
+        assert!(is_known());
+        assert!(file.retire(1));
+        file.write(&path).unwrap();
+        assert!(!is_known());
     }
 
     #[test]

@@ -579,3 +579,19 @@ fn presigned_requests_are_checked_for_form() {
     let nothing = verify(&headers, "Action=GetCallerIdentity", NOW).unwrap_err();
     assert_eq!(nothing.kind(), ErrorKind::MissingAuthenticationToken);
 }
+
+#[test]
+fn an_escape_is_two_hexadecimal_digits() {
+    for (text, expected) in [
+        ("%41", &b"A"[..]),
+        ("%4", b"%4"),
+        ("%+1", b"%+1"),
+        ("%-1", b"%-1"),
+        ("% 1", b"% 1"),
+        ("%\u{e9}", "%\u{e9}".as_bytes()),
+        ("%%41", b"%A"),
+    ] {
+        assert_eq!(decode(text), expected, "{text}");
+    }
+    assert_eq!(canonical_query("a=%+1"), "a=%25%2B1");
+}
