@@ -4,6 +4,10 @@
 
 mod common;
 
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::process::{Command, Output};
+
 use common::Server;
 use serde_json::{Value, json};
 
@@ -406,4 +410,131 @@ fn what_the_tools_change_is_in_the_trail() {
         json(&server, &["audit", "verify", "--json"])["verified"],
         true
     );
+}
+
+/// Runs a tool as somebody who may write nothing in a directory: root too, without the capability to do so all the same.
+fn look(data: &Path, arguments: &[&str]) -> Output {
+    let mut command = match rustix::process::getuid().is_root() {
+        true => {
+            let mut command = Command::new("setpriv");
+            let given_up = "-dac_override,-dac_read_search";
+            command.args(["--bounding-set", given_up, "--inh-caps", given_up]);
+            command.arg(common::BINARY);
+            command
+        }
+        false => Command::new(common::BINARY),
+    };
+    command.args(arguments).arg("--data").arg(data);
+    command.output().unwrap()
+}
+
+/// Takes from everybody, and with `true` gives back to its owner, the right to write a directory and what is in it.
+fn let_write(data: &Path, may: bool) {
+    let (directory, file) = if may { (0o700, 0o600) } else { (0o500, 0o400) };
+    let set = |path: &Path, mode| {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+    };
+    set(data, 0o700);
+    for entry in std::fs::read_dir(data).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_file() {
+            set(&path, file);
+        }
+    }
+    set(data, directory);
+}
+
+#[track_caller]
+fn looked(data: &Path, arguments: &[&str]) -> String {
+    let output = look(data, arguments);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{arguments:?}: {errors}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// What every tool that only looks says of a directory that it cannot look at.
+#[track_caller]
+fn refused(data: &Path, word: &str) {
+    for arguments in [&["audit"][..], &["audit", "verify"], &["keys", "list"]] {
+        let output = look(data, arguments);
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{arguments:?}: {errors}");
+        assert!(errors.contains(word), "{arguments:?}: {errors}");
+    }
+}
+
+#[test]
+fn where_nothing_can_be_written_one_can_still_look() {
+    let directory = tempfile::tempdir().unwrap();
+    let data = directory.path();
+    let arguments = ["--listen", "127.0.0.1:0", "--dev"];
+    let mut server = Server::start(data, &arguments);
+    if server.database.is_some() {
+        return;
+    }
+    let client = server.client();
+    let key = client.create_key();
+    let denied = server
+        .principal(ROLE)
+        .call("DescribeKey", json!({ "KeyId": key }));
+    let id = header(&denied, "x-amzn-requestid");
+    let all = |data: &Path| {
+        let trail = looked(data, &["audit", "--json"]);
+        assert!(
+            trail.contains("CreateKey") && trail.contains(&id),
+            "{trail}"
+        );
+        assert!(looked(data, &["audit"]).contains("CreateAccessKey"));
+        assert!(looked(data, &["explain", &id]).contains("DescribeKey"));
+        assert!(looked(data, &["keys", "list"]).contains(&key));
+        assert!(looked(data, &["grants", "list"]).contains("GRANTEE"));
+        assert!(looked(data, &["principal", "list"]).contains(ROLE));
+        looked(data, &["identity", "list"]);
+        looked(data, &["audit", "verify"])
+    };
+
+    // A server writes meanwhile: what is only in its log is seen.
+    let_write(data, false);
+    let running = all(data);
+    assert!(std::fs::metadata(data.join("kms.db-wal")).unwrap().len() > 0);
+    let_write(data, true);
+
+    // Copied while it runs, without the index of the log: the end of the trail would be missing.
+    let copy = tempfile::tempdir().unwrap();
+    for name in ["kms.db", "kms.db-wal", "root.key"] {
+        std::fs::copy(data.join(name), copy.path().join(name)).unwrap();
+    }
+    let_write(copy.path(), false);
+    refused(
+        copy.path(),
+        "are in kms.db-wal beside it, which cannot be read",
+    );
+    let_write(copy.path(), true);
+    assert_eq!(all(copy.path()), running);
+
+    // At rest the file is all there is.
+    assert_eq!(server.stop(), Some(0));
+    assert!(!data.join("kms.db-wal").exists());
+    let_write(data, false);
+    assert_eq!(all(data), running);
+    let made: Vec<_> = std::fs::read_dir(data).unwrap().collect();
+    let_write(data, true);
+    assert_eq!(made.len(), std::fs::read_dir(data).unwrap().count());
+
+    // Of an older program, which this one would bring up to date first.
+    let newest = "(SELECT MAX(version) FROM schema_migrations)";
+    server.sql(&format!(
+        "DELETE FROM schema_migrations WHERE version = {newest}"
+    ));
+    let_write(data, false);
+    refused(data, "cannot write here to bring it there");
+    let_write(data, true);
+    let hidden = std::fs::Permissions::from_mode(0o000);
+    std::fs::set_permissions(data, hidden).unwrap();
+    refused(data, "cannot be read, and nothing can be written there");
+    let_write(data, true);
+    std::fs::write(data.join("kms.db"), "no database").unwrap();
+    let_write(data, false);
+    refused(data, "cannot be read, and nothing can be written there");
+    let_write(data, true);
 }

@@ -77,9 +77,10 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
 }
 
 async fn verify(data: &Data, noted: Option<Head>, json: bool) -> Result<(), Failure> {
-    let mut connection = store::connect(&data.location()?).await?;
+    let (mut connection, still) = store::look(&data.location()?).await?;
     let root = data.root()?;
     let verified = store::verify_audit(&mut connection, &root, noted).await?;
+    still.check()?;
     let head = verified.head;
     if json {
         let flaw = verified.flaw.as_ref();
@@ -109,7 +110,7 @@ async fn list(arguments: List) -> Result<(), Failure> {
     // clap asks for it unless there is a subcommand.
     let data = arguments.data.unwrap_or_default();
     let location = arguments.database.or_in(&data)?;
-    let mut connection = store::connect(&location).await?;
+    let (mut connection, still) = store::look(&location).await?;
     let mut after = match arguments.last {
         Some(count) => store::audit_tail(&mut connection, count).await?,
         None => 0,
@@ -127,7 +128,7 @@ async fn list(arguments: List) -> Result<(), Failure> {
     loop {
         let rows = store::audit(&mut connection, after, PAGE).await?;
         let Some((last, _)) = rows.last() else {
-            return Ok(());
+            return Ok(still.check()?);
         };
         after = *last;
         for (_, row) in &rows {

@@ -34,8 +34,9 @@ fn parse_id(text: &str) -> Result<String, String> {
 }
 
 pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
-    let mut connection = store::connect(&arguments.data.location()?).await?;
+    let (mut connection, still) = store::look(&arguments.data.location()?).await?;
     let rows = store::audit_of(&mut connection, &arguments.request_id).await?;
+    still.check()?;
     let id = &arguments.request_id;
     let events = rows
         .iter()

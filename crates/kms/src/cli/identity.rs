@@ -242,8 +242,9 @@ fn new_unique_id(arn: &PrincipalArn) -> Result<String, crate::crypto::RandomErro
 }
 
 async fn list(data: &Data, json: bool) -> Result<(), Failure> {
-    let mut connection = store::connect(&data.location()?).await?;
+    let (mut connection, still) = store::look(&data.location()?).await?;
     let rows = store::identities(&mut connection).await?;
+    still.check()?;
     if json {
         let rows: Result<Vec<_>, _> = rows.iter().map(shown).collect();
         print(&format!("{:#}", json!(rows?)))?;
@@ -285,8 +286,9 @@ fn shown(row: &IdentityRow) -> Result<Value, Failure> {
 }
 
 async fn show(data: &Data, arn: &PrincipalArn) -> Result<(), Failure> {
-    let mut connection = store::connect(&data.location()?).await?;
+    let (mut connection, still) = store::look(&data.location()?).await?;
     let rows = store::identities(&mut connection).await?;
+    still.check()?;
     let row = rows.iter().find(|row| row.arn == arn.as_str());
     let row = row.ok_or_else(|| IdentityCommandError::Unknown(arn.to_string()))?;
     print(&format!("{:#}", shown(row)?))?;

@@ -100,8 +100,9 @@ fn new_access_key_id() -> Result<String, crate::crypto::RandomError> {
 }
 
 async fn list(data: &Data, json: bool) -> Result<(), Failure> {
-    let mut connection = store::connect(&data.location()?).await?;
+    let (mut connection, still) = store::look(&data.location()?).await?;
     let rows = store::principals(&mut connection).await?;
+    still.check()?;
     if json {
         let rows: Vec<_> = rows
             .iter()

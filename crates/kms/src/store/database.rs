@@ -15,11 +15,11 @@ use sqlx::{Connection as _, Executor as _, Postgres, Row as _, Sqlite};
 use tokio::sync::{Mutex, Semaphore};
 
 use super::postgres::Servers;
-use super::{PAUSE, StoreError};
+use super::{PAUSE, StoreError, look};
 use crate::error::Chain;
 
 /// How long SQLite waits for another process's lock, `enclos-kms principal add` for example.
-const BUSY: Duration = Duration::from_secs(10);
+pub(super) const BUSY: Duration = Duration::from_secs(10);
 
 /// How long one read may take, its wait for a connection included, before its connection is given up.
 const READ_TIME: Duration = Duration::from_secs(5);
@@ -72,6 +72,8 @@ pub(super) enum Access {
     Write,
     /// Reading.
     Read,
+    /// Reading where nothing can be written. It asks the file system how that is done, so it is nothing for servers.
+    Look,
 }
 
 /// Where the database is in a data directory.
@@ -105,6 +107,12 @@ async fn open_file(options: SqliteConnectOptions) -> Result<SqliteConnection, St
 impl Location {
     pub(super) async fn connect(&self, access: Access) -> Result<Connection, StoreError> {
         match self {
+            Self::Sqlite(data) if access == Access::Look => {
+                let opened = open_file(look::options(data)?).await;
+                Ok(Connection::Sqlite(opened.map_err(|source| {
+                    StoreError::NotReadable(database_path(data), Box::new(source))
+                })?))
+            }
             Self::Sqlite(data) => {
                 let options = sqlite_options(data)
                     .create_if_missing(access == Access::Create)
@@ -412,17 +420,24 @@ pub(super) async fn close(connection: Option<Connection>) {
 #[derive(Debug)]
 pub(super) struct Readers {
     location: Location,
+    access: Access,
     idle: Vec<Mutex<Option<Connection>>>,
     next: AtomicUsize,
 }
 
 impl Readers {
-    pub(super) fn new(location: Location) -> Self {
+    pub(super) fn new(location: Location, access: Access) -> Self {
         Self {
             location,
+            access,
             idle: (0..READERS).map(|_| Mutex::default()).collect(),
             next: AtomicUsize::new(0),
         }
+    }
+
+    /// How they are opened.
+    pub(super) fn access(&self) -> Access {
+        self.access
     }
 
     /// The rows that a statement gives. A connection that was open and fails is tried once more, anew: the server may
@@ -448,7 +463,7 @@ impl Readers {
                 *slot = Some(connection);
                 return Ok(rows);
             }
-            let mut connection = self.location.connect(Access::Read).await?;
+            let mut connection = self.location.connect(self.access).await?;
             let rows = connection.rows(sql, values).await?;
             *slot = Some(connection);
             Ok(rows)
@@ -481,7 +496,7 @@ mod tests {
     #[tokio::test]
     async fn reads_do_not_queue_behind_reads_that_hang() {
         let directory = tempfile::tempdir().unwrap();
-        let readers = std::sync::Arc::new(Readers::new(directory.path().into()));
+        let readers = std::sync::Arc::new(Readers::new(directory.path().into(), Access::Read));
         let mut hanging = Vec::new();
         for slot in &readers.idle {
             hanging.push(slot.lock().await);

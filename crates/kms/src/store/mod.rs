@@ -28,6 +28,7 @@ mod database;
 mod health;
 mod identities;
 mod late;
+mod look;
 mod postgres;
 mod principals;
 mod resealed;
@@ -61,6 +62,7 @@ pub use audit::{
 pub use database::{Connection, Location, database_path};
 pub use identities::{IdentityRow, delete_identity, identities, put_identity};
 pub(crate) use late::Late;
+pub use look::{Still, look};
 pub use postgres::{AddressError, Servers};
 pub use principals::{delete_principal, insert_principal, principals};
 pub use resealed::{SealedRow, Secret, reseal, sealed_otherwise};
@@ -117,6 +119,31 @@ pub enum StoreError {
         /// In this program.
         known: i64,
     },
+    /// Written by an older program, where this one cannot bring it up to date.
+    #[error(
+        "the database has schema {found}, this program needs {known} and cannot write here to bring it there; look at a copy in a directory that you can write, or use the older enclos-kms"
+    )]
+    OlderSchema {
+        /// In the database.
+        found: i64,
+        /// In this program.
+        known: i64,
+    },
+    /// It can be neither written nor read.
+    #[error(
+        "{} cannot be read, and nothing can be written there; see that you may read it, kms.db-wal and kms.db-shm beside it, or look at a copy of all three in a directory that you can write", .0.display()
+    )]
+    NotReadable(PathBuf, #[source] Box<Self>),
+    /// The end of it is in the log, which cannot be read without writing.
+    #[error(
+        "the newest changes of {} are in kms.db-wal beside it, which cannot be read where nothing can be written; copy both into a directory that you can write and look there", .0.display()
+    )]
+    LogWithoutIndex(PathBuf),
+    /// A server began to write what was taken for a file at rest.
+    #[error(
+        "{} was changed while it was read, so what was read is of no one moment; do it again", .0.display()
+    )]
+    ChangedMeanwhile(PathBuf),
     /// A row holds what this program never writes.
     #[error("the row of key {key} is damaged: {value:?} is no {column}")]
     Damaged {
@@ -332,7 +359,7 @@ impl Store {
         schema::migrate(&mut connection).await?;
         let (queue, messages) = mpsc::channel(QUEUE);
         let store = Self {
-            readers: Arc::new(Readers::new(location.clone())),
+            readers: Arc::new(Readers::new(location.clone(), Access::Read)),
             location,
             queue,
             waited_for: Arc::default(),
@@ -357,13 +384,15 @@ impl Store {
     /// # Errors
     /// If there is none, or it cannot be opened.
     pub async fn reader(location: &Location) -> Result<Self, StoreError> {
-        connect(location).await?.close().await?;
+        let (connection, still) = look(location).await?;
+        connection.close().await?;
+        let access = still.access();
         let (queue, _closed) = mpsc::channel(1);
         Ok(Self {
             location: location.clone(),
             queue,
             waited_for: Arc::default(),
-            readers: Arc::new(Readers::new(location.clone())),
+            readers: Arc::new(Readers::new(location.clone(), access)),
             health: Arc::default(),
             sealer: Sealer::default(),
             late: Arc::default(),

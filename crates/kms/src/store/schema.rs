@@ -263,6 +263,29 @@ pub(super) async fn migrate(connection: &mut Connection) -> Result<(), StoreErro
     }
 }
 
+/// Refuses a database that would have to be brought to this program's schema first.
+pub(super) async fn check(connection: &mut Connection) -> Result<(), StoreError> {
+    let found = version(connection).await?;
+    let known = match connection.is_shared() {
+        true => POSTGRES.len(),
+        false => SQLITE.len(),
+    };
+    let known = i64::try_from(known).unwrap_or(i64::MAX);
+    match found {
+        _ if found > known => Err(StoreError::NewerSchema { found, known }),
+        _ if found < known => Err(StoreError::OlderSchema { found, known }),
+        _ => Ok(()),
+    }
+}
+
+async fn version(connection: &mut Connection) -> Result<i64, StoreError> {
+    let sql = "SELECT COALESCE(MAX(version), 0) FROM schema_migrations";
+    match connection.row(sql, &[]).await? {
+        Some(row) => Ok(row.get(0)?),
+        None => Ok(0),
+    }
+}
+
 async fn step(
     connection: &mut Connection,
     begin: &str,
@@ -271,11 +294,7 @@ async fn step(
 ) -> Result<(), StoreError> {
     connection.script(table).await?;
     connection.script(begin).await?;
-    let sql = "SELECT COALESCE(MAX(version), 0) FROM schema_migrations";
-    let found = match connection.row(sql, &[]).await? {
-        Some(row) => row.get(0)?,
-        None => 0,
-    };
+    let found = version(connection).await?;
     let known = i64::try_from(migrations.len()).unwrap_or(i64::MAX);
     if found > known {
         connection.rollback().await?;

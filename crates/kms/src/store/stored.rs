@@ -48,7 +48,8 @@ impl Store {
     /// # Errors
     /// If the database fails or a row is damaged.
     pub async fn everything(&self) -> Result<News, StoreError> {
-        let mut connection = self.location.connect_at_the_start(Access::Read).await?;
+        let access = self.readers.access();
+        let mut connection = self.location.connect_at_the_start(access).await?;
         let news = whole(&mut connection).await?;
         connection.close().await?;
         Ok(news)
