@@ -289,3 +289,25 @@ fn a_backup_of_an_older_root_key_needs_that_version() {
     done(&place.restore("old", &with_both, &[]));
     place.check(&with_both);
 }
+
+#[test]
+fn a_root_key_that_was_left_behind_goes_into_no_backup() {
+    let mut place = Place::new();
+    let secret = place.path("passphrase");
+    std::fs::write(&secret, "correct horse battery staple").unwrap();
+    let by = ["--passphrase-file", secret.to_str().unwrap()];
+    let root = place.server.data.join("root.key");
+    let older = std::fs::read(&root).unwrap();
+    done(&place.server.tool(&["root", "rotate"]));
+    let newer = std::fs::read(&root).unwrap();
+    assert_eq!(place.server.stop(), Some(0));
+    // As on a node that was missed: what it would back up nobody could restore.
+    std::fs::write(&root, older).unwrap();
+    let output = place.backup("behind.backup", &by);
+    refused(&output, "version 2 of the root key was made current");
+    assert!(!place.path("behind.backup").exists());
+    // One that is opened by the root key itself may be opened by a newer file.
+    done(&place.backup("without.backup", &[]));
+    std::fs::write(&root, newer).unwrap();
+    done(&place.backup("backup", &by));
+}

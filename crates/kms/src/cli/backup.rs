@@ -129,7 +129,9 @@ pub(super) async fn backup(arguments: Backup) -> Result<(), Failure> {
     };
     let now = OffsetDateTime::now_utc();
     let mut writer = Writer::new(BufWriter::new(&file), holder, unix_ms(now))?;
-    let root_key = root_key.as_ref().map(|bytes| bytes.as_slice());
+    let root_key = root_key
+        .as_ref()
+        .map(|bytes| rows::RootKeyFile { bytes, root: &root });
     let written = rows::export(&mut connection, root_key, &mut writer).await?;
     writer.finish()?;
     file.finish().map_err(unwritable)?;

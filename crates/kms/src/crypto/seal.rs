@@ -450,6 +450,12 @@ impl RootKey {
         }
     }
 
+    /// Whether there is that version, or it is an older one than the current and was forgotten.
+    pub(crate) fn knows(&self, number: u32) -> bool {
+        let ring = self.ring();
+        number <= ring.current || ring.version(number).is_some()
+    }
+
     /// What a version seals backups under; `None` if it was retired or there is no such version.
     pub(super) fn backups(&self, version: u32) -> Option<Secret> {
         self.ring().version(version)?.backups.clone()

@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use super::audit::{self, Head};
 use super::tables::{Cell, Kind, PAGE, TABLES, Table, recording_since, set_recording_since};
 use super::transfer::{Moved, TransferError, begin_empty, finish};
-use super::{Connection, StoreError};
+use super::{Connection, StoreError, root_versions};
 use crate::crypto::seal::RootKey;
 
 /// Longest record. Policies and audit events are far shorter.
@@ -49,6 +49,11 @@ pub enum CopyError {
         "the backup's table {0} has other columns than this program's; restore it with the enclos-kms that made it, then start this one"
     )]
     Columns(&'static str),
+    /// Nobody could restore it.
+    #[error(
+        "version {0} of the root key was made current and this root.key, which goes into the backup, does not have it; copy root.key from a node that has it, or try again if it was rotated just now"
+    )]
+    OldRootKey(u32),
     /// Longer than anything that is ever stored.
     #[error("a row of the table {0} is longer than {LONGEST} bytes and cannot be backed up")]
     TooLong(&'static str),
@@ -136,19 +141,32 @@ fn decode(table: &Table, mut body: &[u8]) -> Option<Vec<Cell>> {
     body.is_empty().then_some(row)
 }
 
+/// `root.key`, which goes along.
+#[derive(Debug, Clone, Copy)]
+pub struct RootKeyFile<'a> {
+    /// Byte for byte.
+    pub bytes: &'a [u8],
+    /// Opened.
+    pub root: &'a RootKey,
+}
+
 /// Writes everything, as it is at one moment, while others read and write.
 ///
 /// # Errors
-/// If the database fails, or the file.
+/// If the database fails, or the file; or if `root.key` does not open what it goes along with.
 pub async fn export(
     from: &mut Connection,
-    root_key: Option<&[u8]>,
+    root_key: Option<RootKeyFile<'_>>,
     out: &mut impl Write,
 ) -> Result<Moved, CopyError> {
-    if let Some(bytes) = root_key {
+    from.begin_reading().await?;
+    if let Some(RootKeyFile { bytes, root }) = root_key {
+        let newest = root_versions::newest_root(from).await?;
+        if let Some(newest) = newest.filter(|newest| !root.knows(*newest)) {
+            return Err(CopyError::OldRootKey(newest));
+        }
         put(out, b'K', bytes)?;
     }
-    from.begin_reading().await?;
     let mut rows = Vec::new();
     for table in TABLES {
         rows.push((table.name, export_table(from, table, out).await?));
