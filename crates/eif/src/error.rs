@@ -30,8 +30,8 @@ pub enum EifError {
     },
     /// It is another kind of file.
     #[error(
-        "not an enclave image: the file starts with {found:02x?}, expected \".eif\"; pass a file made by \
-         `enclos build` or `nitro-cli build-enclave`"
+        "not an enclave image: the file starts with \"{}\", expected \".eif\"; pass a file made by \
+         `enclos build` or `nitro-cli build-enclave`", .found.escape_ascii()
     )]
     Magic {
         /// The first four bytes.

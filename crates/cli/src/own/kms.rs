@@ -49,10 +49,8 @@ pub(super) fn run(args: Kms) -> Outcome {
         command.arg("--data").arg(dirs::state()?.join("kms"));
     }
     let error = command.exec();
-    Err(
-        Failure::text(format_args!("cannot run {}: {error}", program.display()))
-            .hint("enclos-kms is installed beside enclos, or found in PATH"),
-    )
+    Err(Failure::file(None, "run", &program, error)
+        .hint("enclos-kms is installed beside enclos, or found in PATH"))
 }
 
 /// Whether the command works on a data directory and none was named.
