@@ -217,6 +217,8 @@ async fn serve_http(
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
+        // As AWS writes them: MongoDB's drivers know `Content-Length` in no other case.
+        .title_case_headers(true)
         .header_read_timeout(HEADER_TIME)
         .max_buf_size(HEADER_BYTES)
         .serve_connection(TokioIo::new(stream), respond);

@@ -737,6 +737,18 @@ fn signatures_are_checked() {
     assert_eq!(list(&outside).error_type(), "UnrecognizedClientException");
 }
 
+/// MongoDB's drivers know the headers of an answer in this case alone.
+#[test]
+fn headers_are_written_as_aws_writes_them() {
+    let server = Server::dev();
+    let client = server.client();
+    let request = b"GET /health HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
+    let reply = String::from_utf8(client.raw(request)).unwrap();
+    for header in ["Content-Length: 15", "Content-Type: application/json"] {
+        assert!(reply.lines().any(|line| line == header), "{reply}");
+    }
+}
+
 #[test]
 fn bodies_that_are_none() {
     let server = Server::dev();
