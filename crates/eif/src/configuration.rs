@@ -2,6 +2,7 @@
 
 use std::io::{Read, Seek};
 
+use aws_lc_rs::digest::{self, SHA256};
 use serde_json::Value;
 
 use crate::error::EifError;
@@ -21,12 +22,20 @@ const BEFORE: u64 = 1024;
 /// Where an entry's header has the length of its body.
 const LENGTH: std::ops::Range<usize> = 54..62;
 
+/// A configuration as an archive has it.
+#[derive(Debug, PartialEq)]
+pub(crate) struct Configuration {
+    pub(crate) settings: Value,
+    /// SHA-256 of its text: an entry that comes later in the archive may be of the same name.
+    pub(crate) digest: [u8; 32],
+}
+
 /// The configuration in one ramdisk, if that is a plain archive that starts with it, as ours do.
 pub(crate) fn read<R: Read + Seek>(
     eif: &Eif,
     reader: &mut R,
     section: &Section,
-) -> Result<Option<Value>, EifError> {
+) -> Result<Option<Configuration>, EifError> {
     let mut head = Vec::new();
     let limit = MAX_CONFIG + BEFORE;
     eif.section(reader, section)?
@@ -41,13 +50,13 @@ pub(crate) fn find<R: Read + Seek>(eif: &Eif, reader: &mut R) -> Result<Option<V
     let ramdisks = ramdisks.filter(|section| section.kind == SectionKind::Ramdisk);
     for section in ramdisks.skip(1) {
         if let Some(config) = read(eif, reader, section)? {
-            return Ok(Some(config));
+            return Ok(Some(config.settings));
         }
     }
     Ok(None)
 }
 
-fn parse(head: &[u8]) -> Option<Value> {
+fn parse(head: &[u8]) -> Option<Configuration> {
     let name = [CONFIG, b"\0"].concat();
     let near = head.get(..usize::try_from(BEFORE).ok()?).unwrap_or(head);
     let at = near.windows(name.len()).position(|window| window == name)?;
@@ -55,7 +64,10 @@ fn parse(head: &[u8]) -> Option<Value> {
     let len = usize::try_from(hex_field(&header[LENGTH])?).ok()?;
     let start = (at + name.len()).next_multiple_of(4);
     let body = head.get(start..start.checked_add(len)?)?;
-    serde_json::from_slice(body).ok()
+    Some(Configuration {
+        settings: serde_json::from_slice(body).ok()?,
+        digest: digest::digest(&SHA256, body).as_ref().try_into().ok()?,
+    })
 }
 
 #[cfg(test)]
@@ -78,7 +90,10 @@ mod tests {
     #[test]
     fn the_configuration_is_found_at_the_start_alone_and_whole() {
         let whole = archive(br#"{"version":1}"#);
-        assert_eq!(parse(&whole), Some(serde_json::json!({ "version": 1 })));
+        let found = parse(&whole).unwrap();
+        assert_eq!(found.settings, serde_json::json!({ "version": 1 }));
+        let text = digest::digest(&SHA256, br#"{"version":1}"#);
+        assert_eq!(found.digest, text.as_ref());
         assert_eq!(parse(&archive(b"no JSON")), None);
         assert_eq!(parse(&archive(b"")), None);
         let len = whole

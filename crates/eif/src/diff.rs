@@ -307,9 +307,12 @@ impl Parts {
             return Ok(());
         }
         self.app_digest += &digest;
-        if let Some(config) = configuration::read(eif, reader, section).map_err(image)? {
+        let config = configuration::read(eif, reader, section).map_err(image)?;
+        let last = entries.get(configuration::CONFIG).map(|entry| entry.digest);
+        // Where a later entry takes its place, that one is what the guest reads: it stays a file, and shows.
+        if let Some(config) = config.filter(|config| last == Some(config.digest)) {
             entries.remove(configuration::CONFIG);
-            self.config.extend(flattened(&config));
+            self.config.extend(flattened(&config.settings));
         }
         self.app.extend(named(&entries));
         Ok(())

@@ -133,6 +133,18 @@ fn each_input_is_named_with_the_registers_that_it_moves() {
 }
 
 #[test]
+fn a_configuration_that_takes_the_place_of_the_first_shows() {
+    let found = changes(|parts| {
+        parts
+            .app
+            .push(("enclos/config.json", r#"{"ingress":[22]}"#))
+    });
+    let names = named(&found);
+    assert!(names.contains(&(Input::Application, "/enclos/config.json")));
+    assert!(names.contains(&(Input::Configuration, "/process/argv/0")));
+}
+
+#[test]
 fn files_come_and_go() {
     let found = changes(|parts| {
         parts.app.remove(1);
