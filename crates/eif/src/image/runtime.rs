@@ -247,8 +247,12 @@ fn find(
     built_in: &mut BTreeSet<String>,
 ) -> Result<(), ImageError> {
     let failed = ImageError::file("read", folder);
-    for entry in fs::read_dir(folder).map_err(&failed)? {
-        let entry = entry.map_err(&failed)?;
+    let entries = fs::read_dir(folder).map_err(&failed)?;
+    let mut entries: Vec<_> = entries.collect::<Result<_, _>>().map_err(&failed)?;
+    // A folder has its names in any order; of two modules with one name the last is taken: `updates` before `kernel`, as depmod
+    // does.
+    entries.sort_by_key(fs::DirEntry::file_name);
+    for entry in entries {
         let (path, name) = (entry.path(), entry.file_name());
         let name = name.to_string_lossy();
         if entry.file_type().map_err(&failed)?.is_dir() {

@@ -1288,6 +1288,25 @@ fn hostile_layouts_are_refused() {
 }
 
 #[test]
+fn of_two_modules_with_one_name_the_last_folder_has_the_one() {
+    let (old, new) = (module("vsock", "", &[]), module("vsock", "", &[7]));
+    let folders = [("a", &old), ("updates", &new), ("m", &old)];
+    for turn in 0..folders.len() {
+        let bench = Bench::new();
+        fs::create_dir(bench.path("root")).unwrap();
+        for (folder, bytes) in folders.iter().cycle().skip(turn).take(folders.len()) {
+            let folder = bench.path("modules").join(folder);
+            fs::create_dir(&folder).unwrap();
+            fs::write(folder.join("vsock.ko"), bytes).unwrap();
+        }
+        let mut spec = bench.spec("root");
+        spec.config.app.command = Some(vec!["/a".into()]);
+        let output = bench.build(&spec).unwrap();
+        assert_eq!(output.runtime["enclos/modules/vsock.ko"].body, new);
+    }
+}
+
+#[test]
 fn missing_and_foreign_modules_are_named() {
     let bench = Bench::new();
     fs::create_dir(bench.path("root")).unwrap();
