@@ -142,6 +142,11 @@ impl Architecture {
     }
 }
 
+/// `N` bytes at `at`, if there are as many.
+pub(crate) fn field<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
+    bytes.get(at..)?.first_chunk().copied()
+}
+
 /// Whether bytes start a 64-bit little-endian ELF file.
 pub(crate) fn is_elf(head: &[u8]) -> bool {
     head.starts_with(b"\x7fELF\x02\x01")

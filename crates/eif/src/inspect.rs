@@ -69,9 +69,7 @@ pub struct CertificateInfo {
 pub fn inspect<R: Read + Seek>(reader: &mut R) -> Result<Report, EifError> {
     let mut mode = Mode::Tolerant(Vec::new());
     let eif = Eif::parse_with(reader, &mut mode)?;
-    let Mode::Tolerant(mut findings) = mode else {
-        return Err(EifError::Architecture);
-    };
+    let mut findings = mode.into_findings();
     let pass = pass(reader, &eif)?;
     let crc_ok = pass.crc == eif.header.crc;
     if !crc_ok {

@@ -13,8 +13,9 @@ mod arm64;
 
 use std::io::{self, Read};
 
-use crate::format::Architecture;
+use crate::format::{Architecture, field};
 use crate::packing::{Limited, Packing, is_limit};
+use crate::reader::u64_len;
 
 /// How much of a kernel's beginning [`check_length`] needs: the headers are in the first 1 KiB.
 pub const HEAD_LEN: u64 = 4096;
@@ -147,9 +148,9 @@ pub fn unpack(bzimage: &[u8]) -> Result<Vec<u8>, KernelError> {
             found: u64_len(&vmlinux),
         });
     }
-    match is_x86_64_elf(&vmlinux) {
-        true => Ok(vmlinux),
-        false => Err(KernelError::NotElf),
+    match Architecture::of_elf(&vmlinux) {
+        Some(Architecture::X86_64) => Ok(vmlinux),
+        _ => Err(KernelError::NotElf),
     }
 }
 
@@ -282,17 +283,4 @@ fn unpack_payload(packing: Packing, packed: &mut &[u8]) -> Result<Vec<u8>, Kerne
         Err(error) if is_limit(&error) => Err(KernelError::TooLarge { limit: MAX_VMLINUX }),
         Err(error) => Err(KernelError::Unpack(error)),
     }
-}
-
-/// ELF, 64 bits, little-endian, machine 62 (x86-64).
-fn is_x86_64_elf(bytes: &[u8]) -> bool {
-    bytes.starts_with(b"\x7fELF\x02\x01") && field(bytes, 18) == Some([62, 0])
-}
-
-fn field<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
-    bytes.get(at..)?.first_chunk().copied()
-}
-
-fn u64_len(bytes: &[u8]) -> u64 {
-    u64::try_from(bytes.len()).unwrap_or(u64::MAX)
 }

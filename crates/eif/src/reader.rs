@@ -224,6 +224,14 @@ impl Mode {
         }
     }
 
+    /// What was noted.
+    pub(crate) fn into_findings(self) -> Vec<EifError> {
+        match self {
+            Self::Strict => Vec::new(),
+            Self::Tolerant(findings) => findings,
+        }
+    }
+
     fn accepts(&self, version: u16) -> bool {
         match self {
             Self::Strict => version == CURRENT_VERSION,

@@ -6,6 +6,8 @@
 
 use std::ops::Range;
 
+use crate::format::{field, is_elf};
+
 /// Virtio device type of the NSM (`VIRTIO_ID_NITRO_SEC_MOD`).
 const NSM_DEVICE: u32 = 33;
 
@@ -165,7 +167,7 @@ fn section(module: &[u8], name: &[u8]) -> Result<Option<Range<usize>>, ModuleErr
 fn sections(module: &[u8]) -> Result<Vec<Section>, ModuleError> {
     /// Size of an entry of the section table, `Elf64_Shdr`.
     const ENTRY: usize = 64;
-    if !module.starts_with(b"\x7fELF\x02\x01") {
+    if !is_elf(module) {
         return Err(ModuleError::Elf {
             what: "wrong magic",
         });
@@ -223,8 +225,4 @@ fn parse_section(module: &[u8], entry: &[u8]) -> Result<Section, ModuleError> {
         flags: long(8),
         range,
     })
-}
-
-fn field<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
-    bytes.get(at..)?.first_chunk().copied()
 }

@@ -10,7 +10,8 @@
 
 use std::io::{self, Read};
 
-use super::{KernelError, certificates_len, field};
+use super::{KernelError, certificates_len};
+use crate::format::field;
 
 const IMAGE_SIZE: usize = 16;
 const FLAGS: usize = 24;
