@@ -449,9 +449,12 @@ impl Application {
             first: Some(first),
         } = &self.image.lost
         {
+            let who = match count {
+                1 => format!("{first} loses"),
+                _ => format!("{count} files (the first is {first}) lose"),
+            };
             warnings.push(format!(
-                "{count} files lose extended attributes such as file capabilities (the first is {first}): \
-                 an initial RAM file system has none"
+                "{who} extended attributes such as file capabilities: an initial RAM file system has none"
             ));
         }
         if !self.is_container && spec.reference.is_some() {
