@@ -7,7 +7,8 @@
 //! another processor than this machine's it is built by Debian's cross compiler.
 //!
 //! The same source, compiler and linker give the same bytes: user, host, time and build number, which a kernel would
-//! otherwise record, are fixed, and it is built inside its source tree, so that no path is recorded either.
+//! otherwise record, are fixed, and it is built inside its source tree, so that no path is recorded either. A kernel also holds its
+//! configuration, which names versions of tools: only those that make it count.
 
 use std::fs;
 use std::io::Write;
@@ -83,7 +84,8 @@ impl Target {
     /// `make` in the source tree, with nothing of the user's environment that could reach the kernel.
     fn make(&self, source: &Path) -> Command {
         let mut make = Command::new("make");
-        make.current_dir(source).env_clear().envs(FIXED).arg("-s");
+        make.current_dir(source).env_clear().envs(FIXED);
+        make.arg("-s").args(ABSENT);
         if let Some(path) = std::env::var_os("PATH") {
             make.env("PATH", path);
         }
@@ -138,6 +140,10 @@ const FIXED: [(&str, &str); 5] = [
     ("KBUILD_BUILD_TIMESTAMP", "Thu Jan  1 00:00:00 UTC 1970"),
     ("LC_ALL", "C"),
 ];
+
+/// Programs that the build does not run, but whose versions its configuration would have, and the kernel with it, from wherever they
+/// are installed.
+const ABSENT: [&str; 2] = ["RUSTC=no-rustc", "PAHOLE=no-pahole"];
 
 /// Programs that the build runs, and the packages that have them.
 const TOOLS: [(&str, &str); 9] = [
@@ -311,6 +317,25 @@ mod tests {
         }
         let x86 = Target::of(Arch::X86_64).config;
         assert!(x86.contains("# CONFIG_ACPI is not set\n"));
+    }
+
+    /// A kernel holds its configuration, and with it whatever Linux's build finds out about the machine that it runs on.
+    #[test]
+    fn the_machine_adds_nothing_to_the_kernel() {
+        let make = Target::of(Arch::X86_64).make(Path::new("/"));
+        let args: Vec<_> = make.get_args().filter_map(|arg| arg.to_str()).collect();
+        assert_eq!(args, ["-s", "RUSTC=no-rustc", "PAHOLE=no-pahole"]);
+        let names: Vec<_> = make
+            .get_envs()
+            .filter_map(|(name, _)| name.to_str())
+            .collect();
+        let fixed = FIXED.map(|(name, _)| name);
+        assert!(
+            names
+                .iter()
+                .all(|name| *name == "PATH" || fixed.contains(name)),
+            "{names:?}"
+        );
     }
 
     #[test]
