@@ -163,6 +163,18 @@ fn doctor_says_what_is_missing_and_what_to_do() {
     );
 }
 
+/// The running hypervisor may have been started with another allocator file than the usual one.
+#[test]
+fn doctor_says_what_the_running_hypervisor_has_for_enclaves() {
+    let host = Reply::Ok(Success::Host(Box::new(daemon::host())));
+    let daemon = Daemon::hypervisor(vec![host.clone(), host]);
+    let done = run(&daemon, &[], &["doctor"]);
+    let expected = "set aside    1024 MiB (1024 free), CPUs [0, 1] of the hypervisor that runs";
+    assert!(done.stdout.contains(expected), "{}", done.stdout);
+    let none = run(&Daemon::none(), &[], &["doctor"]);
+    assert!(!none.stdout.contains("that runs"), "{}", none.stdout);
+}
+
 #[test]
 fn an_enclaves_log_is_found_by_name_and_followed_to_its_end() {
     use std::io::Write as _;

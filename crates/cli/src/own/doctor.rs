@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use clap::Args;
-use enclos_api::control::{Cgroup, Request, Success};
+use enclos_api::control::{Cgroup, Host, Request, Success};
 use serde::{Deserialize, Serialize};
 
 use super::kernel;
@@ -92,13 +92,14 @@ impl Finding {
 pub(super) fn run(args: &Doctor) -> Outcome {
     let packages = Packages::of_this_machine();
     let probe = probe();
-    let mut findings = vec![cores(), memory(), set_aside()];
+    let host = in_force();
+    let mut findings = vec![cores(), memory(), set_aside(host.as_ref())];
     let version = probe
         .iter()
         .flatten()
         .find_map(|probe| probe.qemu.version.as_deref());
     findings.push(version.map_or_else(|| qemu(packages), |line| qemu_version(line, packages)));
-    findings.extend(engines(probe));
+    findings.extend(engines(probe, host.as_ref()));
     findings.extend([
         programs(),
         guest(),
@@ -218,8 +219,16 @@ fn memory() -> Finding {
     }
 }
 
-/// What an operator has set aside; the hypervisor reads it at its start.
-fn set_aside() -> Finding {
+/// What enclaves have from the hypervisor that runs, else what an operator has set aside, which it reads at its start.
+fn set_aside(host: Option<&Host>) -> Finding {
+    if let Some(host) = host {
+        let (total, free) = (host.memory_total_mib, host.memory_free_mib);
+        let found = format!(
+            "{total} MiB ({free} free), CPUs {:?} of the hypervisor that runs",
+            host.cpu_ids
+        );
+        return Finding::good("set aside", found);
+    }
     let prefix = std::env::var_os("NITRO_CLI_INSTALL_DIR").unwrap_or_default();
     let path = Path::new("/")
         .join(prefix)
@@ -252,9 +261,9 @@ fn limits(cgroup: &Cgroup, running: bool) -> Finding {
 }
 
 /// What the hypervisor says that runs.
-fn limits_in_force() -> Option<Cgroup> {
+fn in_force() -> Option<Host> {
     match daemon::hypervisor(&Request::Host) {
-        Ok(Success::Host(host)) => Some(host.cgroup),
+        Ok(Success::Host(host)) => Some(*host),
         _ => None,
     }
 }
@@ -321,10 +330,10 @@ fn probe() -> Option<Outcome<Probe>> {
 }
 
 /// One finding per engine, and what holds enclaves.
-fn engines(probe: Option<Outcome<Probe>>) -> Vec<Finding> {
+fn engines(probe: Option<Outcome<Probe>>, host: Option<&Host>) -> Vec<Finding> {
     match probe {
         None => Vec::new(),
-        Some(Ok(probe)) => probed(probe),
+        Some(Ok(probe)) => probed(probe, host),
         Some(Err(failure)) => {
             let found = failure.render("enclos").trim().replace('\n', ";");
             vec![Finding::bad(
@@ -362,7 +371,7 @@ fn parse_probe(text: &str) -> Outcome<Probe> {
     })
 }
 
-fn probed(Probe { qemu, kvm, cgroup }: Probe) -> Vec<Finding> {
+fn probed(Probe { qemu, kvm, cgroup }: Probe, host: Option<&Host>) -> Vec<Finding> {
     let engine = match qemu.problem {
         None if qemu.usable => Finding::good("engine qemu", qemu.version.unwrap_or_default()),
         problem => {
@@ -377,8 +386,8 @@ fn probed(Probe { qemu, kvm, cgroup }: Probe) -> Vec<Finding> {
     let note =
         "nothing to do: this release runs enclaves on QEMU's translator, with or without KVM";
     let kvm = Finding::note("engine kvm", kvm.verdict, note);
-    let limits = match limits_in_force() {
-        Some(cgroup) => limits(&cgroup, true),
+    let limits = match host {
+        Some(host) => limits(&host.cgroup, true),
         None => limits(&cgroup, false),
     };
     vec![engine, kvm, limits]
@@ -559,7 +568,7 @@ mod tests {
             "kvm":{"works":false,"verdict":"cannot make a machine"},"tsc_khz":1,
             "cgroup":{"controllers":["memory"],"problem":null}}"#;
         let levels = |text: &str| {
-            probed(parse_probe(text).unwrap())
+            probed(parse_probe(text).unwrap(), None)
                 .iter()
                 .map(|f| f.level)
                 .collect::<Vec<_>>()
