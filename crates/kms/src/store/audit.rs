@@ -1,16 +1,21 @@
 //! The audit trail: rows that nobody can change, remove or slip in unnoticed.
 //!
 //! Every row holds the SHA-256 of the row before it and of itself, so rows are a chain. The last row of every
-//! transaction also holds a *seal*, an HMAC over its number and hash under a key that follows from the root key.
-//! Who can write to the database but does not have `root.key` can neither change the chain nor make it longer. They can
+//! transaction also holds a *seal*, an HMAC over its number and hash and over those of the row that the transaction went on from, under a key
+//! that follows from the root key. Who can write to the database but does not have `root.key` can neither change the chain nor make it longer. They can
 //! cut it off after a seal; that shows against a number and hash noted elsewhere (`enclos-kms audit verify --head`).
 //!
 //! ```text
 //! hash = SHA-256("enclos-kms audit 1" ‖ hash before ‖ seq ‖ time_ms ‖ len ‖ operation ‖ len ‖ error ‖ len ‖ event)
-//! seal = HMAC-SHA-256(key, "enclos-kms audit seal 1" ‖ seq ‖ hash)
+//! seal = HMAC-SHA-256(key, "enclos-kms audit seal 2" ‖ seq ‖ hash ‖ seq of the row gone on from ‖ its hash)
 //! ```
 //!
-//! Numbers and lengths are 64 bits, big-endian; the first row's *hash before* is 32 zero bytes; numbers have no gaps.
+//! Numbers and lengths are 64 bits, big-endian; before the first row are number 0 and a hash of 32 zero bytes; numbers have no gaps.
+//!
+//! The row that a transaction goes on from was the last of another, so it has a seal. Were it not in the seal, the next transaction of a server would
+//! vouch for whatever somebody had put there meanwhile, chained as anybody can and without seals.
+//! Seals of the first form, `"enclos-kms audit seal 1" ‖ seq ‖ hash`, verify too: older versions wrote them, and this one writes one where there are rows from
+//! before there were seals. `audit verify` tells where seals begin.
 
 use super::database::{Record, Value};
 use super::usage;
@@ -94,6 +99,25 @@ impl Head {
         ]
         .concat()
     }
+
+    fn sealed_on(&self, before: &Self) -> Vec<u8> {
+        [
+            b"enclos-kms audit seal 2".as_slice(),
+            &self.seq.to_be_bytes(),
+            &self.hash,
+            &before.seq.to_be_bytes(),
+            &before.hash,
+        ]
+        .concat()
+    }
+}
+
+/// What a transaction goes on from.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Ground {
+    /// The chain's last row.
+    pub(super) head: Head,
+    is_sealed: bool,
 }
 
 impl std::fmt::Display for Head {
@@ -125,17 +149,30 @@ impl std::str::FromStr for Head {
 
 /// The head of what is stored.
 pub(super) async fn head(connection: &mut Connection) -> Result<Head, StoreError> {
-    let sql = "SELECT seq, hash FROM audit ORDER BY seq DESC LIMIT 1";
+    Ok(ground(connection).await?.head)
+}
+
+/// What the next transaction goes on from.
+pub(super) async fn ground(connection: &mut Connection) -> Result<Ground, StoreError> {
+    let sql = "SELECT seq, hash, seal FROM audit ORDER BY seq DESC LIMIT 1";
     let Some(row) = connection.row(sql, &[]).await? else {
-        return Ok(Head::EMPTY);
+        return Ok(Ground {
+            head: Head::EMPTY,
+            is_sealed: true,
+        });
     };
     let hash: Option<Vec<u8>> = row.get(1)?;
-    Ok(Head {
+    let seal: Option<Vec<u8>> = row.get(2)?;
+    let head = Head {
         seq: row.get(0)?,
         // A row that lost its hash is found by the verification; what follows it must still be recorded.
         hash: hash
             .and_then(|hash| hash.try_into().ok())
             .unwrap_or_default(),
+    };
+    Ok(Ground {
+        head,
+        is_sealed: seal.is_some(),
     })
 }
 
@@ -190,17 +227,34 @@ pub(super) async fn insert(
     usage::put(connection, rows).await
 }
 
-/// Seals the chain's last row.
+/// Seals the chain's last row, whatever it goes on from: what is wrong with that is the verification's to find.
 pub(super) async fn seal(
     connection: &mut Connection,
+    ground: &Ground,
     head: &Head,
     root: &RootKey,
 ) -> Result<(), StoreError> {
-    let tag = root.tag(&head.sealed());
+    let is_first = !ground.is_sealed && !has_seals(connection).await?;
+    if !ground.is_sealed && !is_first {
+        tracing::error!(
+            row = ground.head.seq,
+            "the last row of the audit trail had no seal: it was not written by a KMS, or has lost it; see `enclos-kms audit verify`"
+        );
+    }
+    let tag = match is_first {
+        true => root.tag(&head.sealed()),
+        false => root.tag(&head.sealed_on(&ground.head)),
+    };
     let sql = "UPDATE audit SET seal = $1 WHERE seq = $2";
     let values = [tag.as_ref().into(), head.seq.into()];
     connection.execute(sql, &values).await?;
     Ok(())
+}
+
+/// Whether any row has a seal.
+async fn has_seals(connection: &mut Connection) -> Result<bool, StoreError> {
+    let sql = "SELECT seq FROM audit WHERE seal IS NOT NULL LIMIT 1";
+    Ok(connection.row(sql, &[]).await?.is_some())
 }
 
 /// Adds a row of a tool's own and seals it, inside the tool's transaction.
@@ -212,9 +266,10 @@ pub async fn append_audit(
     row: &AuditRow,
     root: &RootKey,
 ) -> Result<(), StoreError> {
-    let mut head = head(connection).await?;
+    let ground = ground(connection).await?;
+    let mut head = ground.head;
     insert(connection, &mut head, &[row]).await?;
-    seal(connection, &head, root).await
+    seal(connection, &ground, &head, root).await
 }
 
 /// Chains rows that a version without a chain has written.
@@ -297,7 +352,7 @@ pub enum Flaw {
     Gap,
     /// The row, or one before it, is not the one that was written.
     Hash,
-    /// The row was sealed by another root key, or not by the KMS.
+    /// The row was sealed by another root key, or not by the KMS, or not behind the rows that are before it.
     Seal,
     /// The last row has no seal: rows were added, or cut off.
     Unsealed,
@@ -310,7 +365,9 @@ impl std::fmt::Display for Flaw {
         f.write_str(match self {
             Self::Gap => "rows are missing before it, or it was moved",
             Self::Hash => "it is not the row that was written, or one before it is not",
-            Self::Seal => "its seal is not this root key's",
+            Self::Seal => {
+                "its seal is not this root key's, or the KMS wrote it behind rows that are not the KMS's or have lost their seals"
+            }
             Self::Unsealed => "it is the last one and has no seal: rows were added or cut off",
             Self::Head => "the chain does not hold the noted head",
         })
@@ -329,6 +386,11 @@ pub struct Verified {
     pub flaw: Option<(i64, Flaw)>,
 }
 
+/// Whether a row's seal is one of this root key's, behind the row that had the last.
+fn is_seal(root: &RootKey, seal: &[u8], ground: &Head, row: &Head) -> bool {
+    root.is_tag(&row.sealed_on(ground), seal) || root.is_tag(&row.sealed(), seal)
+}
+
 const VERIFIED: &str = "SELECT time_ms, operation, error_code, event, seq, hash, seal FROM audit
     WHERE seq > $1 ORDER BY seq LIMIT $2";
 
@@ -342,6 +404,8 @@ pub async fn verify_audit(
     noted: Option<Head>,
 ) -> Result<Verified, StoreError> {
     let (mut head, mut sealed, mut sealed_from) = (Head::EMPTY, true, None);
+    // The last row with a seal: what the next transaction went on from.
+    let mut ground = Head::EMPTY;
     let mut found = noted.is_none_or(|noted| noted == Head::EMPTY);
     loop {
         let rows = connection
@@ -358,7 +422,7 @@ pub async fn verify_audit(
                 Some(Flaw::Hash)
             } else if seal
                 .as_ref()
-                .is_some_and(|seal| !root.is_tag(&next.sealed(), seal))
+                .is_some_and(|seal| !is_seal(root, seal, &ground, &next))
             {
                 Some(Flaw::Seal)
             } else {
@@ -373,6 +437,9 @@ pub async fn verify_audit(
             }
             head = next;
             sealed = seal.is_some();
+            if sealed {
+                ground = head;
+            }
             sealed_from = sealed_from.or_else(|| sealed.then_some(seq));
             found |= noted == Some(head);
         }
@@ -422,6 +489,103 @@ mod tests {
         let mut connection = connect(&location).await.unwrap();
         connection.script(tamper).await.unwrap();
         verify_audit(&mut connection, &root, noted).await.unwrap()
+    }
+
+    /// A trail of ten rows, what `tamper` makes of it, and one row more that a server which knows nothing of it writes.
+    async fn and_on(tamper: &str) -> Verified {
+        let directory = tempfile::tempdir().unwrap();
+        let root =
+            std::sync::Arc::new(RootKey::open(&directory.path().join("root.key"), true).unwrap());
+        let write = async |numbers: std::ops::RangeInclusive<i64>| {
+            let (store, writer) = Store::open(directory.path()).await.unwrap();
+            store.seal_with(std::sync::Arc::clone(&root)).await.unwrap();
+            for number in numbers {
+                store.record(row(number), true).await.unwrap();
+            }
+            drop(store);
+            writer.await.unwrap();
+        };
+        write(1..=10).await;
+        let location = super::super::Location::from(directory.path());
+        let mut connection = connect(&location).await.unwrap();
+        connection.script(tamper).await.unwrap();
+        connection.close().await.unwrap();
+        write(11..=11).await;
+        let mut connection = connect(&location).await.unwrap();
+        verify_audit(&mut connection, &root, None).await.unwrap()
+    }
+
+    /// SQL that puts another event into a row and chains those that follow anew, without seals.
+    fn forged(from: i64) -> String {
+        let mut head = head_of(from - 1);
+        let mut sql = String::new();
+        for number in from..=10 {
+            let mut row = row(number);
+            if number == from {
+                row.event = "{}".to_owned();
+            }
+            head = head.after(&row);
+            let hash = hex::encode(head.hash);
+            sql.push_str(&format!(
+                "UPDATE audit SET event = '{}', hash = x'{hash}', seal = NULL WHERE seq = {number};",
+                row.event
+            ));
+        }
+        sql
+    }
+
+    #[tokio::test]
+    async fn a_server_does_not_vouch_for_rows_that_it_goes_on_from() {
+        let more = AuditRow {
+            event: "{}".to_owned(),
+            error_code: None,
+            ..row(11)
+        };
+        let slipped_in = format!(
+            "INSERT INTO audit (seq, time_ms, operation, event, hash) VALUES (11, 11, 'Decrypt', '{{}}', x'{}')",
+            hex::encode(head_of(10).after(&more).hash)
+        );
+        for (tamper, flaw) in [
+            ("SELECT 1".to_owned(), None),
+            (slipped_in, Some((12, Flaw::Seal))),
+            (forged(4), Some((11, Flaw::Seal))),
+            (forged(10), Some((11, Flaw::Seal))),
+            (
+                "UPDATE audit SET seal = NULL WHERE seq = 10".to_owned(),
+                Some((11, Flaw::Seal)),
+            ),
+            // What is left after a cut is a valid trail, and what follows it too: a noted head tells.
+            ("DELETE FROM audit WHERE seq > 6".to_owned(), None),
+        ] {
+            assert_eq!(and_on(&tamper).await.flaw, flaw, "{tamper}");
+        }
+        // Without any seal the rows may be from before there were some. It is told where they begin.
+        let none = and_on("UPDATE audit SET seal = NULL").await;
+        assert_eq!((none.flaw, none.sealed_from), (None, Some(11)));
+    }
+
+    #[tokio::test]
+    async fn seals_of_the_first_form_verify_and_are_gone_on_from() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = RootKey::open(&directory.path().join("root.key"), true).unwrap();
+        let (store, writer) = Store::open(directory.path()).await.unwrap();
+        drop(store);
+        writer.await.unwrap();
+        let location = super::super::Location::from(directory.path());
+        let mut connection = connect(&location).await.unwrap();
+        for number in 1..=4 {
+            append_audit(&mut connection, &row(number), &root)
+                .await
+                .unwrap();
+        }
+        for number in 1..=3 {
+            let tag = hex::encode(root.tag(&head_of(number).sealed()));
+            let older = format!("UPDATE audit SET seal = x'{tag}' WHERE seq = {number}");
+            connection.script(&older).await.unwrap();
+        }
+        let verified = verify_audit(&mut connection, &root, None).await.unwrap();
+        assert_eq!((verified.head, verified.flaw), (head_of(4), None));
+        assert_eq!(verified.sealed_from, Some(1));
     }
 
     fn head_of(count: i64) -> Head {

@@ -312,8 +312,8 @@ impl Writing {
         connection: &mut Connection,
         batch: &[Message],
     ) -> Result<(Head, Vec<Outcome>), StoreError> {
-        let before = audit::head(connection).await?;
-        let mut head = before;
+        let ground = audit::ground(connection).await?;
+        let mut head = ground.head;
         let mut outcomes = Vec::with_capacity(batch.len());
         let mut rows: Vec<&AuditRow> = self.owed.iter().collect();
         let mut log = ChangeLog::default();
@@ -345,9 +345,9 @@ impl Writing {
         }
         audit::insert(connection, &mut head, &rows).await?;
         if let Some(root) = self.sealer.get()
-            && head != before
+            && head != ground.head
         {
-            audit::seal(connection, &head, root).await?;
+            audit::seal(connection, &ground, &head, root).await?;
         }
         log.write(connection, &self.node).await?;
         Ok((head, outcomes))
