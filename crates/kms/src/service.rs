@@ -611,7 +611,7 @@ impl Call<'_> {
         } else {
             Context::default()
         };
-        let judgement = self.judge_measurements(key, facts);
+        let judgement = self.judge_measurements(Some(key), facts);
         context.set_list(MEASUREMENT_POLICY, judgement.accepted.clone());
         let ask = Ask {
             question: &Question {
@@ -658,9 +658,10 @@ impl Call<'_> {
         Err(error)
     }
 
-    /// What the measurement policies that the key's and the caller's policies name make of the request's document.
-    fn judge_measurements(&self, key: &Key, facts: &Facts<'_>) -> Judgement {
-        let names = key.policy.measurement_policies();
+    /// What the measurement policies that the key's policy, if there is a key, and the caller's policies name make of the request's document.
+    fn judge_measurements(&self, key: Option<&Key>, facts: &Facts<'_>) -> Judgement {
+        let names = key.into_iter();
+        let names = names.flat_map(|key| key.policy.measurement_policies());
         let names = names.chain(self.identity.measurement_policies());
         let now = recipient::unix_millis(self.now);
         let measurements = &self.service.measurements;
@@ -707,12 +708,12 @@ impl Call<'_> {
         }
     }
 
-    /// Asks the caller's own policies about a call that concerns no key. Whoever has none may ask for random bytes.
+    /// Asks the caller's own policies about a call that concerns no key.
     pub(crate) fn authorize_without_key(&mut self, action: &str) -> Result<(), ApiError> {
         self.authorize_on(action, "*", &Facts::default())
     }
 
-    /// Asks the caller's own policies alone about a resource: an alias, or `*`.
+    /// Asks the caller's own policies alone about a resource: an alias, a principal, or `*`. Whoever has none may ask for random bytes.
     pub(crate) fn authorize_on(
         &mut self,
         action: &str,
@@ -722,11 +723,13 @@ impl Call<'_> {
         if action == "kms:GenerateRandom" && self.identity.is_bare() {
             return Ok(());
         }
-        let context = if self.identity.has_conditions() {
+        let mut context = if self.identity.has_conditions() {
             self.context(None, facts)
         } else {
             Context::default()
         };
+        let judgement = self.judge_measurements(None, facts);
+        context.set_list(MEASUREMENT_POLICY, judgement.accepted.clone());
         let question = Question {
             principal: &self.caller,
             action,
@@ -734,6 +737,7 @@ impl Call<'_> {
             context: &context,
         };
         let Err(refused) = self.identity.admits(&question) else {
+            self.draft.accepted_by(judgement.accepted);
             return Ok(());
         };
         let reason = refused.because(action);
@@ -741,9 +745,11 @@ impl Call<'_> {
         let own = self.identity.explain(&question);
         tracing::warn!(
             request_id = %self.draft.request_id, caller = %self.caller, action, resource,
-            why = %audit::denial_line(&[], &own, &[]), "access denied"
+            why = %audit::denial_line(&[], &own, &judgement.refused), "access denied"
         );
-        self.draft.denial = Some(audit::denial(action, &reason, &[], &own, &[]));
+        let mut denial = audit::denial(action, &reason, &[], &own, &[]);
+        audit::add_measurements(&mut denial, &judgement.refused);
+        self.draft.denial = Some(denial);
         Err(error)
     }
 

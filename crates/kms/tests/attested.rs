@@ -358,3 +358,48 @@ fn key_pairs_and_shared_secrets_go_to_the_enclave_alone() {
         role.call(operation, input).ok();
     }
 }
+
+#[test]
+fn a_callers_own_policies_look_at_the_document_where_there_is_no_key() {
+    let enclave = Enclave::new();
+    let server = enclave.server();
+    let statement = |effect: &str, condition: Value| json!({ "Effect": effect, "Action": "kms:GenerateRandom", "Resource": "*", "Condition": condition });
+    let image = |byte: u8| json!({ "StringEquals": { "kms:RecipientAttestation:ImageSha384": pcr(byte).to_string() } });
+    let user = |name: &str, statements: Value| {
+        let path = enclave.directory.path().join(format!("{name}.json"));
+        let policy = json!({ "Version": "2012-10-17", "Statement": statements });
+        std::fs::write(&path, policy.to_string()).unwrap();
+        let arn = format!("arn:aws:iam::000000000000:user/{name}");
+        let policy = format!("a={}", path.display());
+        let put = server.tool(&["identity", "put", "--arn", &arn, "--policy", &policy]);
+        assert!(put.status.success());
+        server.principal(&arn)
+    };
+    let any = json!({ "Effect": "Allow", "Action": "*", "Resource": "*" });
+    let attested = json!({ "NumberOfBytes": 8, "Recipient": recipient(&enclave.document()) });
+    let plain = json!({ "NumberOfBytes": 8 });
+    for (name, statements, with, without) in [
+        ("own", json!([statement("Allow", image(1))]), 200, 400),
+        ("other", json!([statement("Allow", image(9))]), 400, 400),
+        (
+            "denied",
+            json!([any, statement("Deny", image(1))]),
+            400,
+            200,
+        ),
+        (
+            "spared",
+            json!([any, statement("Deny", image(9))]),
+            200,
+            200,
+        ),
+    ] {
+        let user = user(name, statements);
+        let status = |input: &Value| user.call("GenerateRandom", input.clone()).status;
+        assert_eq!(
+            (status(&attested), status(&plain)),
+            (with, without),
+            "{name}"
+        );
+    }
+}

@@ -16,7 +16,7 @@ use crate::error::{ApiError, ErrorKind};
 use crate::input::Input;
 use crate::keyring::Key;
 use crate::recipient::{self, Attested};
-use crate::service::Call;
+use crate::service::{Call, Facts};
 use crate::spec::{EncryptionAlgorithm, KeySpec, KeyUsage};
 
 const DATA_KEY_SPECS: &[&str] = &["AES_256", "AES_128"];
@@ -179,7 +179,11 @@ pub(crate) fn random(call: &mut Call<'_>, mut input: Input) -> Result<Value, Api
         ));
     }
     let attested = attest(call, recipient)?;
-    call.authorize_without_key("kms:GenerateRandom")?;
+    let facts = Facts {
+        attested: attested.as_ref(),
+        ..Facts::default()
+    };
+    call.authorize_on("kms:GenerateRandom", "*", &facts)?;
     let plaintext = random_bytes(usize::try_from(bytes).unwrap_or_default())?;
     let mut output = Map::new();
     deliver(&mut output, "Plaintext", &plaintext, attested.as_ref())?;

@@ -7,7 +7,7 @@
 //! | several values | see below | same | some value holds | every value holds |
 //!
 //! A negated operator in an Allow does not hold if a variable of its values has no value in the request: the statement is invalid on AWS,
-//! and what cannot be compared must not admit. In a Deny it holds.
+//! and what cannot be compared must not admit. So it is with a value that is no ARN where ARNs are compared. In a Deny it holds.
 //!
 //! A plain operator on a key with several values is ambiguous in AWS's documentation. It happens when two
 //! keys of an encryption context differ in case only. We choose what grants least: under Allow every value
@@ -270,10 +270,13 @@ impl Condition {
         }
     }
 
-    /// Whether it would admit whatever a variable without a value does not stand for.
+    /// Whether it would admit whatever is not equal to what nothing is equal to: a variable without a value, an ARN that is none.
     fn is_invalid(&self, context: &Context, effect: Effect) -> bool {
         let mut values = self.values.iter();
-        self.negated && effect == Effect::Allow && values.any(|value| value.is_unresolved(context))
+        let is_nothing = |value: &Pattern| {
+            value.is_unresolved(context) || (self.test == Test::Arn && !value.may_be_arn())
+        };
+        self.negated && effect == Effect::Allow && values.any(is_nothing)
     }
 
     /// What to tell about this condition when it did not hold.

@@ -66,6 +66,12 @@ impl Pattern {
         self.has_variables
     }
 
+    /// Whether it can match an ARN: it has six parts, or is a variable.
+    pub(super) fn may_be_arn(&self) -> bool {
+        let colons = self.tokens.iter().filter(|t| **t == Token::Char(':'));
+        colons.count() >= ARN_PARTS - 1 || matches!(self.tokens[..], [Token::Variable(..)])
+    }
+
     /// Whether it has a variable that this request gives no value, so that it stands for no text at all.
     pub(super) fn is_unresolved(&self, context: &Context) -> bool {
         self.has_variables && self.resolve(context).is_none()
