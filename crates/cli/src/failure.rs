@@ -16,6 +16,7 @@ use std::fmt::{self, Write as _};
 use std::path::Path;
 
 use crate::codes::Code;
+use crate::term::{difference, printable, printable_lines};
 
 pub(crate) type Outcome<T = ()> = Result<T, Failure>;
 
@@ -96,7 +97,14 @@ impl Failure {
     /// Adds one more reason below the text, before those that are there.
     #[must_use]
     pub(crate) fn because(mut self, reason: String) -> Self {
-        self.reasons.insert(0, reason);
+        self.reasons.insert(0, printable_lines(&reason));
+        self
+    }
+
+    /// As [`Failure::because`], what was found and what was expected in colours where they are wanted.
+    #[must_use]
+    pub(crate) fn because_different(mut self, reason: &str) -> Self {
+        self.reasons.insert(0, difference(reason));
         self
     }
 
@@ -110,20 +118,22 @@ impl Failure {
         self.code.map_or(1, Code::exit_status)
     }
 
-    /// What stderr is to say, lines ended.
+    /// What stderr is to say, lines ended. Names and texts of files are in it, so nothing of it may steer a terminal.
     pub(crate) fn render(&self, command: &str) -> String {
+        let mut chain = self.error.chain().map(|e| printable_lines(&e.to_string()));
+        let what = chain.next().unwrap_or_default();
         let mut text = match self.code {
-            Some(code) => format!("[ {code} ] {}\n", self.error),
-            None => format!("error: {}\n", self.error),
+            Some(code) => format!("[ {code} ] {what}\n"),
+            None => format!("error: {what}\n"),
         };
-        for cause in self.error.chain().skip(1) {
+        for cause in chain {
             let _ = writeln!(text, "  because: {cause}");
         }
         for reason in &self.reasons {
             let _ = writeln!(text, "  because: {reason}");
         }
         for hint in self.hints.iter().flat_map(|hint| hint.lines()) {
-            let _ = writeln!(text, "  hint: {hint}");
+            let _ = writeln!(text, "  hint: {}", printable(hint));
         }
         if let Some(code) = self.code {
             let _ = writeln!(text, "For details: {command} explain --error-code {code}");
@@ -170,6 +180,19 @@ mod tests {
         assert_eq!(
             failure.render("enclos"),
             "error: no\n  hint: start it\n  hint: it was stopped\n"
+        );
+    }
+
+    #[test]
+    fn names_in_errors_steer_no_terminal() {
+        let failure = Failure::file(None, "open", Path::new("/\x1b[2J\r.pem"), not_found())
+            .because("a\u{9b}b".into())
+            .because_different("it is \x1b, expected one\nand another")
+            .hint("\x07");
+        assert_eq!(
+            failure.render("enclos"),
+            "error: cannot open /\\u{1b}[2J\\r.pem\n  because: entity not found\n  \
+             because: it is \\u{1b}, expected one\nand another\n  because: a\\u{9b}b\n  hint: \\u{7}\n"
         );
     }
 

@@ -34,6 +34,12 @@ pub(crate) fn printable(text: &str) -> String {
     text.chars().map(escaped).collect()
 }
 
+/// [`printable`] lines.
+pub(crate) fn printable_lines(text: &str) -> String {
+    let lines: Vec<_> = text.split('\n').map(printable).collect();
+    lines.join("\n")
+}
+
 /// A length for display.
 #[expect(
     clippy::cast_precision_loss,
@@ -43,8 +49,9 @@ pub(crate) fn mib(bytes: u64) -> f64 {
     bytes as f64 / f64::from(1 << 20)
 }
 
-/// Writes a line to stderr; a closed stderr loses it.
+/// Writes a line to stderr, nothing of which steers a terminal; a closed stderr loses it.
 pub(crate) fn note(text: impl std::fmt::Display) {
+    let text = printable_lines(&text.to_string());
     let _ = writeln!(io::stderr(), "{text}");
 }
 
@@ -53,8 +60,9 @@ const GREEN: &str = "\x1b[32m";
 const PLAIN: &str = "\x1b[0m";
 
 /// A line for stderr that says `… is FOUND, expected EXPECTED`, as differences do: the two are red and green where somebody
-/// looks and wants colours (<https://no-color.org>).
+/// looks and wants colours (<https://no-color.org>). Other colours than these do not get through.
 pub(crate) fn difference(text: &str) -> String {
+    let text = &printable_lines(text);
     let set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
     let dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
     if io::stderr().is_terminal() && !set("NO_COLOR") && !dumb {

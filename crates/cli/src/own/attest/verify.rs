@@ -90,10 +90,10 @@ pub(crate) fn refused(refusal: Refusal) -> Failure {
 }
 
 fn listed(text: &str, reasons: &[impl ToString]) -> Failure {
-    let lines = reasons
-        .iter()
-        .map(|reason| term::difference(&reason.to_string()));
-    lines.rev().fold(Failure::text(text), Failure::because)
+    let lines = reasons.iter().map(ToString::to_string).rev();
+    lines.fold(Failure::text(text), |failure, line| {
+        failure.because_different(&line)
+    })
 }
 
 /// What people read.
