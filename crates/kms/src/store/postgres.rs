@@ -12,9 +12,10 @@ use super::StoreError;
 const CONNECT_TIME: Duration = Duration::from_secs(3);
 
 /// What every session is given. A node that hangs inside a transaction must not hold up the fleet, and what is
-/// acknowledged must be on disk even if the server's own default is to be quick.
+/// acknowledged must be on disk even if the server's own default is to be quick. What speaks PostgreSQL's wire without being
+/// PostgreSQL need not know `synchronous_commit`.
 const SESSION: &str = "SET idle_in_transaction_session_timeout = '10s'; SET statement_timeout = '15s';
-     SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') IN ('off', 'local')";
+     SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit', true) IN ('off', 'local')";
 
 /// The servers of one database, of which one can be written.
 #[derive(Clone)]
