@@ -24,6 +24,7 @@
 //! | [`keyring`], [`principals`], [`identities`], [`sessions`] | what is held in memory |
 //! | `memory` | how that follows the store |
 //! | [`server`], [`tls`] | sockets |
+//! | [`busy_poll`] | waiting for a connection's next request |
 //! | [`operations`], [`metrics`], [`traces`] | health, readiness, metrics, spans |
 //! | [`cli`] | the `enclos-kms` program |
 
@@ -34,6 +35,7 @@ pub mod arn;
 mod audit;
 mod authn;
 pub mod authz;
+pub mod busy_poll;
 pub mod cli;
 pub mod crypto;
 mod durable;

@@ -3,6 +3,7 @@
 //! Labels are names of operations, of errors and of states, all from fixed lists. No key, account or caller is ever in one: who may
 //! read the metrics learns how much is done, not with what. What is not an operation counts as `unknown`.
 
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use prometheus_client::encoding::{EncodeLabelSet, text};
@@ -40,6 +41,14 @@ struct Fate {
     fate: &'static str,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Outcome {
+    outcome: &'static str,
+}
+
+/// A counter of seconds.
+pub(crate) type Seconds = Counter<f64, AtomicU64>;
+
 #[derive(Debug, Clone)]
 struct Buckets;
 
@@ -62,6 +71,7 @@ pub struct Metrics {
     root: Gauge,
     unread: Gauge,
     spans: Family<Fate, Counter>,
+    busy_poll: Family<Outcome, Seconds>,
 }
 
 /// What is looked up when somebody asks.
@@ -90,6 +100,7 @@ impl Default for Metrics {
             root: Gauge::default(),
             unread: Gauge::default(),
             spans: Family::default(),
+            busy_poll: Family::default(),
             registry: Registry::default(),
         };
         let help = "Requests by operation and result: ok, or the error's code";
@@ -117,6 +128,8 @@ impl Default for Metrics {
         let help =
             "Spans by fate: exported to the collector, or dropped because it was away or too slow";
         registry.register("spans", help, made.spans.clone());
+        let help = "Time that threads stayed awake for a next request, by outcome: met or missed";
+        registry.register_with_unit("busy_poll", help, Unit::Seconds, made.busy_poll.clone());
         Self { registry, ..made }
     }
 }
@@ -158,6 +171,11 @@ impl Metrics {
     /// Counts spans that are lost.
     pub(crate) fn spans_dropped(&self) -> Counter {
         self.spans("dropped")
+    }
+
+    /// What counts the time that threads stayed awake with one outcome.
+    pub(crate) fn busy_poll(&self, outcome: &'static str) -> Seconds {
+        self.busy_poll.get_or_create_owned(&Outcome { outcome })
     }
 
     /// Everything in the text format of OpenMetrics.

@@ -27,11 +27,12 @@ use hyper::service::service_fn;
 use hyper::{Method, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
+use crate::busy_poll::{BusyPoll, Watched};
 use crate::error::{ApiError, ErrorKind};
 use crate::presence;
 use crate::service::{Answer, Channel, JSON, Request, Service};
@@ -65,6 +66,7 @@ const ERROR_TYPE: HeaderName = HeaderName::from_static("x-amzn-errortype");
 pub struct Listener {
     socket: TcpListener,
     tls: Option<TlsAcceptor>,
+    busy_poll: Arc<BusyPoll>,
 }
 
 impl std::fmt::Debug for Listener {
@@ -106,6 +108,7 @@ impl Listener {
         Ok(Self {
             socket: bind(address).await?,
             tls: None,
+            busy_poll: BusyPoll::off(),
         })
     }
 
@@ -121,7 +124,14 @@ impl Listener {
         Ok(Self {
             socket: bind(address).await?,
             tls,
+            busy_poll: BusyPoll::off(),
         })
+    }
+
+    /// Lets threads stay awake for quick clients.
+    #[must_use]
+    pub fn with_busy_poll(self, busy_poll: Arc<BusyPoll>) -> Self {
+        Self { busy_poll, ..self }
     }
 
     /// The address that was bound, with its real port.
@@ -156,6 +166,11 @@ impl Listener {
             };
             let (service, tls, stop) = (Arc::clone(&service), self.tls.clone(), stop.clone());
             let permit = Arc::new(permit);
+            // Small answers must not wait for more.
+            if let Err(error) = stream.set_nodelay(true) {
+                tracing::debug!(%error, %peer, "TCP_NODELAY failed");
+            }
+            let stream = self.busy_poll.watch(stream);
             connections.spawn(serve_stream(stream, peer, tls, (service, permit), stop));
         }
         drop(self.socket);
@@ -184,16 +199,12 @@ async fn bind(address: SocketAddr) -> Result<TcpListener, ListenError> {
 }
 
 async fn serve_stream(
-    stream: TcpStream,
+    stream: Watched,
     peer: SocketAddr,
     tls: Option<TlsAcceptor>,
     served: Served,
     stop: watch::Receiver<bool>,
 ) {
-    // Small answers must not wait for more.
-    if let Err(error) = stream.set_nodelay(true) {
-        tracing::debug!(%error, %peer, "TCP_NODELAY failed");
-    }
     let Some(acceptor) = tls else {
         return serve_http(stream, peer, Channel::Dev, served, stop).await;
     };

@@ -13,6 +13,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
 use super::{CANNOT_LISTEN, Data, Failure, IN_USE, USAGE, measurements, print, root};
+use crate::busy_poll::BusyPoll;
 use crate::crypto::seal::RootKey;
 use crate::error::Chain;
 use crate::limits::Limits;
@@ -134,6 +135,10 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), env = "ENCLOS_KMS_RATE_LIMIT")]
     rate_limit: Option<u32>,
 
+    /// Most microseconds for which a thread stays awake for the next request of a client that is quick, and alone; 0: none
+    #[arg(long, value_name = "US", default_value_t = 100, value_parser = clap::value_parser!(u64).range(..=1_000), env = "ENCLOS_KMS_BUSY_POLL")]
+    busy_poll: u64,
+
     /// Address for /livez, /readyz and /metrics, plain HTTP: loopback, unless others are to see them. None by default
     #[arg(long, value_name = "ADDR:PORT", env = "ENCLOS_KMS_OPERATIONS_LISTEN")]
     operations_listen: Option<SocketAddr>,
@@ -214,7 +219,7 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
     service.metrics().memory_locked(locked);
     let (stop, stopped) = watch::channel(false);
     let (end, ended) = watch::channel(false);
-    let listeners = listeners(&arguments, &data, &stopped).await?;
+    let listeners = listeners(&arguments, &data, (&stopped, service.metrics())).await?;
     let operations = operations(&arguments).await?;
 
     let mut tasks = tokio::task::JoinSet::new();
@@ -348,7 +353,7 @@ pub(super) fn lock(data: &Path) -> Result<File, Failure> {
 async fn listeners(
     arguments: &Arguments,
     data: &Path,
-    stopped: &watch::Receiver<bool>,
+    (stopped, metrics): (&watch::Receiver<bool>, &Metrics),
 ) -> Result<Vec<Listener>, Failure> {
     let cannot = |error| Failure::new(CANNOT_LISTEN, error);
     let mut listeners = Vec::new();
@@ -374,7 +379,10 @@ async fn listeners(
         tokio::spawn(renew(certificate, stopped.clone()));
         listeners.push(listener);
     }
-    Ok(listeners)
+    let longest = Duration::from_micros(arguments.busy_poll);
+    let busy_poll = BusyPoll::new(longest, metrics);
+    let with = |listener: Listener| listener.with_busy_poll(Arc::clone(&busy_poll));
+    Ok(listeners.into_iter().map(with).collect())
 }
 
 async fn operations(arguments: &Arguments) -> Result<Option<Operations>, Failure> {
