@@ -8,6 +8,7 @@
 //! | signer | signature section | PCR8 |
 //! | metadata | metadata section | none |
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::io::{BufReader, Read, Seek};
@@ -372,11 +373,18 @@ fn hex(bytes: &[u8]) -> String {
 
 /// One line for each file: everything of it that is measured.
 fn named(entries: &BTreeMap<Vec<u8>, Entry>) -> Named {
-    let lines = entries.iter().map(|(path, entry)| {
-        let path = format!("/{}", String::from_utf8_lossy(path));
-        (path, describe(entry))
-    });
+    let lines = entries
+        .iter()
+        .map(|(path, entry)| (format!("/{}", path_text(path)), describe(entry)));
     lines.collect()
+}
+
+/// A path that is no text keeps its bytes: two that differ are not to have one name.
+fn path_text(path: &[u8]) -> Cow<'_, str> {
+    match std::str::from_utf8(path) {
+        Ok(text) => text.into(),
+        Err(_) => path.escape_ascii().to_string().into(),
+    }
 }
 
 fn describe(entry: &Entry) -> String {

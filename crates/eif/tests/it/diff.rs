@@ -51,13 +51,13 @@ impl Parts {
     }
 }
 
-fn archive(files: &[(&str, &str)], epoch: u32) -> Vec<u8> {
+fn archive<N: AsRef<[u8]>>(files: &[(N, &str)], epoch: u32) -> Vec<u8> {
     let mut archive = Archive::new(Vec::new(), epoch);
     for (name, body) in files {
         let len = u64::try_from(body.len()).unwrap();
         let attributes = Attributes::root(0o644);
         archive
-            .file(name.as_bytes(), attributes, len, &mut body.as_bytes())
+            .file(name.as_ref(), attributes, len, &mut body.as_bytes())
             .unwrap();
     }
     archive.finish().unwrap()
@@ -142,6 +142,24 @@ fn a_configuration_that_takes_the_place_of_the_first_shows() {
     let names = named(&found);
     assert!(names.contains(&(Input::Application, "/enclos/config.json")));
     assert!(names.contains(&(Input::Configuration, "/process/argv/0")));
+}
+
+#[test]
+fn names_that_are_no_text_are_told_apart() {
+    let image = |first: &str| {
+        let mut out = Cursor::new(Vec::new());
+        Builder::new()
+            .kernel(kernel())
+            .cmdline("quiet")
+            .metadata(metadata())
+            .ramdisk(archive(&[("init", "init")], 0))
+            .ramdisk(archive(&[(b"a\xfe", first), (b"a\xff", "same")], 0))
+            .write(&mut out)
+            .unwrap();
+        out.into_inner()
+    };
+    let found = compare(&image("one"), &image("two")).changes;
+    assert_eq!(named(&found), [(Input::Application, "/a\\xfe")]);
 }
 
 #[test]
