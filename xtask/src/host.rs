@@ -231,12 +231,12 @@ pub(crate) fn apt_knows(package: &str) -> bool {
 }
 
 fn apt_get(arguments: &[&str]) -> Result<()> {
-    let shell = if is_root() {
-        Shell::new("apt-get")
-    } else {
-        Shell::new("sudo").arg("apt-get")
+    let shell = match is_root() {
+        true => Shell::new("env"),
+        false => Shell::new("sudo").arg("env"),
     };
-    let shell = shell.env("DEBIAN_FRONTEND", "noninteractive");
+    // sudo keeps no variables, and what is read here could not answer a question.
+    let shell = shell.args(["DEBIAN_FRONTEND=noninteractive", "apt-get"]);
     shell.args(arguments).read().map(drop)
 }
 
