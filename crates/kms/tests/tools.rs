@@ -517,6 +517,13 @@ fn where_nothing_can_be_written_one_can_still_look() {
     assert!(!data.join("kms.db-wal").exists());
     let_write(data, false);
     assert_eq!(all(data), running);
+    // What has to write says so.
+    let output = look(data, &["principal", "add", "--arn", ROLE]);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        errors.contains("cannot be written, which this command has to"),
+        "{errors}"
+    );
     let made: Vec<_> = std::fs::read_dir(data).unwrap().collect();
     let_write(data, true);
     assert_eq!(made.len(), std::fs::read_dir(data).unwrap().count());

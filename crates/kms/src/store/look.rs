@@ -107,7 +107,7 @@ fn is_there(path: &Path) -> bool {
 }
 
 /// Whether SQLite may write the file, and what it makes beside it.
-fn is_writable(data: &Path) -> bool {
+pub(super) fn is_writable(data: &Path) -> bool {
     let may = |path: &Path| accessat(CWD, path, Mode::WRITE_OK, AtFlags::EACCESS).is_ok();
     may(data) && may(&database_path(data))
 }

@@ -134,6 +134,11 @@ pub enum StoreError {
         "{} cannot be read, and nothing can be written there; see that you may read it, kms.db-wal and kms.db-shm beside it, or look at a copy of all three in a directory that you can write", .0.display()
     )]
     NotReadable(PathBuf, #[source] Box<Self>),
+    /// It is on a read-only mount, or somebody else's.
+    #[error(
+        "{} or its directory cannot be written, which this command has to; run it where they can, as their owner", .0.display()
+    )]
+    NotWritable(PathBuf),
     /// The end of it is in the log, which cannot be read without writing.
     #[error(
         "the newest changes of {} are in kms.db-wal beside it, which cannot be read where nothing can be written; copy both into a directory that you can write and look there", .0.display()
@@ -342,6 +347,11 @@ pub async fn connect(location: &Location) -> Result<Connection, StoreError> {
         && !database_path(data).exists()
     {
         return Err(StoreError::NoDatabase(database_path(data)));
+    }
+    if let Location::Sqlite(data) = location
+        && !look::is_writable(data)
+    {
+        return Err(StoreError::NotWritable(database_path(data)));
     }
     let mut connection = location.connect(Access::Write).await?;
     schema::migrate(&mut connection).await?;
