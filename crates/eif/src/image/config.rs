@@ -233,9 +233,17 @@ fn load_kms(path: &Path, folder: &Path, kms: KmsTable) -> Result<Kms, ConfigErro
         key_arns,
         attested_signing,
     } = kms;
-    for (field, value) in [("kms.region", &region), ("kms.server_name", &server_name)] {
+    let needed = [
+        ("kms.region", &region, "a region such as us-east-1"),
+        (
+            "kms.server_name",
+            &server_name,
+            "a name in the KMS's certificate",
+        ),
+    ];
+    for (field, value, expected) in needed {
         if value.is_empty() {
-            let (path, value, expected) = (path.to_owned(), String::new(), "a name");
+            let (path, value) = (path.to_owned(), format!("{value:?}"));
             return Err(ConfigError::Value {
                 path,
                 field,
@@ -244,8 +252,18 @@ fn load_kms(path: &Path, folder: &Path, kms: KmsTable) -> Result<Kms, ConfigErro
             });
         }
     }
-    let ca = folder.join(ca);
-    let ca_pem = read(&ca).map_err(|error| match error {
+    Ok(Kms {
+        region,
+        server_name,
+        ca_pem: certificates(path, folder.join(ca))?,
+        key_arns,
+        attested_signing,
+    })
+}
+
+/// The text of `ca`, which `path` names, if there are certificates in it.
+fn certificates(path: &Path, ca: PathBuf) -> Result<String, ConfigError> {
+    let pem = read(&ca).map_err(|error| match error {
         ConfigError::Read { path: ca, source } => ConfigError::NoCertificates {
             path: path.to_owned(),
             ca,
@@ -253,21 +271,12 @@ fn load_kms(path: &Path, folder: &Path, kms: KmsTable) -> Result<Kms, ConfigErro
         },
         other => other,
     })?;
-    let parsed = Certificate::load_pem_chain(ca_pem.as_bytes());
-    let empty = || x509_cert::der::ErrorKind::Failed.into();
-    match parsed.and_then(|chain| {
-        if chain.is_empty() {
-            Err(empty())
-        } else {
-            Ok(())
-        }
-    }) {
-        Ok(()) => Ok(Kms {
-            region,
-            server_name,
-            ca_pem,
-            key_arns,
-            attested_signing,
+    let none = x509_cert::der::ErrorKind::Failed;
+    match Certificate::load_pem_chain(pem.as_bytes()) {
+        Ok(chain) if !chain.is_empty() => Ok(pem),
+        Ok(_) => Err(ConfigError::Certificates {
+            path: ca,
+            source: none.into(),
         }),
         Err(source) => Err(ConfigError::Certificates { path: ca, source }),
     }

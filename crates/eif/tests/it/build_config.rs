@@ -57,7 +57,14 @@ fn enclos_toml_is_read_and_its_mistakes_are_named() {
         ),
         (&kms.replace("ca.pem", "/dev/zero"), "larger than"),
         (&kms.replace("ca.pem", "enclos.toml"), "no PEM certificate"),
-        (&kms.replace("us-east-1", ""), "kms.region"),
+        (
+            &kms.replace("us-east-1", ""),
+            r#"kms.region is "", expected a region"#,
+        ),
+        (
+            &kms.replace("kms.enclos.internal", ""),
+            r#"kms.server_name is "", expected a name"#,
+        ),
         (&format!("{kms}attested_signing = 1"), "expected a boolean"),
     ] {
         let error = load(folder.path(), text).unwrap_err();
