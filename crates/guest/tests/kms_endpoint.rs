@@ -19,6 +19,8 @@ use support::{
     Answer, BrokenNsm, FakeKms, KEY_ARN, RealNsm, SERVER_NAME, World, certificate, http,
     kms_config, nowhere,
 };
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 
 async fn call(address: std::net::SocketAddr, action: &str, body: &Value) -> Answer {
     let head = format!(
@@ -232,6 +234,25 @@ async fn a_parent_without_credentials_and_an_nsm_without_documents_are_told() {
     let answer = call(endpoint, "Decrypt", &json!({})).await;
     assert_eq!(answer.json()["__type"], "UnrecognizedClientException");
     assert!(answer.text().contains("credentials_file"));
+}
+
+/// MongoDB's drivers know the headers of an answer in this case alone.
+#[tokio::test]
+async fn headers_are_written_as_aws_writes_them() {
+    let (ca, _) = certificate(SERVER_NAME);
+    let world = World::new(nowhere().await).await;
+    let endpoint = world.endpoint(kms_config(&ca), Arc::new(RealNsm)).await;
+    let mut stream = TcpStream::connect(endpoint).await.unwrap();
+    let request = b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
+    stream.write_all(request).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    for header in ["Content-Length: ", "Content-Type: "] {
+        assert!(
+            answer.lines().any(|line| line.starts_with(header)),
+            "{answer}"
+        );
+    }
 }
 
 #[tokio::test]

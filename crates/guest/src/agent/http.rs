@@ -84,6 +84,8 @@ where
     // A client that breaks off or talks nonsense has been answered by hyper, or is gone.
     let _ = http1::Builder::new()
         .timer(TokioTimer::new())
+        // As AWS writes them: MongoDB's drivers know `Content-Length` in no other case.
+        .title_case_headers(true)
         .header_read_timeout(HEAD_TIMEOUT)
         .serve_connection(TokioIo::new(stream), service)
         .await;
