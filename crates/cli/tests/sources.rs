@@ -362,11 +362,29 @@ fn odd_layers() -> [Vec<u8>; 3] {
     [lower, middle, upper].map(Layer::finish)
 }
 
+/// A layer for each way in which PAX archives of GNU tar have a file with holes. Entries of its older way buildah does not know.
+fn sparse_layers(desk: &Desk) -> Vec<Vec<u8>> {
+    let pack = |version| {
+        let name = format!("holes-{version}");
+        let file = std::fs::File::create(desk.0.path(&name)).unwrap();
+        file.set_len(2 << 20).unwrap();
+        std::os::unix::fs::FileExt::write_all_at(&file, &[7; 5000], 1 << 20).unwrap();
+        let mut tar = Command::new("tar");
+        tar.args(["--format=posix", &format!("--sparse-version={version}")]);
+        tar.args(["-cSf", "-", "-C", &desk.0.path("."), &name]);
+        let output = tar.output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        output.stdout
+    };
+    ["0.0", "0.1", "1.0"].map(pack).to_vec()
+}
+
 /// buildah applies the layers and packs the result as one: an image of either has the same file system.
 #[test]
 fn layers_become_what_buildah_makes_of_them() {
     let desk = Desk::new();
-    let layers = desk.layout("layers", "amd64", &odd_layers());
+    let layers = [odd_layers().to_vec(), sparse_layers(&desk)].concat();
+    let layers = desk.layout("layers", "amd64", &layers);
     let squashed = desk.0.path("squashed");
     let (tools, storage) = (tools(&desk), storage(&desk));
     let policy = desk.0.file(
