@@ -4,12 +4,11 @@
 //! curves, compressed points, critical extensions beyond basicConstraints and keyUsage. Names are compared
 //! byte for byte. Signatures are checked over the bytes as received.
 //!
-//! A [`Certificate`] is its DER and the places in it that matter: what is kept of one is three allocations,
-//! whatever the DER says.
+//! A [`Certificate`] is its DER and the places in it that matter: reading one allocates three times, whatever
+//! the DER says.
 
 mod der_reader;
 
-use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -71,6 +70,9 @@ pub enum CertificateError {
         /// Which one.
         oid: ObjectIdentifier,
     },
+    /// More extensions than any chain's certificates have.
+    #[error("it has more than {MAX_EXTENSIONS} extensions")]
+    TooManyExtensions,
     /// An extension occurs twice.
     #[error("its extension {oid} occurs twice")]
     RepeatedExtension {
@@ -162,6 +164,9 @@ pub(crate) struct Certificate {
     key: PublicKey,
     extensions: Extensions,
 }
+
+/// Most extensions of a certificate. Those of a chain have five; each is compared with all before it.
+const MAX_EXTENSIONS: usize = 64;
 
 /// Where in the DER something is.
 type Place = Range<usize>;
@@ -350,12 +355,14 @@ impl Certificate {
 impl Extensions {
     fn parse(bytes: &[u8], fields: &Fields<'_>) -> Result<Self, CertificateError> {
         let mut found = Self::default();
-        // A set, for a hostile certificate has thousands of extensions.
-        let mut earlier = BTreeSet::new();
-        for extension in fields.extensions() {
+        for (position, extension) in fields.extensions().enumerate() {
             let extension = extension.map_err(CertificateError::Encoding)?;
+            if position == MAX_EXTENSIONS {
+                return Err(CertificateError::TooManyExtensions);
+            }
             let oid = extension.oid;
-            if !earlier.insert(oid) {
+            let mut earlier = fields.extensions().take(position).flatten();
+            if earlier.any(|earlier| earlier.oid == oid) {
                 return Err(CertificateError::RepeatedExtension { oid });
             }
             found

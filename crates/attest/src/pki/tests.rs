@@ -780,6 +780,24 @@ fn parse_error(der: &[u8]) -> CertificateError {
 }
 
 #[test]
+fn a_certificate_has_so_many_extensions_and_no_more() {
+    let root = Link::ca("root", None);
+    let with = |count: usize| {
+        let more = (0..count).map(|number| format!("1.3.6.1.4.1.99999.{number}"));
+        let leaf = more.fold(Link::leaf(), |leaf, oid| {
+            leaf.with(raw(&oid, false, &[0x30, 0x00]))
+        });
+        leaf.sign(&root)
+    };
+    Certificate::parse(&with(50)).unwrap();
+    let error = parse_error(&with(65));
+    assert!(
+        matches!(error, CertificateError::TooManyExtensions),
+        "{error}"
+    );
+}
+
+#[test]
 fn extensions_that_are_unknown_and_critical_twice_or_broken_are_refused() {
     let root = Link::ca("root", None);
     let with = |extension| Link::leaf().with(extension).sign(&root);
