@@ -357,7 +357,8 @@ fn the_data_directory_is_a_variable_of_every_tool() {
     ] {
         let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_enclos-kms"));
         let command = command.args(arguments).env("ENCLOS_KMS_DATA", &server.data);
-        let output = command.output().unwrap();
+        let database = server.database.iter().flat_map(|url| ["--database", url]);
+        let output = command.args(database).output().unwrap();
         let error = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{arguments:?}: {error}");
     }
