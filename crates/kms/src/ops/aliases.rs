@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
-use super::{decode_marker, encode_marker, page};
+use super::{decode_marker, page, paged};
 use crate::error::{ApiError, ErrorKind};
 use crate::input::Input;
 use crate::keyring::{Key, alias_missing, seconds};
@@ -123,14 +123,13 @@ pub(crate) async fn list(call: &mut Call<'_>, mut input: Input) -> Result<Value,
     let truncated = rows.len() > limit;
     rows.truncate(limit);
     let aliases: Vec<Value> = rows.iter().map(|row| entry(call, row)).collect();
-    let mut output = json!({ "Aliases": aliases, "Truncated": truncated });
-    if truncated && let (Some(last), Some(members)) = (rows.last(), output.as_object_mut()) {
-        members.insert(
-            "NextMarker".to_owned(),
-            encode_marker(&call.draft.operation, &last.name).into(),
-        );
-    }
-    Ok(output)
+    let last = rows.last().filter(|_| truncated);
+    Ok(paged(
+        call,
+        "Aliases",
+        aliases,
+        last.map(|row| row.name.as_str()),
+    ))
 }
 
 fn entry(call: &Call<'_>, row: &AliasRow) -> Value {

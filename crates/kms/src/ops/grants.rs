@@ -5,7 +5,7 @@ use std::sync::Arc;
 use serde_json::{Map, Value, json};
 
 use super::admit::check_dry_run;
-use super::{decode_marker, encode_marker, page};
+use super::{decode_marker, page, paged};
 use crate::arn::{self, PrincipalArn};
 use crate::crypto::random_array;
 use crate::error::{ApiError, ErrorKind};
@@ -396,14 +396,8 @@ fn answer_page(call: &Call<'_>, mut grants: Vec<Arc<Grant>>, limit: usize) -> Va
     let truncated = grants.len() > limit;
     grants.truncate(limit);
     let entries: Vec<Value> = grants.iter().map(|grant| entry(call, grant)).collect();
-    let mut output = json!({ "Grants": entries, "Truncated": truncated });
-    if truncated && let (Some(last), Some(members)) = (grants.last(), output.as_object_mut()) {
-        members.insert(
-            "NextMarker".to_owned(),
-            encode_marker(&call.draft.operation, &last.id).into(),
-        );
-    }
-    output
+    let last = grants.last().filter(|_| truncated);
+    paged(call, "Grants", entries, last.map(|grant| grant.id.as_str()))
 }
 
 /// `GrantListEntry`.

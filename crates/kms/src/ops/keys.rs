@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use time::{Duration, OffsetDateTime};
 
 use super::admit::Use;
-use super::{decode_marker, encode_marker, materials, page};
+use super::{decode_marker, materials, page, paged};
 use crate::arn::PrincipalArn;
 use crate::audit::{Draft, unix_ms};
 use crate::crypto::uuid;
@@ -250,14 +250,8 @@ pub(crate) async fn list(call: &mut Call<'_>, mut input: Input) -> Result<Value,
         .map(|id| key_id(id))
         .map(|id| json!({ "KeyId": id, "KeyArn": call.here.key_arn(id) }))
         .collect();
-    let mut output = json!({ "Keys": keys, "Truncated": truncated });
-    if truncated && let (Some(last), Some(members)) = (ids.last(), output.as_object_mut()) {
-        members.insert(
-            "NextMarker".to_owned(),
-            encode_marker(&call.draft.operation, last).into(),
-        );
-    }
-    Ok(output)
+    let last = ids.last().filter(|_| truncated);
+    Ok(paged(call, "Keys", keys, last.map(|id| id.as_str())))
 }
 
 /// Finds the key that a management operation names and asks its policy. As on AWS it is one of the caller's account, whatever a policy

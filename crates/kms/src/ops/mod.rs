@@ -18,7 +18,7 @@ pub(crate) mod sign;
 pub(crate) mod tags;
 pub(crate) mod usage;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::error::{ApiError, ErrorKind};
 use crate::input::Input;
@@ -147,6 +147,16 @@ fn page(input: &mut Input, default: i64, max: i64) -> Result<(i64, String), ApiE
 fn encode_marker(operation: &str, last: &str) -> String {
     let text = format!("{operation}:{last}");
     base64::Engine::encode(&base64::engine::general_purpose::URL_SAFE_NO_PAD, text)
+}
+
+/// A page of a list: its items, and the last of them if there are more.
+fn paged(call: &Call<'_>, name: &str, items: Vec<Value>, last: Option<&str>) -> Value {
+    let mut output = json!({ name: items, "Truncated": last.is_some() });
+    if let (Some(last), Some(members)) = (last, output.as_object_mut()) {
+        let marker = encode_marker(&call.draft.operation, last);
+        members.insert("NextMarker".to_owned(), marker.into());
+    }
+    output
 }
 
 /// The last item of the page before; empty for the first page.

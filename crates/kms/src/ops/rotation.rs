@@ -5,7 +5,7 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 
 use super::keys::{manage, update};
-use super::{decode_marker, encode_marker, invalid_marker, materials, page};
+use super::{decode_marker, invalid_marker, materials, page, paged};
 use crate::error::{ApiError, ErrorKind};
 use crate::input::Input;
 use crate::keyring::{Key, KeyState, Material, expiration_model, seconds};
@@ -150,12 +150,9 @@ pub(crate) fn list(call: &mut Call<'_>, mut input: Input) -> Result<Value, ApiEr
         .iter()
         .map(|material| entry(call.service, &key, material))
         .collect();
-    let mut output = json!({ "Rotations": entries, "Truncated": truncated });
-    if let (true, Some(last), Some(members)) = (truncated, listed.last(), output.as_object_mut()) {
-        let marker = encode_marker(&call.draft.operation, &last.version.to_string());
-        members.insert("NextMarker".to_owned(), marker.into());
-    }
-    Ok(output)
+    let last = listed.last().filter(|_| truncated);
+    let last = last.map(|material| material.version.to_string());
+    Ok(paged(call, "Rotations", entries, last.as_deref()))
 }
 
 fn entry(service: &Service, key: &Arc<Key>, material: &Material) -> Value {

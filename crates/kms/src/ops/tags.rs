@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::{decode_marker, encode_marker, page};
+use super::{decode_marker, page, paged};
 use crate::error::ApiError;
 use crate::input::Input;
 use crate::keyring::Key;
@@ -80,12 +80,11 @@ pub(crate) fn list(call: &mut Call<'_>, mut input: Input) -> Result<Value, ApiEr
         .iter()
         .map(|(name, value)| json!({ "TagKey": name, "TagValue": value }))
         .collect();
-    let mut output = json!({ "Tags": entries, "Truncated": truncated });
-    if truncated && let (Some((last, _)), Some(members)) = (shown.last(), output.as_object_mut()) {
-        members.insert(
-            "NextMarker".to_owned(),
-            encode_marker(&call.draft.operation, last).into(),
-        );
-    }
-    Ok(output)
+    let last = shown.last().filter(|_| truncated);
+    Ok(paged(
+        call,
+        "Tags",
+        entries,
+        last.map(|(name, _)| name.as_str()),
+    ))
 }
