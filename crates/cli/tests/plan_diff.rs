@@ -5,6 +5,9 @@
 mod daemon;
 mod inputs;
 
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
 use daemon::run_with;
 use inputs::{Desk, Layer};
 use rcgen::{CertificateParams, KeyPair};
@@ -304,4 +307,50 @@ fn a_wrong_source_date_epoch_is_told_as_what_it_is() {
         assert!(done.stderr.contains(&text), "{}", done.stderr);
         assert!(done.stderr.contains("or unset it"), "{}", done.stderr);
     }
+}
+
+/// The most memory that a process has had so far (KiB), as long as it runs.
+fn peak(process: u32) -> Option<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).ok()?;
+    let peak = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmHWM:"))?;
+    peak.trim().trim_end_matches(" kB").parse().ok()
+}
+
+/// So many files that what their names say is in a temporary database at the end.
+#[test]
+fn many_files_take_little_memory() {
+    let desk = Desk::new();
+    let (archive, config) = (desk.0.path("many.tar"), desk.0.path("enclos.toml"));
+    let file = std::io::BufWriter::new(std::fs::File::create(&archive).unwrap());
+    let mut tar = tar::Builder::new(file);
+    let mut header = tar::Header::new_ustar();
+    header.set_mode(0o644);
+    header.set_uid(0);
+    header.set_gid(0);
+    header.set_size(0);
+    for number in 0..400_000 {
+        let path = format!("srv/package-{}/lib/file-{number}", number % 1000);
+        tar.append_data(&mut header, path, std::io::empty())
+            .unwrap();
+    }
+    tar.into_inner().unwrap().into_inner().unwrap();
+    let mut planning = Command::new(env!("CARGO_BIN_EXE_enclos"))
+        .args(["plan", &archive, "--config", &config])
+        .env("ENCLOS_CACHE_DIR", desk.0.path("cache"))
+        .env("ENCLOS_GUEST_DIR", desk.0.path("guest"))
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut highest = 0;
+    let status = loop {
+        highest = peak(planning.id()).map_or(highest, |peak| highest.max(peak));
+        if let Some(status) = planning.try_wait().unwrap() {
+            break status;
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    };
+    assert!(status.success());
+    assert!((1..64 << 10).contains(&highest), "{highest} KiB");
 }

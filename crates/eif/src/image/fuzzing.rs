@@ -10,7 +10,8 @@ use crate::ramdisk;
 
 use super::layer::{Lost, apply, unpacked};
 use super::oci::Wanted;
-use super::tree::{Spool, Tree, write_tree};
+use super::spool::Spool;
+use super::tree::{Tree, write_tree};
 use super::{Archive, load_archive};
 
 /// What one input may unpack to (bytes).
@@ -26,7 +27,7 @@ fn file(bytes: &[u8]) -> Option<File> {
 pub fn layer(bytes: &[u8]) {
     let Some(file) = file(b"") else { return };
     let mut spool = Spool::limited(file, LIMIT);
-    let (mut tree, mut lost) = (Tree::new(), Lost::default());
+    let (mut tree, mut lost) = (Tree::new(&std::env::temp_dir()), Lost::default());
     let Ok(reader) = unpacked(BufReader::new(bytes)) else {
         return;
     };
@@ -38,7 +39,7 @@ pub fn layer(bytes: &[u8]) {
         &mut lost,
     );
     if applied.is_ok() && spool.flush().is_ok() {
-        check(&tree, &spool);
+        check(tree, &spool);
     }
 }
 
@@ -48,22 +49,24 @@ pub fn source(bytes: &[u8]) {
         return;
     };
     let mut spool = Spool::limited(spooled, LIMIT);
+    let scratch = &std::env::temp_dir();
     let wanted = Wanted {
         reference: None,
+        scratch,
         architecture: Architecture::X86_64,
     };
     let loaded = load_archive(archive, Path::new("archive"), &wanted, &mut spool);
     if let Ok(application) = loaded
         && spool.flush().is_ok()
     {
-        check(&application.image.tree, &spool);
+        check(application.image.tree, &spool);
     }
 }
 
 /// A tree can be written, unless a file became too large for the format, and what was written unpacks.
-fn check(tree: &Tree, spool: &Spool) {
+fn check(mut tree: Tree, spool: &Spool) {
     let mut archive = Archive::new(Vec::new(), 0);
-    if write_tree(tree, spool, b"rootfs", &mut archive).is_err() {
+    if write_tree(&mut tree, spool, b"rootfs", &mut archive).is_err() {
         return;
     }
     let Ok(written) = archive.finish() else {

@@ -1,8 +1,6 @@
 //! Applying a tar archive to a [`Tree`]: a layer with its whiteouts, or a whole root file system.
 
-use std::fs::File;
 use std::io::{self, BufRead, Read};
-use std::sync::Arc;
 
 use tar::{Entries, Entry, EntryType};
 
@@ -12,7 +10,8 @@ use crate::packing::{Packing, XZ_MEMORY_KIB};
 use super::allowance::{Allowance, content};
 use super::error::ImageError;
 use super::sparse::{Sparse, SparseHeader};
-use super::tree::{Body, Kind, MAX_FILE, PathError, Spool, Tree, cleaned};
+use super::spool::Spool;
+use super::tree::{Body, Kind, MAX_FILE, PathError, Tree, cleaned};
 
 /// Most bytes that one archive may unpack to: far above any enclave's memory, below what fills a disk
 /// unnoticed.
@@ -28,11 +27,12 @@ const RESERVED: &[u8] = b".wh..wh.";
 
 /// What an archive is.
 #[derive(Debug, Clone, Copy)]
-pub(crate) enum Role<'a> {
+pub(crate) enum Role {
     /// A layer: whiteouts are honoured, and bodies copied out of the stream.
     Layer,
-    /// A whole file system in this file, which is read from its start: nothing is a whiteout, and bodies stay in the file.
-    RootFs(&'a Arc<File>),
+    /// A whole file system in the file that its tree is over, which is read from its start: nothing is a whiteout, and
+    /// bodies stay in the file.
+    RootFs,
 }
 
 /// Reads a tar archive, packed or not.
@@ -95,7 +95,7 @@ pub(crate) fn within<R>(name: &str, read: &io::Take<R>) -> Result<(), ImageError
 /// Puts an archive's entries into a tree.
 pub(crate) struct Applier<'a> {
     pub(crate) name: &'a str,
-    pub(crate) role: Role<'a>,
+    pub(crate) role: Role,
     pub(crate) tree: &'a mut Tree,
     pub(crate) spool: &'a mut Spool,
     pub(crate) lost: &'a mut Lost,
@@ -113,7 +113,7 @@ impl Applier<'_> {
             // In a file what nobody wants is not read but stepped over.
             let skipped = match self.role {
                 Role::Layer => content(&entry),
-                Role::RootFs(_) => 0,
+                Role::RootFs => 0,
             };
             count += 1;
             if count > MAX_ENTRIES {
@@ -170,7 +170,7 @@ impl Applier<'_> {
         let attributes = attributes(&entry).map_err(&failed)?;
         let mut body = sparse.expanded(&mut entry).map_err(&failed)?;
         let kind = Kind::File(self.spool.store(&mut body).map_err(&failed)?);
-        self.check(path, |tree| tree.set(path, attributes, kind).map(drop))
+        self.check(path, |tree| tree.set(path, attributes, kind))
     }
 
     fn plain<R: Read>(&mut self, mut entry: Entry<'_, R>, path: &[u8]) -> Result<(), ImageError> {
@@ -193,14 +193,13 @@ impl Applier<'_> {
             }
             other => Kind::Special(self.special(&entry, path, other)?),
         };
-        self.check(path, |tree| tree.set(path, attributes, kind).map(drop))
+        self.check(path, |tree| tree.set(path, attributes, kind))
     }
 
     fn body<R: Read>(&mut self, entry: &mut Entry<'_, R>) -> Result<Body, ImageError> {
         match self.role {
-            Role::RootFs(file) if entry.header().entry_type() != EntryType::GNUSparse => {
+            Role::RootFs if entry.header().entry_type() != EntryType::GNUSparse => {
                 Ok(Body::Archive {
-                    file: Arc::clone(file),
                     offset: entry.raw_file_position(),
                     len: entry.size(),
                 })

@@ -17,11 +17,14 @@ mod error;
 pub mod fuzzing;
 mod layer;
 mod module;
+mod node;
 mod oci;
 mod publish;
 mod rootfs;
 mod runtime;
 mod sparse;
+mod spool;
+mod store;
 mod stream;
 mod tree;
 
@@ -53,7 +56,8 @@ use layer::Lost;
 use oci::{Blobs, Image, ImageConfig, Wanted};
 use publish::{Draft, folder_of};
 use runtime::KernelFacts;
-use tree::{Body, Kind, Spool, Tree, write_tree};
+use spool::Spool;
+use tree::{Body, Kind, Tree, write_tree};
 
 /// The measured command line. Whatever an engine needs beside it comes from the hypervisor, unmeasured.
 ///
@@ -258,16 +262,16 @@ fn build<W: Write + Seek>(
         version: version.as_deref(),
         architecture,
     };
-    let runtime = runtime::runtime(&spec.guest, &spec.modules, facts)?;
+    let runtime = runtime::runtime(&spec.guest, &spec.modules, facts, folder)?;
     let metadata = app.metadata(spec, version);
-    let json = serde_json::to_vec(&config).map_err(ImageError::Encode)?;
+    let own = own_files(&config, folder)?;
     let empty = Spool::new(tempfile::tempfile_in(folder).map_err(&written)?);
     let builder = Builder::new()
         .kernel(spec.kernel.as_path())
         .cmdline(spec.cmdline.trim())
         .metadata(metadata.clone())
-        .ramdisk_from(|out| write_runtime(out, spec.epoch, &runtime, &empty))
-        .ramdisk_from(|out| write_app(out, spec.epoch, &app.image.tree, &spool, json));
+        .ramdisk_from(|out| write_runtime(out, spec.epoch, runtime, &empty))
+        .ramdisk_from(|out| write_app(out, spec.epoch, [own, app.image.tree], &spool));
     let builder = match signer {
         Some(signer) => builder.sign(signer),
         None => builder,
@@ -314,51 +318,53 @@ impl Seek for Nowhere {
     }
 }
 
-fn write_runtime(out: &mut dyn Write, epoch: u32, tree: &Tree, spool: &Spool) -> io::Result<()> {
+/// What is in an application's ramdisk beside the image's own files.
+fn own_files(config: &EnclaveConfig, scratch: &Path) -> Result<Tree, ImageError> {
+    let json = serde_json::to_vec(config).map_err(ImageError::Encode)?;
+    let mut own = Tree::new(scratch);
+    // A path of our own in an empty tree cannot be refused.
+    let config = Kind::File(Body::Bytes(json));
+    let _ = own.set(b"enclos/config.json", Attributes::root(0o644), config);
+    Ok(own)
+}
+
+fn write_runtime(out: &mut dyn Write, epoch: u32, mut tree: Tree, spool: &Spool) -> io::Result<()> {
     let mut archive = Archive::new(out, epoch);
-    write_tree(tree, spool, b"", &mut archive).map_err(io::Error::other)?;
+    write_tree(&mut tree, spool, b"", &mut archive).map_err(io::Error::other)?;
     archive.finish().map(drop).map_err(io::Error::other)
 }
 
 fn write_app(
     out: &mut dyn Write,
     epoch: u32,
-    tree: &Tree,
+    [mut own, mut tree]: [Tree; 2],
     spool: &Spool,
-    config: Vec<u8>,
 ) -> io::Result<()> {
-    let mut own = Tree::new();
-    let config = Kind::File(Body::Bytes(config));
-    let set = own.set(b"enclos/config.json", Attributes::root(0o644), config);
-    set.map_err(io::Error::other)?;
     let mut archive = Archive::new(out, epoch);
-    write_tree(&own, spool, b"", &mut archive).map_err(io::Error::other)?;
-    write_tree(tree, spool, b"rootfs", &mut archive).map_err(io::Error::other)?;
+    write_tree(&mut own, spool, b"", &mut archive).map_err(io::Error::other)?;
+    write_tree(&mut tree, spool, b"rootfs", &mut archive).map_err(io::Error::other)?;
     archive.finish().map(drop).map_err(io::Error::other)
 }
 
 /// Adds the directories that init needs, and those that the image wants to be there.
 fn complete(image: &mut Image) -> Result<(), ImageError> {
     let tree = &mut image.tree;
+    let mut add = |wanted_by: &str, path: &str, mode| {
+        let path = path.as_bytes();
+        let added = match tree.exists(path) {
+            Ok(true) => Ok(()),
+            Ok(false) => tree.directory(path, Attributes::root(mode)),
+            Err(error) => Err(error.into()),
+        };
+        added.map_err(|error| ImageError::entry(wanted_by, path, error.to_string()))
+    };
     for (path, mode) in MOUNT_POINTS {
-        if !tree.exists(path.as_bytes()) {
-            // Directly below the root nothing can be in the way of a name that is not there.
-            let _ = tree.directory(path.as_bytes(), Attributes::root(mode));
-        }
+        add("the mount points", path, mode)?;
     }
     // A runtime would mount something there, and make a directory of what is not there.
-    for path in image
-        .config
-        .volumes
-        .iter()
-        .flat_map(|volumes| volumes.keys())
-    {
-        if !tree.exists(path.as_bytes()) {
-            let made = tree.directory(path.as_bytes(), Attributes::root(0o755));
-            made.map_err(|error| {
-                ImageError::entry("the image's Volumes", path.as_bytes(), error.to_string())
-            })?;
-        }
+    let volumes = image.config.volumes.iter();
+    for path in volumes.flat_map(|volumes| volumes.keys()) {
+        add("the image's Volumes", path, 0o755)?;
     }
     Ok(())
 }
@@ -379,6 +385,7 @@ fn load(
     let wanted = &Wanted {
         reference: spec.reference.as_deref(),
         architecture,
+        scratch: folder,
     };
     if fs::metadata(path)
         .map_err(ImageError::file("read", path))?
@@ -387,7 +394,7 @@ fn load(
         let blobs = Blobs::Folder(path.clone());
         return match blobs.has("index.json") && blobs.has("oci-layout") {
             true => container(oci::load_oci(&blobs, wanted, spool)?),
-            false => plain(rootfs::load_folder(path)?, Lost::default()),
+            false => plain(rootfs::load_folder(path, folder)?, Lost::default()),
         };
     }
     load_archive(oci::open_archive(path, folder)?, path, wanted, spool)
@@ -411,7 +418,10 @@ fn load_archive(
     } else {
         drop(blobs);
         let mut lost = Lost::default();
-        plain(rootfs::load_tar(again, path, spool, &mut lost)?, lost)
+        plain(
+            rootfs::load_tar(again, path, spool, &mut lost, wanted.scratch)?,
+            lost,
+        )
     }
 }
 

@@ -24,8 +24,9 @@ use crate::ramdisk::{MAGIC_LEN, Packing};
 use super::allowance::Allowance;
 use super::error::ImageError;
 use super::layer::{Lost, MAX_UNPACKED, apply, unpacked, within};
+use super::spool::Spool;
 use super::stream::{Hashing, Skim};
-use super::tree::{Spool, Tree};
+use super::tree::Tree;
 
 /// Largest index, manifest or configuration (bytes): the limit that registries apply to manifests.
 const MAX_JSON: u64 = 4 << 20;
@@ -406,6 +407,8 @@ pub(crate) struct Wanted<'a> {
     pub(crate) reference: Option<&'a str>,
     /// The processor that it has to be for.
     pub(crate) architecture: Architecture,
+    /// A folder for temporary files.
+    pub(crate) scratch: &'a Path,
 }
 
 /// Takes an image out of an OCI layout.
@@ -571,7 +574,7 @@ fn assemble(
         let (layers, diff_ids) = (layers.len(), diff_ids.len());
         return Err(ImageError::LayerCount { layers, diff_ids });
     }
-    let mut tree = Tree::new();
+    let mut tree = Tree::new(wanted.scratch);
     let mut lost = Lost::default();
     for (layer, diff_id) in layers.iter().zip(&diff_ids) {
         apply_layer(

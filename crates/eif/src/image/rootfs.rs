@@ -3,31 +3,41 @@
 //! In a folder, whoever owns the top folder is taken for root: a root file system unpacked by an
 //! unprivileged user gives the same image as one unpacked by root. All other owners are as on disk.
 
-use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::fs::{self, File, Metadata};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
-use std::sync::Arc;
 
 use crate::cpio::{Attributes, Special};
 
 use super::allowance::Allowance;
 use super::error::ImageError;
 use super::layer::{Applier, Lost, Role};
+use super::spool::Spool;
 use super::stream::Skim;
-use super::tree::{Body, Kind, NodeId, Spool, Tree};
+use super::tree::{Body, Kind, Tree};
 
-/// Reads a folder. Bodies stay where they are and are read when the ramdisk is written.
-pub(crate) fn load_folder(folder: &Path) -> Result<Tree, ImageError> {
+/// Reads a folder. Bodies stay where they are and are read when the ramdisk is written. `scratch` is for temporary files.
+pub(crate) fn load_folder(folder: &Path, scratch: &Path) -> Result<Tree, ImageError> {
     let metadata = fs::metadata(folder).map_err(ImageError::file("read", folder))?;
-    let owner = (metadata.uid(), metadata.gid());
     let mut loader = Loader {
-        tree: Tree::new(),
-        owner,
-        links: BTreeMap::new(),
+        tree: Tree::new(scratch),
+        folder,
+        owner: (metadata.uid(), metadata.gid()),
     };
-    loader.directory(folder, b"", &metadata)?;
+    let attributes = loader.attributes(&metadata);
+    let set = loader.tree.directory(b"", attributes);
+    set.map_err(|e| entry_error(folder, b"", &e.to_string()))?;
+    // What is found in a directory comes behind it, so the tree says itself what is left to read.
+    let mut next = Some(Vec::new());
+    while let Some(directory) = next {
+        loader.directory(&directory)?;
+        next = loader
+            .tree
+            .next_directory(&directory)
+            .map_err(|e| entry_error(folder, &directory, &e.to_string()))?;
+    }
     Ok(loader.tree)
 }
 
@@ -37,9 +47,10 @@ pub(crate) fn load_tar(
     path: &Path,
     spool: &mut Spool,
     lost: &mut Lost,
+    scratch: &Path,
 ) -> Result<Tree, ImageError> {
-    let mut tree = Tree::new();
-    let archive = Arc::new(archive);
+    let failed = ImageError::file("read", path);
+    let mut tree = Tree::over(archive.try_clone().map_err(&failed)?, scratch);
     let name = path.display().to_string();
     let allowance = Allowance::new();
     let reader = Skim::new(&archive).map_err(ImageError::layer(&name))?;
@@ -49,7 +60,7 @@ pub(crate) fn load_tar(
         .map_err(ImageError::layer(&name))?;
     let applier = Applier {
         name: &name,
-        role: Role::RootFs(&archive),
+        role: Role::RootFs,
         tree: &mut tree,
         spool,
         lost,
@@ -58,30 +69,20 @@ pub(crate) fn load_tar(
     Ok(tree)
 }
 
-struct Loader {
+struct Loader<'a> {
     tree: Tree,
+    folder: &'a Path,
     owner: (u32, u32),
-    /// Files with several names, by device and inode.
-    links: BTreeMap<(u64, u64), NodeId>,
 }
 
-impl Loader {
-    fn directory(
-        &mut self,
-        host: &Path,
-        path: &[u8],
-        metadata: &Metadata,
-    ) -> Result<(), ImageError> {
-        let attributes = self.attributes(metadata);
-        let set = self.tree.directory(path, attributes);
-        set.map_err(|e| entry_error(host, path, &e.to_string()))?;
+impl Loader<'_> {
+    /// Reads what is in a directory, and not what is in directories in it.
+    fn directory(&mut self, path: &[u8]) -> Result<(), ImageError> {
+        let relative = path.strip_prefix(b"/").unwrap_or(path);
+        let host = &self.folder.join(OsStr::from_bytes(relative));
         let failed = ImageError::file("read", host);
-        let mut names = Vec::new();
         for entry in fs::read_dir(host).map_err(&failed)? {
-            names.push(entry.map_err(&failed)?.file_name());
-        }
-        names.sort();
-        for name in names {
+            let name = entry.map_err(&failed)?.file_name();
             let child = [path, b"/", name.as_bytes()].concat();
             self.entry(&host.join(&name), &child)?;
         }
@@ -92,13 +93,10 @@ impl Loader {
         let failed = ImageError::file("read", host);
         let metadata = fs::symlink_metadata(host).map_err(&failed)?;
         let file_type = metadata.file_type();
+        let attributes = self.attributes(&metadata);
         if file_type.is_dir() {
-            return self.directory(host, path, &metadata);
-        }
-        let inode = (metadata.dev(), metadata.ino());
-        if let Some(node) = self.links.get(&inode) {
-            let linked = self.tree.link_node(path, *node);
-            return linked.map_err(|e| entry_error(host, path, &e.to_string()));
+            let set = self.tree.directory(path, attributes);
+            return set.map_err(|e| entry_error(host, path, &e.to_string()));
         }
         let kind = if file_type.is_symlink() {
             let target = fs::read_link(host).map_err(&failed)?;
@@ -111,12 +109,14 @@ impl Loader {
         } else {
             Kind::Special(special(&metadata))
         };
-        let node = self.tree.set(path, self.attributes(&metadata), kind);
-        let node = node.map_err(|e| entry_error(host, path, &e.to_string()))?;
-        if file_type.is_file() && metadata.nlink() > 1 {
-            self.links.insert(inode, node);
-        }
-        Ok(())
+        let set = match file_type.is_file() && metadata.nlink() > 1 {
+            true => {
+                let number = u128::from(metadata.dev()) << 64 | u128::from(metadata.ino());
+                self.tree.set_numbered(path, number, attributes, kind)
+            }
+            false => self.tree.set(path, attributes, kind),
+        };
+        set.map_err(|e| entry_error(host, path, &e.to_string()))
     }
 
     fn attributes(&self, metadata: &Metadata) -> Attributes {

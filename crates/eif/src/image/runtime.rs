@@ -54,13 +54,14 @@ pub(crate) struct KernelFacts<'a> {
     pub(crate) architecture: Architecture,
 }
 
-/// Builds the runtime's file system.
+/// Builds the runtime's file system. `scratch` is for temporary files.
 pub(crate) fn runtime(
     guest: &GuestBinaries,
     modules: &Path,
     kernel: KernelFacts<'_>,
+    scratch: &Path,
 ) -> Result<Tree, ImageError> {
-    let mut files = Files::new();
+    let mut files = Files::new(scratch);
     files.program("init", &guest.init, kernel.architecture)?;
     files.program("enclos/agent", &guest.agent, kernel.architecture)?;
     let mut loaded = Modules::new(modules, kernel)?;
@@ -104,8 +105,8 @@ struct Files {
 
 impl Files {
     /// The mount points and the console that the kernel opens for init.
-    fn new() -> Self {
-        let mut tree = Tree::new();
+    fn new(scratch: &Path) -> Self {
+        let mut tree = Tree::new(scratch);
         let root = Attributes::root;
         for directory in ["dev", "proc", "sys", "enclos", "enclos/modules"] {
             // Paths of our own in an empty tree cannot be refused.

@@ -1,19 +1,34 @@
-//! A file system in memory: names, owners and modes here, file bodies elsewhere.
+//! A file system of names: owners and modes here, file bodies elsewhere.
 //!
 //! Layers are applied to a [`Tree`] and never to the host's file system, so no path in a layer can reach
 //! outside: symbolic links are followed inside the tree, and `..` in a link of either kind stops at its root. `..` in an
 //! entry's own path takes out the name before it, whatever that is, as in runtimes; a path that would leave the root is
 //! refused. Each name remembers the layer that set it, because a whiteout hides what lower layers put there and nothing else.
+//!
+//! A name's record has its whole path for a key, each component behind a zero byte:
+//!
+//! ```text
+//! \0usr            a directory comes before what is in it,
+//! \0usr\0bin       and all that is in it before what follows the directory:
+//! \0usr\0bin\0env
+//! \0usr-share      zero sorts before whatever a name may have in it
+//! \x01 number      a file with several names, which refer to it
+//! ```
+//!
+//! Only directories have anything below them, so a path whose parent is found to be a directory goes through no link, and
+//! writing the tree is reading its records in order.
 
-use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{self, BufWriter, Read, Write};
-use std::path::PathBuf;
-use std::sync::Arc;
+use std::io::{self, Write};
+use std::ops::Bound;
+use std::path::Path;
 
-use crate::cpio::{Archive, Attributes, CpioError, Link, Special};
-use crate::hashing::CHUNK;
+use crate::cpio::{Archive, Attributes, CpioError, Link};
 
+pub(crate) use super::node::{Body, Kind};
+use super::node::{Meaning, Name, Node, Shared};
+use super::spool::Spool;
+use super::store::{Range, Store, StoreError};
 use super::stream::Piece;
 
 /// Symbolic links followed on one path before it is refused, Linux's own limit.
@@ -22,135 +37,49 @@ const MAX_LINKS: usize = 40;
 /// Longest name in a directory, Linux's own limit (bytes): a kernel that unpacks a longer one leaves the file out.
 const MAX_NAME: usize = 255;
 
+/// Longest path (bytes), Linux's limit less what comes before it in an image's archive, `rootfs/`.
+const MAX_PATH: usize = 4095 - 7;
+
 /// Longest target of a symbolic link (bytes), with the same reason.
 const MAX_TARGET: usize = 4095;
-
-/// Directories inside each other: as many one-letter names as fit half of Linux's `PATH_MAX`, so that the
-/// recursions here stay shallow.
-const MAX_DEPTH: usize = 1024;
 
 /// Largest file (bytes): a newc archive has 32 bits for its length.
 pub(crate) const MAX_FILE: u64 = u32::MAX as u64;
 
-/// Most bytes of all files of an image: far above any enclave's memory, below what fills a disk unnoticed.
-const MAX_SPOOL: u64 = 64 << 30;
+/// What begins the key of a file with several names: behind all paths.
+const SHARED: u8 = 1;
 
-/// Most memory that the tree itself may take (bytes, estimated): above a million files. A few kilobytes of an archive, packed, stand
-/// for millions of directories inside each other.
-const MAX_HELD: usize = 256 << 20;
+/// What begins the key of a number that a host knows a file by. Its value is the first path of the file.
+const NUMBERED: u8 = 2;
 
-/// What a name and its file take beside their texts (bytes): measured, and rounded up.
-const NAME_COST: usize = 160;
-
-/// What a directory takes as soon as it has a name in it (bytes): room for eleven.
-const CHILDREN_COST: usize = 480;
-
-/// Index of a node in its tree.
-pub(crate) type NodeId = usize;
-
-const ROOT: NodeId = 0;
-
-/// Where a file's body is.
-#[derive(Debug, Clone)]
-pub(crate) enum Body {
-    /// In memory.
-    Bytes(Vec<u8>),
-    /// In the spool file.
-    Spool {
-        /// Where it starts.
-        offset: u64,
-        /// Its length.
-        len: u64,
-    },
-    /// In an archive that is read in place.
-    Archive {
-        /// The archive.
-        file: Arc<File>,
-        /// Where the body starts.
-        offset: u64,
-        /// Its length.
-        len: u64,
-    },
-    /// In a file of the host.
-    Host {
-        /// The file.
-        path: PathBuf,
-        /// Its length when it was found.
-        len: u64,
-    },
-}
-
-impl Body {
-    pub(crate) fn len(&self) -> u64 {
-        match self {
-            Self::Bytes(bytes) => u64::try_from(bytes.len()).unwrap_or(u64::MAX),
-            Self::Spool { len, .. } | Self::Archive { len, .. } | Self::Host { len, .. } => *len,
-        }
-    }
-}
-
-/// What a node is.
-#[derive(Debug, Clone)]
-pub(crate) enum Kind {
-    Directory,
-    File(Body),
-    Symlink(Vec<u8>),
-    Special(Special),
-}
-
-/// A name in a directory.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Name {
-    node: NodeId,
-    /// The layer that set it.
-    layer: usize,
-}
-
-#[derive(Debug, Clone)]
-struct Node {
-    attributes: Attributes,
-    kind: Kind,
-    /// Empty unless it is a directory.
-    children: BTreeMap<Vec<u8>, Name>,
-}
-
-impl Node {
-    fn is_directory(&self) -> bool {
-        matches!(self.kind, Kind::Directory)
-    }
-
-    fn new(attributes: Attributes, kind: Kind) -> Self {
-        Self {
-            attributes,
-            kind,
-            children: BTreeMap::new(),
-        }
-    }
-}
+/// Key of the root, which has no record. A path's own is one byte longer than the path.
+const ROOT: &[u8] = b"";
 
 /// Why a path could not be used.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, thiserror::Error)]
 pub(crate) enum PathError {
     #[error("leaves the image by `..` in its path")]
     Parent,
     #[error("names the root, which is no file")]
     Root,
+    #[error("has a zero byte in its path, which Linux has not")]
+    Zero,
     #[error("has a name of over {MAX_NAME} bytes in its path, which Linux has not")]
     LongName,
+    #[error("has a path of over {MAX_PATH} bytes, which is all that Linux unpacks into an enclave")]
+    LongPath,
     #[error("is a symbolic link to over {MAX_TARGET} bytes, which Linux has not")]
     LongTarget,
     #[error("goes through a file that is no directory")]
     NotDirectory,
     #[error("goes through more than {MAX_LINKS} symbolic links")]
     Loop,
-    #[error("is more than {MAX_DEPTH} directories deep")]
-    TooDeep,
     #[error("names something that is not there")]
     Missing,
     #[error("links to a directory")]
     DirectoryTarget,
-    #[error("is one too many: names, links and directories of an image take at most {} MiB of memory", MAX_HELD >> 20)]
-    TooMany,
+    #[error(transparent)]
+    Store(#[from] StoreError),
 }
 
 /// What to do about directories that a path goes through and that are not there.
@@ -160,44 +89,40 @@ enum Absent {
     Refuse,
 }
 
-/// A file system in memory.
+/// A file system of names.
 #[derive(Debug)]
 pub(crate) struct Tree {
-    nodes: Vec<Node>,
-    layer: usize,
-    /// Memory that all names and nodes take, those included that were replaced since, and how much they may.
-    held: usize,
-    limit: usize,
+    root: Attributes,
+    store: Store,
+    /// Files with several names so far.
+    shared: u64,
+    layer: u32,
+    /// Where bodies are that stayed in their archive.
+    archive: Option<File>,
 }
 
 impl Tree {
-    /// A root directory and nothing in it.
-    pub(crate) fn new() -> Self {
-        Self::limited(MAX_HELD)
+    /// A root directory and nothing in it. `folder` is for a temporary file.
+    pub(crate) fn new(folder: &Path) -> Self {
+        Self::kept_in(Store::new(folder))
     }
 
-    /// One that takes no more than `limit` bytes of memory.
-    fn limited(limit: usize) -> Self {
+    /// One of which some bodies are read in place, from this archive.
+    pub(crate) fn over(archive: File, folder: &Path) -> Self {
         Self {
-            nodes: vec![Node::new(Attributes::root(0o755), Kind::Directory)],
-            layer: 0,
-            held: 0,
-            limit,
+            archive: Some(archive),
+            ..Self::new(folder)
         }
     }
 
-    /// Makes room for a name in a directory, and for a link's target if there is one.
-    fn hold(&mut self, parent: NodeId, name: &[u8], target: &[u8]) -> Result<(), PathError> {
-        let children = match self.nodes[parent].children.is_empty() {
-            true => CHILDREN_COST,
-            false => 0,
-        };
-        let held = self.held + children + NAME_COST + name.len() + target.len();
-        if held > self.limit {
-            return Err(PathError::TooMany);
+    fn kept_in(store: Store) -> Self {
+        Self {
+            root: Attributes::root(0o755),
+            store,
+            shared: 0,
+            layer: 0,
+            archive: None,
         }
-        self.held = held;
-        Ok(())
     }
 
     /// From here on, entries belong to the next layer.
@@ -211,26 +136,18 @@ impl Tree {
         path: &[u8],
         attributes: Attributes,
     ) -> Result<(), PathError> {
-        let (parent, name) = match self.place(path, Absent::Make) {
+        let key = match self.place(path, Absent::Make) {
             Err(PathError::Root) => {
-                self.nodes[ROOT].attributes = attributes;
+                self.root = attributes;
                 return Ok(());
             }
             place => place?,
         };
-        let layer = self.layer;
-        let found = self.nodes[parent].children.get_mut(&name);
-        let node = found.map(|found| {
-            found.layer = layer;
-            found.node
-        });
-        match node.filter(|node| self.nodes[*node].is_directory()) {
-            Some(node) => self.nodes[node].attributes = attributes,
-            None => {
-                self.insert(parent, name, attributes, Kind::Directory)?;
-            }
+        if self.name(&key)?.is_some_and(|name| !name.is_directory()) {
+            self.clear(&key)?;
         }
-        Ok(())
+        let kind = Kind::Directory;
+        self.put(&key, Meaning::Node(Node { attributes, kind }))
     }
 
     /// Sets anything but a directory, in place of whatever had the name.
@@ -239,174 +156,282 @@ impl Tree {
         path: &[u8],
         attributes: Attributes,
         kind: Kind,
-    ) -> Result<NodeId, PathError> {
+    ) -> Result<(), PathError> {
         if matches!(&kind, Kind::Symlink(target) if target.len() > MAX_TARGET) {
             return Err(PathError::LongTarget);
         }
-        let (parent, name) = self.place(path, Absent::Make)?;
-        self.insert(parent, name, attributes, kind)
+        let key = self.place(path, Absent::Make)?;
+        self.clear(&key)?;
+        self.put(&key, Meaning::Node(Node { attributes, kind }))
     }
 
     /// Gives the file at `target` one more name. `..` in the target stops at the root, which is the image's.
     pub(crate) fn link(&mut self, path: &[u8], target: &[u8]) -> Result<(), PathError> {
-        let (parent, name) = self.place(&[b"/", target].concat(), Absent::Refuse)?;
-        let found = self.nodes[parent]
-            .children
-            .get(&name)
-            .ok_or(PathError::Missing)?
-            .node;
-        self.link_node(path, found)
+        let target = self.place(&[b"/", target].concat(), Absent::Refuse)?;
+        let number = self.share(&target)?;
+        let key = self.place(path, Absent::Make)?;
+        // Counted first: the old name may be the same, or be what makes way for the new one.
+        self.count(number, |names| names + 1)?;
+        self.clear(&key)?;
+        self.put(&key, Meaning::Shared(number))
     }
 
-    /// Gives a file one more name.
-    pub(crate) fn link_node(&mut self, path: &[u8], node: NodeId) -> Result<(), PathError> {
-        if self.nodes[node].is_directory() {
-            return Err(PathError::DirectoryTarget);
+    /// Sets a file that a host knows by a number, or gives it one more name if it was set before.
+    pub(crate) fn set_numbered(
+        &mut self,
+        path: &[u8],
+        number: u128,
+        attributes: Attributes,
+        kind: Kind,
+    ) -> Result<(), PathError> {
+        let key = [[NUMBERED].as_slice(), &number.to_be_bytes()].concat();
+        match self.store.get(&key)? {
+            Some(first) => self.link(path, &first),
+            None => {
+                self.store.put(&key, path)?;
+                self.set(path, attributes, kind)
+            }
         }
-        let (parent, name) = self.place(path, Absent::Make)?;
-        self.hold(parent, &name, b"")?;
-        let layer = self.layer;
-        self.nodes[parent]
-            .children
-            .insert(name, Name { node, layer });
-        Ok(())
     }
 
     /// Hides what lower layers have at this path.
     pub(crate) fn whiteout(&mut self, path: &[u8]) -> Result<(), PathError> {
-        let (parent, name) = match self.place(path, Absent::Refuse) {
-            Err(PathError::Missing | PathError::NotDirectory) => return Ok(()),
-            place => place?,
-        };
-        let Some(found) = self.nodes[parent].children.get(&name).copied() else {
-            return Ok(());
-        };
-        if self.hide(found) {
-            self.nodes[parent].children.remove(&name);
+        match self.place(path, Absent::Refuse) {
+            Err(PathError::Missing | PathError::NotDirectory) => Ok(()),
+            key => self.hide(Bound::Included(&key?)),
         }
-        Ok(())
     }
 
     /// Hides what lower layers have inside the directory at this path.
     pub(crate) fn opaque(&mut self, path: &[u8]) -> Result<(), PathError> {
-        match self.walk(&components(path)?, Absent::Refuse, 0) {
+        match self.walk(&components(path)?, Absent::Refuse) {
             Err(PathError::Missing | PathError::NotDirectory) => Ok(()),
-            directory => {
-                self.hide_children(directory?);
-                Ok(())
-            }
+            key => self.hide(Bound::Excluded(&key?)),
         }
     }
 
     /// Whether something has this path; the last component is not followed.
-    pub(crate) fn exists(&mut self, path: &[u8]) -> bool {
+    pub(crate) fn exists(&mut self, path: &[u8]) -> Result<bool, StoreError> {
         match self.place(path, Absent::Refuse) {
-            Ok((parent, name)) => self.nodes[parent].children.contains_key(&name),
-            Err(error) => error == PathError::Root,
+            Ok(key) => Ok(self.name(&key)?.is_some()),
+            Err(PathError::Store(error)) => Err(error),
+            Err(error) => Ok(matches!(error, PathError::Root)),
         }
     }
 
-    /// Whether the name goes; a directory that holds something of this layer stays without what is older.
-    fn hide(&mut self, name: Name) -> bool {
-        self.hide_children(name.node);
-        name.layer < self.layer && self.nodes[name.node].children.is_empty()
+    /// The first directory behind this path: in it if there is one, else behind all that is in it.
+    pub(crate) fn next_directory(&self, path: &[u8]) -> Result<Option<Vec<u8>>, PathError> {
+        let after = key(&components(path)?);
+        let is_directory = |name: &[u8]| Ok(Name::decode(name)?.is_directory());
+        let found = self
+            .store
+            .find(names(Bound::Excluded(&after)), is_directory)?;
+        Ok(found.map(|key| readable(&key)))
     }
 
-    fn hide_children(&mut self, directory: NodeId) {
-        let mut kept = std::mem::take(&mut self.nodes[directory].children);
-        kept.retain(|_, name| !self.hide(*name));
-        self.nodes[directory].children = kept;
+    fn name(&self, key: &[u8]) -> Result<Option<Name>, StoreError> {
+        let name = self.store.get(key)?;
+        name.map(|name| Name::decode(&name)).transpose()
     }
 
-    fn insert(
-        &mut self,
-        parent: NodeId,
-        name: Vec<u8>,
-        attributes: Attributes,
-        kind: Kind,
-    ) -> Result<NodeId, PathError> {
-        let target = match &kind {
-            Kind::Symlink(target) => target.as_slice(),
-            _ => b"",
-        };
-        self.hold(parent, &name, target)?;
-        let node = self.nodes.len();
-        self.nodes.push(Node::new(attributes, kind));
+    fn put(&mut self, key: &[u8], meaning: Meaning) -> Result<(), PathError> {
+        let name = key.rsplit(|b| *b == 0).next().unwrap_or_default();
+        if name.len() > MAX_NAME {
+            return Err(PathError::LongName);
+        }
+        if key.len() > MAX_PATH + 1 {
+            return Err(PathError::LongPath);
+        }
         let layer = self.layer;
-        self.nodes[parent]
-            .children
-            .insert(name, Name { node, layer });
-        Ok(node)
+        Ok(self.store.put(key, &Name { layer, meaning }.encode())?)
     }
 
-    /// The directory that a path's last component is in, and that component.
-    fn place(&mut self, path: &[u8], absent: Absent) -> Result<(NodeId, Vec<u8>), PathError> {
+    /// Takes out what a name stands for, and all that is below it.
+    fn clear(&mut self, key: &[u8]) -> Result<(), StoreError> {
+        let Some(name) = self.name(key)? else {
+            return Ok(());
+        };
+        if name.is_directory() {
+            let end = behind(key);
+            let range = (Bound::Excluded(key), Bound::Excluded(end.as_slice()));
+            loop {
+                let below = self.store.first(range)?;
+                if below.is_empty() {
+                    break;
+                }
+                for (key, name) in below {
+                    self.remove(&key, &Name::decode(&name)?)?;
+                }
+            }
+        }
+        self.remove(key, &name)
+    }
+
+    fn remove(&mut self, key: &[u8], name: &Name) -> Result<(), StoreError> {
+        if let Meaning::Shared(number) = name.meaning {
+            self.count(number, |names| names.saturating_sub(1))?;
+        }
+        self.store.remove(key)
+    }
+
+    /// Takes out what lower layers have from a path on and below it; a directory that holds something of this layer stays.
+    fn hide(&mut self, from: Bound<&[u8]>) -> Result<(), PathError> {
+        let (Bound::Included(path) | Bound::Excluded(path)) = from else {
+            return Ok(());
+        };
+        // What is in a directory comes before the directory: from the end.
+        let (mut end, mut kept) = (behind(path), Vec::new());
+        loop {
+            let names = self.store.last((from, Bound::Excluded(&end)))?;
+            let Some((first, _)) = names.last() else {
+                return Ok(());
+            };
+            end = first.clone();
+            for (key, name) in names {
+                let name = Name::decode(&name)?;
+                if name.layer < self.layer && !is_below(&kept, &key) {
+                    self.remove(&key, &name)?;
+                } else {
+                    kept = key;
+                }
+            }
+        }
+    }
+
+    /// The number of the file with this name, which may get more of them.
+    fn share(&mut self, key: &[u8]) -> Result<u64, PathError> {
+        let Name { layer, meaning } = self.name(key)?.ok_or(PathError::Missing)?;
+        let node = match meaning {
+            Meaning::Shared(number) => return Ok(number),
+            Meaning::Node(node) if node.kind == Kind::Directory => {
+                return Err(PathError::DirectoryTarget);
+            }
+            Meaning::Node(node) => node,
+        };
+        let number = self.shared;
+        self.shared += 1;
+        let shared = Shared {
+            names: 1,
+            written: 0,
+            inode: 0,
+            node,
+        };
+        self.store.put(&shared_key(number), &shared.encode())?;
+        let meaning = Meaning::Shared(number);
+        self.store.put(key, &Name { layer, meaning }.encode())?;
+        Ok(number)
+    }
+
+    fn shared(&self, number: u64) -> Result<Shared, StoreError> {
+        let shared = self.store.get(&shared_key(number))?;
+        Shared::decode(&shared.ok_or(StoreError::Damaged)?)
+    }
+
+    /// Changes the number of names that a file has.
+    fn count(&mut self, number: u64, change: impl FnOnce(u32) -> u32) -> Result<(), StoreError> {
+        let mut shared = self.shared(number)?;
+        shared.names = change(shared.names);
+        self.store.put(&shared_key(number), &shared.encode())
+    }
+
+    /// The key of a path, whose directories are walked; the last component is not followed.
+    fn place(&mut self, path: &[u8], absent: Absent) -> Result<Vec<u8>, PathError> {
         let mut components = components(path)?;
         let name = components.pop().ok_or(PathError::Root)?;
-        Ok((self.walk(&components, absent, 0)?, name))
+        let directory = self.walk(&components, absent)?;
+        Ok(child(&directory, name))
     }
 
     /// Walks directories from the root and follows links.
-    fn walk(
-        &mut self,
-        path: &[Vec<u8>],
-        absent: Absent,
-        followed: usize,
-    ) -> Result<NodeId, PathError> {
-        if followed > MAX_LINKS {
-            return Err(PathError::Loop);
+    fn walk(&mut self, path: &[&[u8]], absent: Absent) -> Result<Vec<u8>, PathError> {
+        let direct = key(path);
+        if direct == ROOT || self.name(&direct)?.is_some_and(|name| name.is_directory()) {
+            return Ok(direct);
         }
-        let mut stack = vec![ROOT];
-        for (position, component) in path.iter().enumerate() {
-            let here = stack.last().copied().unwrap_or(ROOT);
+        let (mut here, mut followed) = (ROOT.to_vec(), 0);
+        let mut ahead: Vec<Vec<u8>> = path.iter().rev().map(|c| c.to_vec()).collect();
+        while let Some(component) = ahead.pop() {
             if component == b".." {
-                stack.truncate((stack.len() - 1).max(1));
+                here.truncate(here.iter().rposition(|b| *b == 0).unwrap_or(0));
                 continue;
             }
-            if stack.len() > MAX_DEPTH {
-                return Err(PathError::TooDeep);
-            }
-            let node = self.child(here, component, absent)?;
-            match &self.nodes[node].kind {
-                Kind::Directory => stack.push(node),
+            let below = child(&here, &component);
+            match self.enter(&below, absent)? {
+                Kind::Directory => here = below,
                 Kind::Symlink(target) => {
-                    let rest = redirect(&path[..position], target, &path[position + 1..]);
-                    return self.walk(&rest, absent, followed + 1);
+                    followed += 1;
+                    if followed > MAX_LINKS {
+                        return Err(PathError::Loop);
+                    }
+                    if target.starts_with(b"/") {
+                        here = ROOT.to_vec();
+                    }
+                    ahead.extend(split(&target).rev().map(<[u8]>::to_vec));
                 }
                 Kind::File(_) | Kind::Special(_) => return Err(PathError::NotDirectory),
             }
         }
-        Ok(stack.last().copied().unwrap_or(ROOT))
+        Ok(here)
     }
 
-    fn child(&mut self, parent: NodeId, name: &[u8], absent: Absent) -> Result<NodeId, PathError> {
-        match self.nodes[parent].children.get(name) {
-            Some(found) => Ok(found.node),
+    /// What a path goes through here.
+    fn enter(&mut self, key: &[u8], absent: Absent) -> Result<Kind, PathError> {
+        match self.name(key)?.map(|name| name.meaning) {
+            Some(Meaning::Node(node)) => Ok(node.kind),
+            Some(Meaning::Shared(number)) => Ok(self.shared(number)?.node.kind),
             None if absent == Absent::Refuse => Err(PathError::Missing),
             None => {
-                let attributes = Attributes::root(0o755);
-                self.insert(parent, name.to_vec(), attributes, Kind::Directory)
+                let (attributes, kind) = (Attributes::root(0o755), Kind::Directory);
+                self.put(key, Meaning::Node(Node { attributes, kind }))?;
+                Ok(Kind::Directory)
             }
         }
     }
 }
 
-/// The path to walk where a link is in `before`: `..` may be in it, and stops at the root.
-fn redirect(before: &[Vec<u8>], target: &[u8], after: &[Vec<u8>]) -> Vec<Vec<u8>> {
-    let base = if target.starts_with(b"/") {
-        &[]
-    } else {
-        before
-    };
-    let target = split(target).map(<[u8]>::to_vec);
-    base.iter()
-        .cloned()
-        .chain(target)
-        .chain(after.iter().cloned())
-        .collect()
+/// A path's key. The components have no zero in them.
+fn key(components: &[&[u8]]) -> Vec<u8> {
+    let len = components.iter().map(|c| c.len() + 1).sum();
+    let mut key = Vec::with_capacity(len);
+    for component in components {
+        key.push(0);
+        key.extend_from_slice(component);
+    }
+    key
 }
 
-fn split(path: &[u8]) -> impl Iterator<Item = &[u8]> {
+fn child(directory: &[u8], name: &[u8]) -> Vec<u8> {
+    [directory, name].join(&0)
+}
+
+/// The first key behind all that may be below this one.
+fn behind(key: &[u8]) -> Vec<u8> {
+    [key, &[1]].concat()
+}
+
+fn is_below(key: &[u8], directory: &[u8]) -> bool {
+    let rest = key.strip_prefix(directory);
+    rest.is_some_and(|rest| rest.starts_with(&[0]))
+}
+
+/// All names from one on.
+fn names(from: Bound<&[u8]>) -> Range<'_> {
+    (from, Bound::Excluded(&[SHARED]))
+}
+
+fn shared_key(number: u64) -> [u8; 9] {
+    let mut key = [SHARED; 9];
+    key[1..].copy_from_slice(&number.to_be_bytes());
+    key
+}
+
+/// A key as a path with slashes; one before each component.
+fn readable(key: &[u8]) -> Vec<u8> {
+    let slash = |b: &u8| if *b == 0 { b'/' } else { *b };
+    key.iter().map(slash).collect()
+}
+
+fn split(path: &[u8]) -> impl DoubleEndedIterator<Item = &[u8]> {
     path.split(|b| *b == b'/')
         .filter(|c| !c.is_empty() && *c != b".")
 }
@@ -430,204 +455,317 @@ fn clean_components(path: &[u8]) -> Result<Vec<&[u8]>, PathError> {
 }
 
 /// A path's components; leading slashes and `.` mean nothing.
-fn components(path: &[u8]) -> Result<Vec<Vec<u8>>, PathError> {
+fn components(path: &[u8]) -> Result<Vec<&[u8]>, PathError> {
     let components = clean_components(path)?;
+    if components.iter().any(|c| c.contains(&0)) {
+        return Err(PathError::Zero);
+    }
     match components.iter().any(|c| c.len() > MAX_NAME) {
         true => Err(PathError::LongName),
-        false => Ok(components.into_iter().map(<[u8]>::to_vec).collect()),
-    }
-}
-
-/// Bodies of files that came out of archives, one after the other in one temporary file.
-#[derive(Debug)]
-pub(crate) struct Spool {
-    file: BufWriter<File>,
-    len: u64,
-    limit: u64,
-}
-
-impl Spool {
-    pub(crate) fn new(file: File) -> Self {
-        Self::limited(file, MAX_SPOOL)
-    }
-
-    /// One that takes no more than `limit` bytes.
-    pub(crate) fn limited(file: File, limit: u64) -> Self {
-        Self {
-            file: BufWriter::with_capacity(CHUNK, file),
-            len: 0,
-            limit,
-        }
-    }
-
-    /// Makes everything that was stored readable.
-    pub(crate) fn flush(&mut self) -> io::Result<()> {
-        self.file.flush()
-    }
-
-    /// Appends a body. A few bytes of an archive may stand for a sparse file of any size, so what is written is limited,
-    /// not what is read.
-    pub(crate) fn store(&mut self, body: &mut dyn Read) -> io::Result<Body> {
-        let offset = self.len;
-        let limit = MAX_FILE.min(self.limit.saturating_sub(offset));
-        let len = io::copy(&mut body.take(limit + 1), &mut self.file)?;
-        if len > limit {
-            let text =
-                format!("a file has more than {limit} bytes, which is all that there is room for");
-            return Err(io::Error::other(text));
-        }
-        self.len += len;
-        Ok(Body::Spool { offset, len })
-    }
-
-    fn open(&self, offset: u64, len: u64) -> Piece<'_> {
-        let file = self.file.get_ref();
-        Piece { file, offset, len }
+        false => Ok(components),
     }
 }
 
 /// Writes a tree into an archive, in path order, under a prefix such as `rootfs`.
 pub(crate) fn write_tree<W: Write>(
-    tree: &Tree,
+    tree: &mut Tree,
     spool: &Spool,
     prefix: &[u8],
     archive: &mut Archive<W>,
 ) -> Result<(), CpioError> {
-    let mut names = vec![0; tree.nodes.len()];
-    count_names(tree, ROOT, &mut names);
+    if !prefix.is_empty() {
+        archive.directory(prefix, tree.root)?;
+    }
     let mut emitter = Emitter {
         tree,
         spool,
         archive,
-        names,
-        links: BTreeMap::new(),
     };
-    emitter.node(prefix, ROOT)
-}
-
-fn count_names(tree: &Tree, node: NodeId, names: &mut [u32]) {
-    names[node] += 1;
-    tree.nodes[node]
-        .children
-        .values()
-        .for_each(|name| count_names(tree, name.node, names));
+    let mut after = ROOT.to_vec();
+    loop {
+        let names = emitter.tree.store.first(names(Bound::Excluded(&after)));
+        let names = names.map_err(|error| unreadable(prefix, error))?;
+        for (key, name) in &names {
+            let path = [prefix, &readable(key)].concat();
+            emitter.name(path.strip_prefix(b"/").unwrap_or(&path), name)?;
+        }
+        match names.into_iter().next_back() {
+            Some((last, _)) => after = last,
+            None => return Ok(()),
+        }
+    }
 }
 
 struct Emitter<'t, W> {
-    tree: &'t Tree,
+    tree: &'t mut Tree,
     spool: &'t Spool,
     archive: &'t mut Archive<W>,
-    /// How many names each node has.
-    names: Vec<u32>,
-    /// Inode number of each file with several names, and how many of them are to come.
-    links: BTreeMap<NodeId, (u32, u32)>,
 }
 
 impl<W: Write> Emitter<'_, W> {
-    fn node(&mut self, path: &[u8], id: NodeId) -> Result<(), CpioError> {
-        let Node {
-            attributes,
-            kind,
-            children,
-        } = &self.tree.nodes[id];
-        match kind {
-            Kind::Directory => {
-                if !path.is_empty() {
-                    self.archive.directory(path, *attributes)?;
+    fn name(&mut self, path: &[u8], name: &[u8]) -> Result<(), CpioError> {
+        let failed = |error| unreadable(path, error);
+        match Name::decode(name).map_err(failed)?.meaning {
+            Meaning::Node(node) => self.node(path, &node, None),
+            Meaning::Shared(number) => {
+                let mut shared = self.tree.shared(number).map_err(failed)?;
+                if shared.written == 0 {
+                    shared.inode = self.archive.reserve_inode();
                 }
-                children
-                    .iter()
-                    .try_for_each(|(name, n)| self.node(&join(path, name), n.node))
+                shared.written += 1;
+                let noted = self.tree.store.put(&shared_key(number), &shared.encode());
+                noted.map_err(failed)?;
+                self.node(path, &shared.node, Some(&shared))
             }
-            Kind::File(body) => self.file(path, id, *attributes, body),
+        }
+    }
+
+    fn node(
+        &mut self,
+        path: &[u8],
+        Node { attributes, kind }: &Node,
+        shared: Option<&Shared>,
+    ) -> Result<(), CpioError> {
+        match kind {
+            Kind::Directory => self.archive.directory(path, *attributes),
+            Kind::File(body) => match shared {
+                Some(Shared {
+                    inode,
+                    names,
+                    written,
+                    ..
+                }) => {
+                    let (inode, names) = (*inode, *names);
+                    let link = Link { inode, names };
+                    match *written < names {
+                        true => self.archive.link(path, *attributes, link),
+                        false => self.body(path, *attributes, link, body),
+                    }
+                }
+                None => {
+                    let inode = self.archive.reserve_inode();
+                    self.body(path, *attributes, Link { inode, names: 1 }, body)
+                }
+            },
             Kind::Symlink(target) => self.archive.symlink(path, *attributes, target),
             Kind::Special(special) => self.archive.special(path, *attributes, *special),
         }
     }
 
-    fn file(
+    /// The last name of a file, with its body.
+    fn body(
         &mut self,
         path: &[u8],
-        id: NodeId,
         attributes: Attributes,
+        link: Link,
         body: &Body,
     ) -> Result<(), CpioError> {
-        let names = self.names[id];
-        let (inode, left) = match self.links.remove(&id) {
-            Some(link) => link,
-            None => (self.archive.reserve_inode(), names),
-        };
-        let left = left - 1;
-        if left > 0 {
-            self.links.insert(id, (inode, left));
-        }
-        let link = Link { inode, names };
-        if left > 0 {
-            return self.archive.link(path, attributes, link);
-        }
         let failed = |source| CpioError::Io {
-            path: lossy(path),
+            path: String::from_utf8_lossy(path).into_owned(),
             source,
         };
+        let len = body.len();
+        let mut write =
+            |reader: &mut dyn io::Read| self.archive.last_link(path, attributes, link, len, reader);
         match body {
-            Body::Bytes(bytes) => {
-                self.archive
-                    .last_link(path, attributes, link, body.len(), &mut bytes.as_slice())
-            }
-            Body::Spool { offset, len } => {
-                let mut reader = self.spool.open(*offset, *len);
-                self.archive
-                    .last_link(path, attributes, link, *len, &mut reader)
-            }
-            Body::Archive { file, offset, len } => {
+            Body::Bytes(bytes) => write(&mut bytes.as_slice()),
+            Body::Spool { offset, len } => write(&mut self.spool.open(*offset, *len)),
+            Body::Archive { offset, len } => {
+                let file = self.tree.archive.as_ref();
+                let file = file.ok_or_else(|| failed(io::ErrorKind::NotFound.into()))?;
                 let (offset, len) = (*offset, *len);
-                let mut reader = Piece { file, offset, len };
-                self.archive
-                    .last_link(path, attributes, link, len, &mut reader)
+                write(&mut Piece { file, offset, len })
             }
-            Body::Host { path: host, len } => {
-                let mut reader = File::open(host).map_err(failed)?;
-                self.archive
-                    .last_link(path, attributes, link, *len, &mut reader)
-            }
+            Body::Host { path: host, .. } => write(&mut File::open(host).map_err(failed)?),
         }
     }
 }
 
-fn join(path: &[u8], name: &[u8]) -> Vec<u8> {
-    match path {
-        [] => name.to_vec(),
-        _ => [path, b"/", name].concat(),
+fn unreadable(path: &[u8], error: StoreError) -> CpioError {
+    CpioError::Io {
+        path: String::from_utf8_lossy(path).into_owned(),
+        source: io::Error::other(error),
     }
-}
-
-fn lossy(path: &[u8]) -> String {
-    String::from_utf8_lossy(path).into_owned()
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+
     use super::*;
 
-    /// Replaced files count too, which keep their places.
+    /// A tree that holds `max_held` bytes in memory.
+    fn tree(max_held: usize) -> Tree {
+        Tree::kept_in(Store::limited(&std::env::temp_dir(), max_held, 64 << 20))
+    }
+
+    fn file(content: &[u8]) -> Kind {
+        Kind::File(Body::Bytes(content.to_vec()))
+    }
+
+    fn written(mut tree: Tree) -> Vec<u8> {
+        let spool = Spool::new(tempfile::tempfile().unwrap());
+        let mut archive = Archive::new(Vec::new(), 0);
+        write_tree(&mut tree, &spool, b"rootfs", &mut archive).unwrap();
+        archive.finish().unwrap()
+    }
+
     #[test]
-    fn a_tree_keeps_to_its_memory() {
-        let file = || Kind::File(Body::Bytes(Vec::new()));
+    fn a_tree_keeps_to_its_limit() {
+        let mut tree = Tree::kept_in(Store::limited(&std::env::temp_dir(), 0, 400));
         let attributes = Attributes::root(0o644);
-        let cost = NAME_COST + 1;
-        let mut tree = Tree::limited(4 * cost + 2 * CHILDREN_COST + 3);
-        tree.set(b"d/e", attributes, file()).unwrap();
-        tree.set(b"d/e", attributes, file()).unwrap();
-        let link = Kind::Symlink(b"1234".to_vec());
-        let refused = tree.set(b"l", attributes, link).unwrap_err();
-        assert_eq!(refused, PathError::TooMany);
-        let node = tree.set(b"f", attributes, file()).unwrap();
-        assert_eq!(tree.link_node(b"g", node), Err(PathError::TooMany));
-        assert_eq!(tree.directory(b"h", attributes), Err(PathError::TooMany));
-        assert_eq!(tree.directory(b"d", attributes), Ok(()), "it is there");
-        assert_eq!(
-            tree.set(b"x/y/z", attributes, file()),
-            Err(PathError::TooMany)
+        tree.set(b"d/e", attributes, file(b"")).unwrap();
+        tree.set(b"d/e", attributes, file(b"")).unwrap();
+        let refused = tree.set(b"l", attributes, Kind::Symlink(vec![b'x'; 200]));
+        let refused = refused.unwrap_err();
+        assert!(
+            matches!(refused, PathError::Store(StoreError::Full { .. })),
+            "{refused}"
         );
+        tree.directory(b"d", attributes).unwrap();
+        tree.set(b"f", attributes, file(b"")).unwrap();
+        let refused = tree.link(b"g", b"f").unwrap_err();
+        assert!(
+            matches!(refused, PathError::Store(StoreError::Full { .. })),
+            "{refused}"
+        );
+    }
+
+    #[test]
+    fn names_that_linux_has_not_are_refused() {
+        let mut tree = tree(usize::MAX);
+        let attributes = Attributes::root(0o755);
+        let mut refused = |path: &[u8]| tree.directory(path, attributes).unwrap_err();
+        assert!(matches!(refused(b"a\0b"), PathError::Zero));
+        assert!(matches!(refused(&[b'a'; 256]), PathError::LongName));
+        assert!(matches!(refused(b"../a"), PathError::Parent));
+        let deep = b"a/".repeat(2044);
+        assert!(matches!(
+            refused(&[&deep, b"b".as_slice()].concat()),
+            PathError::LongPath
+        ));
+        let made = [&deep[2..], b"ab".as_slice()].concat();
+        assert_eq!(made.len(), MAX_PATH);
+        tree.directory(&made, attributes).unwrap();
+        // A link's target makes directories too.
+        tree.set(b"l", attributes, Kind::Symlink(vec![b'x'; 256]))
+            .unwrap();
+        let refused = tree.directory(b"l/d", attributes).unwrap_err();
+        assert!(matches!(refused, PathError::LongName));
+        written(tree);
+    }
+
+    #[test]
+    fn directories_are_found_in_order_and_while_more_come() {
+        let mut tree = tree(usize::MAX);
+        let attributes = Attributes::root(0o755);
+        for path in [b"b".as_slice(), b"a-", b"a"] {
+            tree.directory(path, attributes).unwrap();
+        }
+        for number in 0..100 {
+            let path = format!("a/{number}");
+            tree.set(path.as_bytes(), attributes, file(b"")).unwrap();
+        }
+        let (mut next, mut found) = (Vec::new(), Vec::new());
+        while let Some(path) = tree.next_directory(&next).unwrap() {
+            if path == b"/a" {
+                tree.directory(b"a/in", attributes).unwrap();
+            }
+            found.push(String::from_utf8(path.clone()).unwrap());
+            next = path;
+        }
+        assert_eq!(found, ["/a", "/a/in", "/a-", "/b"]);
+    }
+
+    #[derive(Debug, Clone)]
+    enum Order {
+        Layer,
+        Directory(Vec<u8>),
+        File(Vec<u8>),
+        Symlink(Vec<u8>, Vec<u8>),
+        Link(Vec<u8>, Vec<u8>),
+        Whiteout(Vec<u8>),
+        Opaque(Vec<u8>),
+    }
+
+    fn order() -> impl Strategy<Value = Order> {
+        let path = || {
+            let name = prop::sample::select(vec!["a", "b", "a\u{1}", ".."]);
+            prop::collection::vec(name, 0..4).prop_map(|names| names.join("/").into_bytes())
+        };
+        prop_oneof![
+            Just(Order::Layer),
+            path().prop_map(Order::Directory),
+            path().prop_map(Order::File),
+            path().prop_map(Order::File),
+            (path(), path()).prop_map(|(path, target)| Order::Symlink(path, target)),
+            (path(), path()).prop_map(|(path, target)| Order::Link(path, target)),
+            path().prop_map(Order::Whiteout),
+            path().prop_map(Order::Opaque),
+        ]
+    }
+
+    /// Whether it was refused.
+    fn apply(tree: &mut Tree, number: usize, order: &Order) -> Option<String> {
+        let attributes = Attributes::root(0o755);
+        let done = match order {
+            Order::Layer => {
+                tree.begin_layer();
+                Ok(())
+            }
+            Order::Directory(path) => tree.directory(path, attributes),
+            Order::File(path) => tree.set(path, attributes, file(&number.to_be_bytes())),
+            Order::Symlink(path, target) => {
+                tree.set(path, attributes, Kind::Symlink(target.clone()))
+            }
+            Order::Link(path, target) => tree.link(path, target),
+            Order::Whiteout(path) => tree.whiteout(path),
+            Order::Opaque(path) => tree.opaque(path),
+        };
+        done.err().map(|error| error.to_string())
+    }
+
+    /// Every name is in a directory, and every file with several names knows how many.
+    fn check(tree: &Tree) {
+        let mut directories = vec![ROOT.to_vec()];
+        let (mut after, mut counted) = (ROOT.to_vec(), BTreeMap::new());
+        while let Ok(found) = tree.store.first(names(Bound::Excluded(&after)))
+            && !found.is_empty()
+        {
+            for (key, name) in found {
+                let end = key.iter().rposition(|b| *b == 0).unwrap();
+                let parent = key[..end].to_vec();
+                assert!(directories.contains(&parent), "{key:?} is in no directory");
+                let name = Name::decode(&name).unwrap();
+                match name.meaning {
+                    Meaning::Shared(number) => *counted.entry(number).or_insert(0) += 1,
+                    Meaning::Node(_) if name.is_directory() => directories.push(key.clone()),
+                    Meaning::Node(_) => {}
+                }
+                after = key;
+            }
+        }
+        for number in 0..tree.shared {
+            let names = counted.get(&number).copied().unwrap_or(0);
+            assert_eq!(tree.shared(number).unwrap().names, names, "of {number}");
+        }
+    }
+
+    proptest! {
+        /// Whatever layers do, the tree holds together, and in a database it is the same as in memory.
+        #[test]
+        fn any_layers_make_a_tree(orders in prop::collection::vec(order(), 0..60)) {
+            let (mut held, mut stored) = (tree(usize::MAX), tree(0));
+            for (number, order) in orders.iter().enumerate() {
+                let refused = apply(&mut held, number, order);
+                prop_assert_eq!(&refused, &apply(&mut stored, number, order));
+                check(&held);
+            }
+            let archive = written(held);
+            prop_assert_eq!(&archive, &written(stored));
+            crate::ramdisk::unpack(&archive, 1 << 30).unwrap();
+        }
     }
 }
