@@ -5,6 +5,7 @@
 mod daemon;
 mod inputs;
 
+use std::os::unix::fs::PermissionsExt as _;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -306,6 +307,26 @@ fn a_wrong_source_date_epoch_is_told_as_what_it_is() {
         let text = format!("SOURCE_DATE_EPOCH is {wrong:?}");
         assert!(done.stderr.contains(&text), "{}", done.stderr);
         assert!(done.stderr.contains("or unset it"), "{}", done.stderr);
+    }
+}
+
+#[test]
+fn an_image_has_the_permissions_of_any_new_file() {
+    let desk = Desk::new();
+    let (root, config) = (desk.0.path("root"), desk.0.path("enclos.toml"));
+    for (umask, expected) in [("0022", 0o644), ("0027", 0o640), ("0077", 0o600)] {
+        let output = desk.0.path(umask);
+        let built = Command::new("/bin/sh")
+            .args(["-c", &format!("umask {umask}; exec \"$@\""), "sh"])
+            .arg(env!("CARGO_BIN_EXE_enclos"))
+            .args(["build", &root, "--config", &config, "--output", &output])
+            .env("ENCLOS_CACHE_DIR", desk.0.path("cache"))
+            .env("ENCLOS_GUEST_DIR", desk.0.path("guest"))
+            .output()
+            .unwrap();
+        assert!(built.status.success(), "{built:?}");
+        let mode = std::fs::metadata(&output).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, expected, "umask {umask}");
     }
 }
 

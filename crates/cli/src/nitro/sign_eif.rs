@@ -1,9 +1,10 @@
 //! `sign-eif`: signs an image in place. The file is replaced whole; what fails leaves it as it was.
 
-use std::fs::{self, File};
-use std::io::{BufReader, BufWriter};
+use std::fs::File;
+use std::io::{BufReader, BufWriter, Write as _};
 use std::path::Path;
 
+use enclos_eif::image::Draft;
 use enclos_eif::{Measurements, Signer, sign_image};
 use serde_json::json;
 
@@ -38,25 +39,17 @@ pub(crate) fn sign_in_place(path: &Path, signer: &Signer) -> Outcome<Measurement
     let image = File::open(path)
         .map_err(|error| Failure::file(Some(Code::SIGNING), "open", path, error))?;
     let mode = image.metadata().map_err(failed("read"))?.permissions();
-    let folder = path
-        .parent()
-        .filter(|folder| *folder != Path::new(""))
-        .unwrap_or_else(|| Path::new("."));
-    let mut signed = tempfile::NamedTempFile::new_in(folder).map_err(failed("write beside"))?;
-    let mut out = BufWriter::new(signed.as_file_mut());
+    let mut signed = Draft::beside(path).map_err(failed("write beside"))?;
+    signed.set_permissions(mode).map_err(failed("write"))?;
+    let mut out = BufWriter::new(&mut signed);
     let measured = sign_image(&mut BufReader::new(image), signer, &mut out).map_err(|error| {
         Failure::aws(
             Code::SIGNING,
             anyhow::Error::new(error).context(format!("cannot sign {}", path.display())),
         )
     })?;
-    out.into_inner()
-        .map_err(|error| failed("write")(error.into_error()))?
-        .sync_all()
-        .map_err(failed("write"))?;
-    fs::set_permissions(signed.path(), mode).map_err(failed("write"))?;
-    signed
-        .persist(path)
-        .map_err(|error| failed("replace")(error.error))?;
+    out.flush().map_err(failed("write"))?;
+    drop(out);
+    signed.publish(path).map_err(failed("replace"))?;
     Ok(measured)
 }

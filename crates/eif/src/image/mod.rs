@@ -50,11 +50,12 @@ use crate::signer::Signer;
 pub use config::{App, BuildConfig, ConfigError};
 pub use error::ImageError;
 pub use module::{ModuleError, retarget_nsm};
+pub use publish::Draft;
 pub use runtime::GuestBinaries;
 
 use layer::Lost;
 use oci::{Blobs, Image, ImageConfig, Wanted};
-use publish::{Draft, folder_of};
+use publish::folder_of;
 use runtime::KernelFacts;
 use spool::Spool;
 use tree::{Body, Kind, Tree, write_tree};
@@ -151,10 +152,9 @@ pub fn assemble(
     signer: Option<&Signer>,
     output: &Path,
 ) -> Result<Built, ImageError> {
-    let folder = folder_of(output);
     let written = ImageError::file("write", output);
-    let mut draft = Draft::new_in(folder).map_err(&written)?;
-    let built = build(spec, signer, folder, &mut draft)?;
+    let mut draft = Draft::beside(output).map_err(&written)?;
+    let built = build(spec, signer, folder_of(output), &mut draft)?;
     draft.publish(output).map_err(&written)?;
     Ok(built)
 }
@@ -188,7 +188,7 @@ pub fn assemble_parts(
     output: &Path,
 ) -> Result<Measurements, ImageError> {
     let written = ImageError::file("write", output);
-    let mut draft = Draft::new_in(folder_of(output)).map_err(&written)?;
+    let mut draft = Draft::beside(output).map_err(&written)?;
     let mut builder = Builder::new()
         .kernel(parts.kernel.as_path())
         .cmdline(parts.cmdline.as_str())

@@ -15,8 +15,12 @@ use tempfile::NamedTempFile;
 /// Bytes that come together before they are flushed.
 const BATCH: usize = 32 << 20;
 
-/// The file, under a name of no consequence.
-pub(crate) struct Draft {
+/// Permissions of any new file, before the umask.
+const NEW_FILE: u32 = 0o666;
+
+/// A file that is written under a name of no consequence, and gets its own when it is finished.
+#[derive(Debug)]
+pub struct Draft {
     file: NamedTempFile,
     /// Written since the last flush was asked for.
     unflushed: usize,
@@ -25,9 +29,14 @@ pub(crate) struct Draft {
 }
 
 impl Draft {
-    /// An empty file in `folder`, which is on the file system where the finished one belongs.
-    pub(crate) fn new_in(folder: &Path) -> io::Result<Self> {
-        let file = NamedTempFile::new_in(folder)?;
+    /// An empty file in the folder where the finished one belongs. It has the permissions of any new file.
+    ///
+    /// # Errors
+    /// It cannot be created.
+    pub fn beside(finished: &Path) -> io::Result<Self> {
+        let mut builder = tempfile::Builder::new();
+        builder.permissions(Permissions::from_mode(NEW_FILE));
+        let file = builder.tempfile_in(folder_of(finished))?;
         let same = file.as_file().try_clone()?;
         let (flush, asked) = sync_channel(1);
         // The kernel tells of a failed write once, to whoever flushes first: the thread keeps that for the end.
@@ -40,15 +49,24 @@ impl Draft {
         })
     }
 
-    /// Gives the finished file its name and the permissions of any new file. The file is on the disk before it has its name,
-    /// and the name before anybody is told: an image that was reported is there after a power failure.
-    pub(crate) fn publish(self, path: &Path) -> io::Result<()> {
+    /// Gives it other permissions: those of the file that it replaces.
+    ///
+    /// # Errors
+    /// The file system refuses.
+    pub fn set_permissions(&self, permissions: Permissions) -> io::Result<()> {
+        self.file.as_file().set_permissions(permissions)
+    }
+
+    /// Gives the finished file its name. The file is on the disk before it has its name, and the name before anybody is
+    /// told: an image that was reported is there after a power failure.
+    ///
+    /// # Errors
+    /// It cannot be written to the disk or be renamed; what had the name has it still.
+    pub fn publish(self, path: &Path) -> io::Result<()> {
         drop(self.flush);
         let flushed = self.flusher.join();
         flushed.map_err(|_| io::Error::other("the flushing thread panicked"))??;
         let file = self.file;
-        file.as_file()
-            .set_permissions(Permissions::from_mode(0o644))?;
         file.as_file().sync_all()?;
         file.persist(path).map_err(|error| error.error)?;
         // A folder that may be written and not read cannot be flushed, and some file systems flush none.

@@ -253,19 +253,44 @@ pub(crate) fn output(command: &mut Command) -> Outcome<String> {
         return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }
     let stderr = String::from_utf8_lossy(&output.stderr);
-    let last = stderr
-        .trim()
-        .lines()
-        .last()
-        .unwrap_or("it printed nothing")
-        .to_owned();
-    Err(Failure::from(anyhow::anyhow!(last))
+    let why = why(&stderr).unwrap_or("it printed nothing").to_owned();
+    Err(Failure::from(anyhow::anyhow!(why))
         .context(format!("{program} failed ({})", output.status)))
+}
+
+/// The line that says why a program failed: the first that speaks of an error, else the last. What make itself says comes after
+/// that, and is that something failed.
+fn why(stderr: &str) -> Option<&str> {
+    let lines = || {
+        stderr
+            .lines()
+            .map(str::trim)
+            .filter(|line| !line.is_empty())
+    };
+    let mut own = lines().filter(|line| !line.starts_with("make"));
+    let error = own
+        .clone()
+        .find(|line| line.to_lowercase().contains("error"));
+    error
+        .or_else(|| own.next_back())
+        .or_else(|| lines().next_back())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_line_that_says_why_is_found() {
+        let gcc = "warning: old\na.c:1:2: error: no such thing\n    1 | x\nmake[2]: *** [a.o] Error 1\nmake: *** [all] Error 2\n";
+        assert_eq!(why(gcc), Some("a.c:1:2: error: no such thing"));
+        assert_eq!(
+            why("note: one\nE: Unable to locate\n"),
+            Some("E: Unable to locate")
+        );
+        assert_eq!(why("make: *** no rule\n"), Some("make: *** no rule"));
+        assert_eq!(why("\n"), None);
+    }
 
     #[test]
     fn the_newest_complete_kernel_is_found() {
