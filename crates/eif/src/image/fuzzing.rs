@@ -8,10 +8,11 @@ use std::path::Path;
 use crate::format::Architecture;
 use crate::ramdisk;
 
+use super::emit::write_tree;
 use super::layer::{Lost, apply, unpacked};
 use super::oci::Wanted;
 use super::spool::Spool;
-use super::tree::{Tree, write_tree};
+use super::tree::Tree;
 use super::{Archive, load_archive};
 
 /// What one input may unpack to (bytes).

@@ -9,9 +9,8 @@
 //! the configuration's `diff_ids`. Nothing is trusted for being in the archive.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
-use std::path::{Component, Path, PathBuf};
+use std::io::BufRead as _;
+use std::path::Path;
 
 use aws_lc_rs::digest::{Algorithm, SHA256, SHA512, digest as hash};
 use serde::Deserialize;
@@ -19,17 +18,14 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::format::Architecture;
-use crate::ramdisk::{MAGIC_LEN, Packing};
+use crate::packing::Packing;
 
-use super::allowance::Allowance;
+use super::blobs::{Blobs, parse};
 use super::error::ImageError;
-use super::layer::{Lost, MAX_UNPACKED, apply, unpacked, within};
+use super::layer::{Lost, apply, unpacked};
 use super::spool::Spool;
-use super::stream::{Hashing, Skim};
+use super::stream::Hashing;
 use super::tree::Tree;
-
-/// Largest index, manifest or configuration (bytes): the limit that registries apply to manifests.
-const MAX_JSON: u64 = 4 << 20;
 
 /// Indexes inside indexes that are followed.
 const MAX_NESTING: usize = 4;
@@ -68,207 +64,12 @@ pub(crate) struct Image {
     pub(crate) lost: Lost,
 }
 
-/// Most files of a container's archive: blobs of all its images.
-const MAX_INDEXED: usize = 1 << 15;
-
-/// Longest name of one (bytes): an algorithm and a digest have 77 at most.
-const MAX_INDEXED_NAME: usize = 255;
-
-/// What makes an archive a container's.
-const MARKS: [&str; 3] = ["index.json", "oci-layout", "manifest.json"];
-
-/// What an entry of a container's archive may be.
-enum Indexed {
-    /// Offset and length.
-    File(String, (u64, u64)),
-    /// What it links to.
-    Link(String, String),
-}
-
-impl Indexed {
-    /// Nothing for directories, and for names that no such archive has.
-    fn of<R: Read>(entry: &tar::Entry<'_, R>) -> Option<Self> {
-        let short = |name: &[u8]| {
-            let name = (name.len() <= MAX_INDEXED_NAME).then(|| String::from_utf8_lossy(name));
-            name.map(|name| name.into_owned())
-        };
-        let path = normal(&short(&entry.path_bytes())?);
-        Some(match entry.header().entry_type() {
-            tar::EntryType::Symlink | tar::EntryType::Link => {
-                Self::Link(path, short(&entry.link_name_bytes().unwrap_or_default())?)
-            }
-            tar::EntryType::Directory => return None,
-            _ => Self::File(path, (entry.raw_file_position(), entry.size())),
-        })
-    }
-
-    fn path(&self) -> &str {
-        match self {
-            Self::File(path, _) | Self::Link(path, _) => path,
-        }
-    }
-}
-
-/// Files by name: a folder or an indexed tar archive.
-#[derive(Debug)]
-pub(crate) enum Blobs {
-    /// Paths are joined to this folder.
-    Folder(PathBuf),
-    /// Offset and length of each file.
-    Archive {
-        /// The archive.
-        file: File,
-        /// Where each file is in it.
-        index: BTreeMap<String, (u64, u64)>,
-    },
-}
-
-impl Blobs {
-    /// Indexes an unpacked tar archive. Of a root file system the index may be cut short: it is asked for what makes an
-    /// archive a container's alone.
-    pub(crate) fn archive(file: File, path: &Path) -> Result<Self, ImageError> {
-        let name = path.display().to_string();
-        let (mut index, mut links) = (BTreeMap::new(), Vec::new());
-        let mut one_too_many = None;
-        let reader = Skim::new(&file).map_err(ImageError::layer(&name))?;
-        let allowance = Allowance::new();
-        let mut archive = tar::Archive::new(allowance.metered(reader));
-        let mut entries = archive
-            .entries_with_seek()
-            .map_err(ImageError::layer(&name))?;
-        let mut first = true;
-        while let Some(entry) = allowance.next(&mut entries) {
-            let entry = match entry {
-                Err(_) if first => {
-                    return Err(ImageError::UnknownSource {
-                        path: path.to_owned(),
-                    });
-                }
-                entry => entry.map_err(ImageError::layer(&name))?,
-            };
-            first = false;
-            allowance.headers(0);
-            let Some(indexed) = Indexed::of(&entry) else {
-                continue;
-            };
-            if index.len() + links.len() >= MAX_INDEXED && !MARKS.contains(&indexed.path()) {
-                one_too_many.get_or_insert_with(|| indexed.path().to_owned());
-                continue;
-            }
-            match indexed {
-                Indexed::File(path, place) => drop(index.insert(path, place)),
-                Indexed::Link(path, target) => links.push((path, target)),
-            }
-        }
-        if let Some(path) = one_too_many.filter(|_| MARKS.iter().any(|m| index.contains_key(*m))) {
-            let problem =
-                format!("is one of over {MAX_INDEXED}, more than a container's archive has");
-            return Err(ImageError::entry(&name, path.as_bytes(), problem));
-        }
-        // Older `docker save` writes a layer that it wrote before as a link to it.
-        for (path, target) in links {
-            let beside = format!(
-                "{}/{target}",
-                path.rsplit_once('/').map_or("", |(dir, _)| dir)
-            );
-            let found = index
-                .get(&normal(&beside))
-                .or_else(|| index.get(&normal(&target)))
-                .copied();
-            index.extend(found.map(|found| (path, found)));
-        }
-        Ok(Self::Archive { file, index })
-    }
-
-    pub(crate) fn has(&self, name: &str) -> bool {
-        match self {
-            Self::Folder(folder) => folder.join(name).is_file(),
-            Self::Archive { index, .. } => index.contains_key(&normal(name)),
-        }
-    }
-
-    fn open(&self, name: &str) -> Result<(Box<dyn Read + '_>, u64), ImageError> {
-        let missing = || ImageError::MissingBlob {
-            name: name.to_owned(),
-        };
-        match self {
-            Self::Folder(folder) => {
-                if Path::new(name)
-                    .components()
-                    .any(|c| !matches!(c, Component::Normal(_)))
-                {
-                    return Err(missing());
-                }
-                let path = folder.join(name);
-                let file = File::open(&path).map_err(|error| match error.kind() {
-                    io::ErrorKind::NotFound => missing(),
-                    _ => ImageError::file("read", &path)(error),
-                })?;
-                let len = file
-                    .metadata()
-                    .map_err(ImageError::file("read", &path))?
-                    .len();
-                Ok((Box::new(file), len))
-            }
-            Self::Archive { file, index } => {
-                let (offset, len) = *index.get(&normal(name)).ok_or_else(missing)?;
-                let mut file = file;
-                file.seek(SeekFrom::Start(offset))
-                    .map_err(ImageError::layer(name))?;
-                Ok((Box::new(file.take(len)), len))
-            }
-        }
-    }
-
-    fn read(&self, name: &str) -> Result<Vec<u8>, ImageError> {
-        let (reader, len) = self.open(name)?;
-        if len > MAX_JSON {
-            return Err(ImageError::TooLarge {
-                name: name.to_owned(),
-                len,
-                limit: MAX_JSON,
-            });
-        }
-        let mut bytes = Vec::new();
-        reader
-            .take(MAX_JSON)
-            .read_to_end(&mut bytes)
-            .map_err(ImageError::layer(name))?;
-        Ok(bytes)
-    }
-
-    fn json<T: DeserializeOwned>(&self, name: &str) -> Result<T, ImageError> {
-        parse(name, &self.read(name)?)
-    }
-
-    /// Reads a JSON blob that must have this digest.
-    fn json_blob<T: DeserializeOwned>(&self, digest: &Digest) -> Result<T, ImageError> {
-        let name = digest.blob();
-        let bytes = self.read(&name)?;
-        digest.check(&name, &hash(digest.algorithm, &bytes))?;
-        parse(&name, &bytes)
-    }
-}
-
-fn parse<T: DeserializeOwned>(name: &str, bytes: &[u8]) -> Result<T, ImageError> {
-    let failed = |source| ImageError::Json {
-        name: name.to_owned(),
-        source,
-    };
-    serde_json::from_slice(bytes).map_err(failed)
-}
-
-/// A path in an archive without `.`, `..` and slashes that mean nothing.
-fn normal(path: &str) -> String {
-    let mut components = Vec::new();
-    for component in path.split('/') {
-        match component {
-            "" | "." => {}
-            ".." => drop(components.pop()),
-            other => components.push(other),
-        }
-    }
-    components.join("/")
+/// Reads a JSON blob that must have this digest.
+fn json_blob<T: DeserializeOwned>(blobs: &Blobs, digest: &Digest) -> Result<T, ImageError> {
+    let name = digest.blob();
+    let bytes = blobs.read(&name)?;
+    digest.check(&name, &hash(digest.algorithm, &bytes))?;
+    parse(&name, &bytes)
 }
 
 /// An algorithm and the digest that bytes must have.
@@ -427,7 +228,7 @@ pub(crate) fn load_oci(
     let name = chosen.name().cloned();
     let manifest: Manifest = find_manifest(blobs, &chosen, wanted.architecture, 0)?;
     let digest = Digest::parse(&manifest.config.digest)?;
-    let raw_config: Value = blobs.json_blob(&digest)?;
+    let raw_config: Value = json_blob(blobs, &digest)?;
     let layers = manifest.layers.iter().map(|layer| {
         let digest = Digest::parse(&layer.digest)?;
         Ok(LayerSource {
@@ -513,9 +314,9 @@ fn find_manifest(
 ) -> Result<Manifest, ImageError> {
     let digest = Digest::parse(&from.digest)?;
     if !from.is_index() {
-        return blobs.json_blob(&digest);
+        return json_blob(blobs, &digest);
     }
-    let index: Index = blobs.json_blob(&digest)?;
+    let index: Index = json_blob(blobs, &digest)?;
     let platforms = index.manifests.iter().filter_map(|d| d.platform.as_ref());
     let found: Vec<_> = platforms
         .map(|p| format!("{}/{}", p.os, p.architecture))
@@ -640,26 +441,4 @@ fn apply_layer(
         &format!("{name} (unpacked)"),
         diff.as_ref().unwrap_or(&stored),
     )
-}
-
-/// Opens an archive; a packed one is unpacked into a temporary file, so that it can be indexed.
-pub(crate) fn open_archive(path: &Path, folder: &Path) -> Result<File, ImageError> {
-    let failed = ImageError::file("read", path);
-    let mut file = File::open(path).map_err(&failed)?;
-    let mut head = Vec::new();
-    file.by_ref()
-        .take(MAGIC_LEN)
-        .read_to_end(&mut head)
-        .map_err(&failed)?;
-    file.seek(SeekFrom::Start(0)).map_err(&failed)?;
-    if Packing::of(&head).is_none() {
-        return Ok(file);
-    }
-    let failed = ImageError::file("unpack", path);
-    let mut unpacked_file = tempfile::tempfile_in(folder).map_err(&failed)?;
-    let file = BufReader::with_capacity(128 << 10, file);
-    let mut archive = unpacked(file).map_err(&failed)?.take(MAX_UNPACKED);
-    io::copy(&mut archive, &mut unpacked_file).map_err(&failed)?;
-    within(&path.display().to_string(), &archive)?;
-    Ok(unpacked_file)
 }

@@ -19,17 +19,14 @@
 //! writing the tree is reading its records in order.
 
 use std::fs::File;
-use std::io::{self, Write};
 use std::ops::Bound;
 use std::path::Path;
 
-use crate::cpio::{Archive, Attributes, CpioError, Link};
+use crate::cpio::Attributes;
 
 pub(crate) use super::node::{Body, Kind};
 use super::node::{Meaning, Name, Node, Shared};
-use super::spool::Spool;
-use super::store::{Range, Store, StoreError};
-use super::stream::Piece;
+use super::store::{Range, Record, Store, StoreError};
 
 /// Symbolic links followed on one path before it is refused, Linux's own limit.
 const MAX_LINKS: usize = 40;
@@ -229,6 +226,35 @@ impl Tree {
         Ok(found.map(|key| readable(&key)))
     }
 
+    pub(super) fn root(&self) -> Attributes {
+        self.root
+    }
+
+    /// The archive that the tree is over.
+    pub(super) fn archive(&self) -> Option<&File> {
+        self.archive.as_ref()
+    }
+
+    /// Some of the names behind a key, in order; none at the end.
+    pub(super) fn names_behind(&self, key: &[u8]) -> Result<Vec<Record>, StoreError> {
+        self.store.first(names(Bound::Excluded(key)))
+    }
+
+    /// The file with this number, one more of whose names is being written: the first of them under this inode number.
+    pub(super) fn write_shared(
+        &mut self,
+        number: u64,
+        new_inode: impl FnOnce() -> u32,
+    ) -> Result<Shared, StoreError> {
+        let mut shared = self.shared(number)?;
+        if shared.written == 0 {
+            shared.inode = new_inode();
+        }
+        shared.written += 1;
+        self.store.put(&shared_key(number), &shared.encode())?;
+        Ok(shared)
+    }
+
     fn name(&self, key: &[u8]) -> Result<Option<Name>, StoreError> {
         let name = self.store.get(key)?;
         name.map(|name| Name::decode(&name)).transpose()
@@ -426,7 +452,7 @@ fn shared_key(number: u64) -> [u8; 9] {
 }
 
 /// A key as a path with slashes; one before each component.
-fn readable(key: &[u8]) -> Vec<u8> {
+pub(super) fn readable(key: &[u8]) -> Vec<u8> {
     let slash = |b: &u8| if *b == 0 { b'/' } else { *b };
     key.iter().map(slash).collect()
 }
@@ -466,135 +492,16 @@ fn components(path: &[u8]) -> Result<Vec<&[u8]>, PathError> {
     }
 }
 
-/// Writes a tree into an archive, in path order, under a prefix such as `rootfs`.
-pub(crate) fn write_tree<W: Write>(
-    tree: &mut Tree,
-    spool: &Spool,
-    prefix: &[u8],
-    archive: &mut Archive<W>,
-) -> Result<(), CpioError> {
-    if !prefix.is_empty() {
-        archive.directory(prefix, tree.root)?;
-    }
-    let mut emitter = Emitter {
-        tree,
-        spool,
-        archive,
-    };
-    let mut after = ROOT.to_vec();
-    loop {
-        let names = emitter.tree.store.first(names(Bound::Excluded(&after)));
-        let names = names.map_err(|error| unreadable(prefix, error))?;
-        for (key, name) in &names {
-            let path = [prefix, &readable(key)].concat();
-            emitter.name(path.strip_prefix(b"/").unwrap_or(&path), name)?;
-        }
-        match names.into_iter().next_back() {
-            Some((last, _)) => after = last,
-            None => return Ok(()),
-        }
-    }
-}
-
-struct Emitter<'t, W> {
-    tree: &'t mut Tree,
-    spool: &'t Spool,
-    archive: &'t mut Archive<W>,
-}
-
-impl<W: Write> Emitter<'_, W> {
-    fn name(&mut self, path: &[u8], name: &[u8]) -> Result<(), CpioError> {
-        let failed = |error| unreadable(path, error);
-        match Name::decode(name).map_err(failed)?.meaning {
-            Meaning::Node(node) => self.node(path, &node, None),
-            Meaning::Shared(number) => {
-                let mut shared = self.tree.shared(number).map_err(failed)?;
-                if shared.written == 0 {
-                    shared.inode = self.archive.reserve_inode();
-                }
-                shared.written += 1;
-                let noted = self.tree.store.put(&shared_key(number), &shared.encode());
-                noted.map_err(failed)?;
-                self.node(path, &shared.node, Some(&shared))
-            }
-        }
-    }
-
-    fn node(
-        &mut self,
-        path: &[u8],
-        Node { attributes, kind }: &Node,
-        shared: Option<&Shared>,
-    ) -> Result<(), CpioError> {
-        match kind {
-            Kind::Directory => self.archive.directory(path, *attributes),
-            Kind::File(body) => match shared {
-                Some(Shared {
-                    inode,
-                    names,
-                    written,
-                    ..
-                }) => {
-                    let (inode, names) = (*inode, *names);
-                    let link = Link { inode, names };
-                    match *written < names {
-                        true => self.archive.link(path, *attributes, link),
-                        false => self.body(path, *attributes, link, body),
-                    }
-                }
-                None => {
-                    let inode = self.archive.reserve_inode();
-                    self.body(path, *attributes, Link { inode, names: 1 }, body)
-                }
-            },
-            Kind::Symlink(target) => self.archive.symlink(path, *attributes, target),
-            Kind::Special(special) => self.archive.special(path, *attributes, *special),
-        }
-    }
-
-    /// The last name of a file, with its body.
-    fn body(
-        &mut self,
-        path: &[u8],
-        attributes: Attributes,
-        link: Link,
-        body: &Body,
-    ) -> Result<(), CpioError> {
-        let failed = |source| CpioError::Io {
-            path: String::from_utf8_lossy(path).into_owned(),
-            source,
-        };
-        let len = body.len();
-        let mut write =
-            |reader: &mut dyn io::Read| self.archive.last_link(path, attributes, link, len, reader);
-        match body {
-            Body::Bytes(bytes) => write(&mut bytes.as_slice()),
-            Body::Spool { offset, len } => write(&mut self.spool.open(*offset, *len)),
-            Body::Archive { offset, len } => {
-                let file = self.tree.archive.as_ref();
-                let file = file.ok_or_else(|| failed(io::ErrorKind::NotFound.into()))?;
-                let (offset, len) = (*offset, *len);
-                write(&mut Piece { file, offset, len })
-            }
-            Body::Host { path: host, .. } => write(&mut File::open(host).map_err(failed)?),
-        }
-    }
-}
-
-fn unreadable(path: &[u8], error: StoreError) -> CpioError {
-    CpioError::Io {
-        path: String::from_utf8_lossy(path).into_owned(),
-        source: io::Error::other(error),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
 
     use proptest::prelude::*;
 
+    use super::super::emit::write_tree;
+    use super::super::spool::Spool;
     use super::*;
+    use crate::cpio::Archive;
 
     /// A tree that holds `max_held` bytes in memory.
     fn tree(max_held: usize) -> Tree {
