@@ -6,7 +6,7 @@ mod daemon;
 mod inputs;
 
 use std::os::unix::fs::PermissionsExt as _;
-use std::process::{Command, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 use daemon::run_with;
@@ -310,23 +310,56 @@ fn a_wrong_source_date_epoch_is_told_as_what_it_is() {
     }
 }
 
+/// Runs `enclos` after a shell has done something to itself.
+fn run_after(desk: &Desk, preparation: &str, args: &[&str]) -> Output {
+    Command::new("/bin/sh")
+        .args(["-c", &format!("{preparation}; exec \"$@\""), "sh"])
+        .arg(env!("CARGO_BIN_EXE_enclos"))
+        .args(args)
+        .env("ENCLOS_CACHE_DIR", desk.0.path("cache"))
+        .env("ENCLOS_GUEST_DIR", desk.0.path("guest"))
+        .output()
+        .unwrap()
+}
+
 #[test]
 fn an_image_has_the_permissions_of_any_new_file() {
     let desk = Desk::new();
     let (root, config) = (desk.0.path("root"), desk.0.path("enclos.toml"));
     for (umask, expected) in [("0022", 0o644), ("0027", 0o640), ("0077", 0o600)] {
         let output = desk.0.path(umask);
-        let built = Command::new("/bin/sh")
-            .args(["-c", &format!("umask {umask}; exec \"$@\""), "sh"])
-            .arg(env!("CARGO_BIN_EXE_enclos"))
-            .args(["build", &root, "--config", &config, "--output", &output])
-            .env("ENCLOS_CACHE_DIR", desk.0.path("cache"))
-            .env("ENCLOS_GUEST_DIR", desk.0.path("guest"))
-            .output()
-            .unwrap();
+        let args = ["build", &root, "--config", &config, "--output", &output];
+        let built = run_after(&desk, &format!("umask {umask}"), &args);
         assert!(built.status.success(), "{built:?}");
         let mode = std::fs::metadata(&output).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, expected, "umask {umask}");
+    }
+}
+
+/// No file can be longer than 64 KiB: neither the image's source nor the kernel is to blame for that.
+#[test]
+fn a_disk_without_room_is_told_as_that() {
+    let desk = Desk::new();
+    let big = "x".repeat(1 << 20);
+    let layout = desk.layout(
+        "layout",
+        "amd64",
+        &[Layer::default().file("app", &big).finish()],
+    );
+    desk.0.file("root/big", big.as_bytes());
+    let (root, config) = (desk.0.path("root"), desk.0.path("enclos.toml"));
+    for (source, told) in [
+        (layout, "cannot use a temporary file"),
+        (root, "cannot write the image"),
+    ] {
+        let output = desk.0.path("app.eif");
+        let args = ["build", &source, "--config", &config, "--output", &output];
+        let built = run_after(&desk, "trap '' XFSZ; ulimit -f 128", &args);
+        let stderr = String::from_utf8(built.stderr).unwrap();
+        assert_eq!(built.status.code(), Some(1), "{stderr}");
+        assert!(stderr.contains(told), "{stderr}");
+        assert!(stderr.contains("File too large"), "{stderr}");
+        assert!(!std::path::Path::new(&output).exists());
     }
 }
 

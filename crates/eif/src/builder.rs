@@ -336,6 +336,7 @@ impl<'w, W: Write + Seek> ImageWriter<'w, W> {
             crc: crc32fast::Hasher::new(),
             head: Vec::new(),
             len: 0,
+            unwritten: None,
         };
         body.fill(source)?;
         let Body { crc, head, len, .. } = body;
@@ -404,10 +405,20 @@ struct Body<'b, W> {
     crc: crc32fast::Hasher,
     head: Vec<u8>,
     len: u64,
+    /// Why the image could not be written, for which the data's source would be blamed otherwise.
+    unwritten: Option<io::Error>,
 }
 
 impl<W: Write> Body<'_, W> {
     fn fill(&mut self, source: Source<'_>) -> Result<(), BuildError> {
+        let filled = self.fill_from(source);
+        match self.unwritten.take() {
+            Some(error) => Err(BuildError::Write(error)),
+            None => filled,
+        }
+    }
+
+    fn fill_from(&mut self, source: Source<'_>) -> Result<(), BuildError> {
         let kind = self.kind;
         if let Some(registers) = &mut self.registers {
             registers.begin(kind).map_err(BuildError::Write)?;
@@ -444,7 +455,10 @@ impl<W: Write> Body<'_, W> {
     /// Writes and measures what was gathered.
     fn pass_on(&mut self) -> io::Result<()> {
         let buffer = std::mem::take(&mut self.buffer);
-        self.out.write_all(&buffer)?;
+        if let Err(error) = self.out.write_all(&buffer) {
+            self.unwritten = Some(error);
+            return Err(io::Error::other("the image cannot be written"));
+        }
         self.crc.update(&buffer);
         let head = usize::try_from(kernel::HEAD_LEN)
             .unwrap_or(0)
@@ -519,6 +533,26 @@ mod tests {
         assert_eq!(measurements.pcr1.to_string(), PCR1);
         assert_eq!(measurements.pcr2.to_string(), PCR2);
         assert_eq!(measurements.pcr8, None);
+    }
+
+    /// A disk that is full comes up while a file is read or a ramdisk made, and neither is to blame.
+    #[test]
+    fn what_cannot_be_written_is_told_as_that() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), vec![1; 3 * CHUNK]).unwrap();
+        let from_file = Source::from(file.path());
+        let produced = Source::Producer(Box::new(|out| out.write_all(&[1; 3 * CHUNK])));
+        for source in [from_file, produced, Source::Bytes(vec![1; 7])] {
+            let mut room = vec![0; 600];
+            let mut out = Cursor::new(room.as_mut_slice());
+            let mut image = ImageWriter::begin(&mut out).unwrap();
+            let written = image.section(SectionKind::Kernel, source, &|_, _, _| Ok(()));
+            match written {
+                Ok(()) => assert_eq!(image.position, HEADER_LEN + SECTION_HEADER_LEN + 7),
+                Err(BuildError::Write(error)) => assert_eq!(error.kind(), io::ErrorKind::WriteZero),
+                Err(other) => panic!("{other:?}"),
+            }
+        }
     }
 
     #[test]

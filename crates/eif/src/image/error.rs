@@ -8,6 +8,9 @@ use crate::cpio::CpioError;
 use crate::format::Architecture;
 
 use super::module::ModuleError;
+use super::spool::SpoolError;
+use super::store::StoreError;
+use super::tree::PathError;
 
 /// Most bytes of an entry's path that an error shows: as many as Linux' `PATH_MAX`.
 const LONGEST_PATH: usize = 4096;
@@ -27,6 +30,11 @@ pub enum ImageError {
         #[source]
         source: io::Error,
     },
+    /// A temporary file could not be used.
+    #[error(
+        "cannot use a temporary file, which is in the image's folder, or in TMPDIR where no image is written; make room there"
+    )]
+    Scratch(#[source] io::Error),
     /// The source is nothing an image is made of.
     #[error(
         "{} is no image source: expected an OCI layout or archive, a `docker save` archive, or a root file \
@@ -234,6 +242,22 @@ impl ImageError {
             name: name.to_owned(),
             path,
             problem: problem.into(),
+        }
+    }
+
+    /// Why an entry was not put into the tree.
+    pub(crate) fn path(name: &str, path: &[u8], error: PathError) -> Self {
+        match error {
+            PathError::Store(StoreError::Database(error)) => Self::Scratch(io::Error::other(error)),
+            error => Self::entry(name, path, error.to_string()),
+        }
+    }
+
+    /// Why a body was not kept; `name` is the archive's.
+    pub(crate) fn spool(name: &str) -> impl Fn(SpoolError) -> Self {
+        |error| match error {
+            SpoolError::Body(error) => Self::layer(name)(error),
+            SpoolError::File(error) => Self::Scratch(error),
         }
     }
 

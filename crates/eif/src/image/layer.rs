@@ -169,7 +169,8 @@ impl Applier<'_> {
         let failed = ImageError::layer(self.name);
         let attributes = attributes(&entry).map_err(&failed)?;
         let mut body = sparse.expanded(&mut entry).map_err(&failed)?;
-        let kind = Kind::File(self.spool.store(&mut body).map_err(&failed)?);
+        let stored = self.spool.store(&mut body);
+        let kind = Kind::File(stored.map_err(ImageError::spool(self.name))?);
         self.check(path, |tree| tree.set(path, attributes, kind))
     }
 
@@ -207,7 +208,7 @@ impl Applier<'_> {
             _ => self
                 .spool
                 .store(entry)
-                .map_err(ImageError::layer(self.name)),
+                .map_err(ImageError::spool(self.name)),
         }
     }
 
@@ -244,7 +245,7 @@ impl Applier<'_> {
         path: &[u8],
         apply: impl FnOnce(&mut Tree) -> Result<T, PathError>,
     ) -> Result<T, ImageError> {
-        apply(self.tree).map_err(|e| ImageError::entry(self.name, path, e.to_string()))
+        apply(self.tree).map_err(|error| ImageError::path(self.name, path, error))
     }
 
     fn link_name<R: Read>(&self, entry: &Entry<'_, R>, path: &[u8]) -> Result<Vec<u8>, ImageError> {

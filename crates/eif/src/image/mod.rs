@@ -40,7 +40,7 @@ use enclos_api::config::EnclaveConfig;
 use serde_json::Value;
 use x509_cert::der::DateTime;
 
-use crate::builder::Builder;
+use crate::builder::{BuildError, Builder};
 use crate::cpio::{Archive, Attributes};
 use crate::format::Architecture;
 use crate::kernel;
@@ -250,11 +250,10 @@ fn build<W: Write + Seek>(
     folder: &Path,
     out: &mut W,
 ) -> Result<Built, ImageError> {
-    let written = ImageError::file("write temporary files in", folder);
-    let mut spool = Spool::new(tempfile::tempfile_in(folder).map_err(&written)?);
+    let mut spool = Spool::new(tempfile::tempfile_in(folder).map_err(ImageError::Scratch)?);
     let architecture = kernel::architecture(&read_head(&spec.kernel)?);
     let mut app = load(spec, architecture, folder, &mut spool)?;
-    spool.flush().map_err(&written)?;
+    spool.flush().map_err(ImageError::Scratch)?;
     let mut warnings = app.warnings(spec);
     let config = enclave_config(&spec.config, &app.image.config, &mut warnings)?;
     complete(&mut app.image)?;
@@ -266,7 +265,7 @@ fn build<W: Write + Seek>(
     let runtime = runtime::runtime(&spec.guest, &spec.modules, facts, folder)?;
     let metadata = app.metadata(spec, version);
     let own = own_files(&config, folder)?;
-    let empty = Spool::new(tempfile::tempfile_in(folder).map_err(&written)?);
+    let empty = Spool::new(tempfile::tempfile_in(folder).map_err(ImageError::Scratch)?);
     let builder = Builder::new()
         .kernel(spec.kernel.as_path())
         .cmdline(spec.cmdline.trim())
@@ -278,7 +277,7 @@ fn build<W: Write + Seek>(
         None => builder,
     };
     let measurements = builder.write(out)?;
-    let len = out.seek(SeekFrom::End(0)).map_err(&written)?;
+    let len = out.seek(SeekFrom::End(0)).map_err(BuildError::Write)?;
     Ok(Built {
         measurements,
         metadata,
@@ -357,7 +356,7 @@ fn complete(image: &mut Image) -> Result<(), ImageError> {
             Ok(false) => tree.directory(path, Attributes::root(mode)),
             Err(error) => Err(error.into()),
         };
-        added.map_err(|error| ImageError::entry(wanted_by, path, error.to_string()))
+        added.map_err(|error| ImageError::path(wanted_by, path, error))
     };
     for (path, mode) in MOUNT_POINTS {
         add("the mount points", path, mode)?;

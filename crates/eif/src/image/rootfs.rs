@@ -16,7 +16,7 @@ use super::error::ImageError;
 use super::layer::{Applier, Lost, Role};
 use super::spool::Spool;
 use super::stream::Skim;
-use super::tree::{Body, Kind, Tree};
+use super::tree::{Body, Kind, PathError, Tree};
 
 /// Reads a folder. Bodies stay where they are and are read when the ramdisk is written. `scratch` is for temporary files.
 pub(crate) fn load_folder(folder: &Path, scratch: &Path) -> Result<Tree, ImageError> {
@@ -28,7 +28,7 @@ pub(crate) fn load_folder(folder: &Path, scratch: &Path) -> Result<Tree, ImageEr
     };
     let attributes = loader.attributes(&metadata);
     let set = loader.tree.directory(b"", attributes);
-    set.map_err(|e| entry_error(folder, b"", &e.to_string()))?;
+    set.map_err(|error| refused(folder, b"", error))?;
     // What is found in a directory comes behind it, so the tree says itself what is left to read.
     let mut next = Some(Vec::new());
     while let Some(directory) = next {
@@ -36,7 +36,7 @@ pub(crate) fn load_folder(folder: &Path, scratch: &Path) -> Result<Tree, ImageEr
         next = loader
             .tree
             .next_directory(&directory)
-            .map_err(|e| entry_error(folder, &directory, &e.to_string()))?;
+            .map_err(|error| refused(folder, &directory, error))?;
     }
     Ok(loader.tree)
 }
@@ -96,7 +96,7 @@ impl Loader<'_> {
         let attributes = self.attributes(&metadata);
         if file_type.is_dir() {
             let set = self.tree.directory(path, attributes);
-            return set.map_err(|e| entry_error(host, path, &e.to_string()));
+            return set.map_err(|error| refused(host, path, error));
         }
         let kind = if file_type.is_symlink() {
             let target = fs::read_link(host).map_err(&failed)?;
@@ -116,7 +116,7 @@ impl Loader<'_> {
             }
             false => self.tree.set(path, attributes, kind),
         };
-        set.map_err(|e| entry_error(host, path, &e.to_string()))
+        set.map_err(|error| refused(host, path, error))
     }
 
     fn attributes(&self, metadata: &Metadata) -> Attributes {
@@ -151,6 +151,6 @@ fn device_numbers(device: u64) -> (u32, u32) {
     (part(major), part(minor))
 }
 
-fn entry_error(host: &Path, path: &[u8], problem: &str) -> ImageError {
-    ImageError::entry(&host.display().to_string(), path, problem)
+fn refused(host: &Path, path: &[u8], error: PathError) -> ImageError {
+    ImageError::path(&host.display().to_string(), path, error)
 }

@@ -40,7 +40,7 @@ pub(crate) type Range<'a> = (Bound<&'a [u8]>, Bound<&'a [u8]>);
 pub(crate) enum StoreError {
     #[error("is one too many: what names, links and directories of an image say takes at most {} MiB", .limit >> 20)]
     Full { limit: usize },
-    #[error("cannot be noted in a temporary file: {0}; look for room in its folder")]
+    #[error("cannot be noted in a temporary file: {0}")]
     Database(Box<redb::Error>),
     #[error("was noted in a temporary file that says something else now")]
     Damaged,
