@@ -99,7 +99,6 @@ impl<W: Write> Emitter<'_, W> {
         let mut write =
             |reader: &mut dyn Read| self.archive.last_link(path, attributes, link, len, reader);
         match body {
-            Body::Bytes(bytes) => write(&mut bytes.as_slice()),
             Body::Spool { offset, len } => write(&mut self.spool.open(*offset, *len)),
             Body::Archive { offset, len } => {
                 let file = self.tree.archive();

@@ -62,7 +62,7 @@ use process::enclave_config;
 use publish::folder_of;
 use runtime::KernelFacts;
 use spool::Spool;
-use tree::{Body, Kind, Tree};
+use tree::{Kind, Tree};
 
 /// The measured command line. Whatever an engine needs beside it comes from the hypervisor, unmeasured.
 ///
@@ -253,7 +253,6 @@ fn build<W: Write + Seek>(
     let mut spool = Spool::new(tempfile::tempfile_in(folder).map_err(ImageError::Scratch)?);
     let architecture = kernel::architecture(&read_head(&spec.kernel)?);
     let mut app = load(spec, architecture, folder, &mut spool)?;
-    spool.flush().map_err(ImageError::Scratch)?;
     let mut warnings = app.warnings(spec);
     let config = enclave_config(&spec.config, &app.image.config, &mut warnings)?;
     complete(&mut app.image)?;
@@ -262,15 +261,15 @@ fn build<W: Write + Seek>(
         version: version.as_deref(),
         architecture,
     };
-    let runtime = runtime::runtime(&spec.guest, &spec.modules, facts, folder)?;
+    let runtime = runtime::runtime(&spec.guest, &spec.modules, facts, folder, &mut spool)?;
     let metadata = app.metadata(spec, version);
-    let own = own_files(&config, folder)?;
-    let empty = Spool::new(tempfile::tempfile_in(folder).map_err(ImageError::Scratch)?);
+    let own = own_files(&config, folder, &mut spool)?;
+    spool.flush().map_err(ImageError::Scratch)?;
     let builder = Builder::new()
         .kernel(spec.kernel.as_path())
         .cmdline(spec.cmdline.trim())
         .metadata(metadata.clone())
-        .ramdisk_from(|out| write_runtime(out, spec.epoch, runtime, &empty))
+        .ramdisk_from(|out| write_runtime(out, spec.epoch, runtime, &spool))
         .ramdisk_from(|out| write_app(out, spec.epoch, [own, app.image.tree], &spool));
     let builder = match signer {
         Some(signer) => builder.sign(signer),
@@ -319,12 +318,19 @@ impl Seek for Nowhere {
 }
 
 /// What is in an application's ramdisk beside the image's own files.
-fn own_files(config: &EnclaveConfig, scratch: &Path) -> Result<Tree, ImageError> {
+fn own_files(
+    config: &EnclaveConfig,
+    scratch: &Path,
+    spool: &mut Spool,
+) -> Result<Tree, ImageError> {
+    const PATH: &str = "enclos/config.json";
     let json = serde_json::to_vec(config).map_err(ImageError::Encode)?;
+    let body = spool
+        .store(&mut json.as_slice())
+        .map_err(ImageError::spool(PATH))?;
     let mut own = Tree::new(scratch);
-    // A path of our own in an empty tree cannot be refused.
-    let config = Kind::File(Body::Bytes(json));
-    let _ = own.set(b"enclos/config.json", Attributes::root(0o644), config);
+    let set = own.set(PATH.as_bytes(), Attributes::root(0o644), Kind::File(body));
+    set.map_err(|error| ImageError::path("the configuration", PATH.as_bytes(), error))?;
     Ok(own)
 }
 

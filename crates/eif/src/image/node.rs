@@ -16,8 +16,6 @@ use super::store::StoreError;
 /// Where a file's body is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Body {
-    /// In memory.
-    Bytes(Vec<u8>),
     /// In the spool file.
     Spool {
         /// Where it starts.
@@ -44,7 +42,6 @@ pub(crate) enum Body {
 impl Body {
     pub(crate) fn len(&self) -> u64 {
         match self {
-            Self::Bytes(bytes) => u64::try_from(bytes.len()).unwrap_or(u64::MAX),
             Self::Spool { len, .. } | Self::Archive { len, .. } | Self::Host { len, .. } => *len,
         }
     }
@@ -95,15 +92,14 @@ pub(crate) struct Shared {
 
 const SHARED: u8 = 0;
 const DIRECTORY: u8 = 1;
-const BYTES: u8 = 2;
-const SPOOL: u8 = 3;
-const ARCHIVE: u8 = 4;
-const HOST: u8 = 5;
-const SYMLINK: u8 = 6;
-const CHARACTER: u8 = 7;
-const BLOCK: u8 = 8;
-const FIFO: u8 = 9;
-const SOCKET: u8 = 10;
+const SPOOL: u8 = 2;
+const ARCHIVE: u8 = 3;
+const HOST: u8 = 4;
+const SYMLINK: u8 = 5;
+const CHARACTER: u8 = 6;
+const BLOCK: u8 = 7;
+const FIFO: u8 = 8;
+const SOCKET: u8 = 9;
 
 type Encoding = Result<(), minicbor::encode::Error<Infallible>>;
 
@@ -175,7 +171,6 @@ impl Node {
         let Attributes { mode, uid, gid } = self.attributes;
         let tag = match &self.kind {
             Kind::Directory => DIRECTORY,
-            Kind::File(Body::Bytes(_)) => BYTES,
             Kind::File(Body::Spool { .. }) => SPOOL,
             Kind::File(Body::Archive { .. }) => ARCHIVE,
             Kind::File(Body::Host { .. }) => HOST,
@@ -188,7 +183,7 @@ impl Node {
         cbor.u8(tag)?.u32(mode)?.u32(uid)?.u32(gid)?;
         match &self.kind {
             Kind::Directory | Kind::Special(Special::Fifo | Special::Socket) => Ok(()),
-            Kind::File(Body::Bytes(bytes)) | Kind::Symlink(bytes) => cbor.bytes(bytes)?.ok(),
+            Kind::Symlink(target) => cbor.bytes(target)?.ok(),
             Kind::File(Body::Spool { offset, len } | Body::Archive { offset, len }) => {
                 cbor.u64(*offset)?.u64(*len)?.ok()
             }
@@ -209,7 +204,6 @@ impl Node {
         };
         let kind = match tag {
             DIRECTORY => Kind::Directory,
-            BYTES => Kind::File(Body::Bytes(cbor.bytes()?.to_vec())),
             SPOOL => Kind::File(Body::Spool {
                 offset: cbor.u64()?,
                 len: cbor.u64()?,
@@ -248,7 +242,6 @@ mod tests {
         let (offset, len, major, minor) = (u64::MAX, 1 << 40, 7, u32::MAX);
         let kinds = [
             Kind::Directory,
-            Kind::File(Body::Bytes(vec![0, 255])),
             Kind::File(Body::Spool { offset, len }),
             Kind::File(Body::Archive { offset, len }),
             Kind::File(Body::Host {

@@ -5,6 +5,7 @@
 
 use std::ffi::OsStr;
 use std::fs::{self, File, Metadata};
+use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
@@ -81,6 +82,10 @@ impl Loader<'_> {
         let relative = path.strip_prefix(b"/").unwrap_or(path);
         let host = &self.folder.join(OsStr::from_bytes(relative));
         let failed = ImageError::file("read", host);
+        // It was a directory when it was found; a link would lead out of the folder.
+        if !fs::symlink_metadata(host).map_err(&failed)?.is_dir() && !path.is_empty() {
+            return Err(failed(io::ErrorKind::NotADirectory.into()));
+        }
         for entry in fs::read_dir(host).map_err(&failed)? {
             let name = entry.map_err(&failed)?.file_name();
             let child = [path, b"/", name.as_bytes()].concat();

@@ -21,7 +21,8 @@ use crate::packing::{Limited, Packing};
 
 use super::error::ImageError;
 use super::module::{self, ModuleError};
-use super::tree::{Body, Kind, Tree};
+use super::spool::Spool;
+use super::tree::{Body, Kind, PathError, Tree};
 
 /// Modules that a guest loads, beside those they depend on.
 const WANTED: [&str; 2] = ["virtio_mmio", "vmw_vsock_virtio_transport"];
@@ -60,8 +61,9 @@ pub(crate) fn runtime(
     modules: &Path,
     kernel: KernelFacts<'_>,
     scratch: &Path,
+    spool: &mut Spool,
 ) -> Result<Tree, ImageError> {
-    let mut files = Files::new(scratch);
+    let mut files = Files::new(scratch, spool)?;
     files.program("init", &guest.init, kernel.architecture)?;
     files.program("enclos/agent", &guest.agent, kernel.architecture)?;
     let mut loaded = Modules::new(modules, kernel)?;
@@ -79,12 +81,12 @@ pub(crate) fn runtime(
             source,
         };
         let retargeted = module::retarget_nsm(nsm).map_err(failed)?;
-        files.bytes("enclos/modules/nsm-rng.ko", retargeted, 0o644);
+        files.bytes("enclos/modules/nsm-rng.ko", &retargeted)?;
     }
     for (name, bytes) in loaded.found {
-        files.bytes(&format!("enclos/modules/{name}.ko"), bytes, 0o644);
+        files.bytes(&format!("enclos/modules/{name}.ko"), &bytes)?;
     }
-    files.bytes("enclos/modules/modules.order", names.into_bytes(), 0o644);
+    files.bytes("enclos/modules/modules.order", names.as_bytes())?;
     Ok(files.tree)
 }
 
@@ -99,22 +101,27 @@ fn check_architecture(head: &[u8], path: &Path, expected: Architecture) -> Resul
     }
 }
 
-struct Files {
+struct Files<'s> {
     tree: Tree,
+    spool: &'s mut Spool,
 }
 
-impl Files {
+fn refused(path: &str) -> impl Fn(PathError) -> ImageError {
+    move |error| ImageError::path("the runtime", path.as_bytes(), error)
+}
+
+impl<'s> Files<'s> {
     /// The mount points and the console that the kernel opens for init.
-    fn new(scratch: &Path) -> Self {
+    fn new(scratch: &Path, spool: &'s mut Spool) -> Result<Self, ImageError> {
         let mut tree = Tree::new(scratch);
-        let root = Attributes::root;
-        for directory in ["dev", "proc", "sys", "enclos", "enclos/modules"] {
-            // Paths of our own in an empty tree cannot be refused.
-            let _ = tree.directory(directory.as_bytes(), root(0o755));
+        for path in ["dev", "proc", "sys", "enclos", "enclos/modules"] {
+            let made = tree.directory(path.as_bytes(), Attributes::root(0o755));
+            made.map_err(refused(path))?;
         }
         let console = Kind::Special(Special::Character { major: 5, minor: 1 });
-        let _ = tree.set(b"dev/console", root(0o600), console);
-        Self { tree }
+        let set = tree.set(b"dev/console", Attributes::root(0o600), console);
+        set.map_err(refused("dev/console"))?;
+        Ok(Self { tree, spool })
     }
 
     /// A program of the host's. What is no ELF file at all is whatever the kernel makes of it.
@@ -136,15 +143,21 @@ impl Files {
             path: host.to_owned(),
             len,
         };
-        let _ = self
+        let set = self
             .tree
             .set(path.as_bytes(), Attributes::root(0o755), Kind::File(body));
-        Ok(())
+        set.map_err(refused(path))
     }
 
-    fn bytes(&mut self, path: &str, bytes: Vec<u8>, mode: u32) {
-        let kind = Kind::File(Body::Bytes(bytes));
-        let _ = self.tree.set(path.as_bytes(), Attributes::root(mode), kind);
+    fn bytes(&mut self, path: &str, mut bytes: &[u8]) -> Result<(), ImageError> {
+        let body = self
+            .spool
+            .store(&mut bytes)
+            .map_err(ImageError::spool(path))?;
+        let set = self
+            .tree
+            .set(path.as_bytes(), Attributes::root(0o644), Kind::File(body));
+        set.map_err(refused(path))
     }
 }
 

@@ -14,9 +14,9 @@ use redb::{AccessGuard, Database, ReadableTable, StorageError, TableDefinition, 
 /// Most bytes of records, estimated, that are held in memory.
 const MAX_HELD: usize = 28 << 20;
 
-/// Most bytes of all records: some five million files with ordinary names. A few kilobytes of an archive, packed, stand for
-/// millions of directories.
-const MAX_STORED: usize = 1 << 30;
+/// Most bytes of all records, estimated: over two million files with ordinary names. A few kilobytes of an archive, packed,
+/// stand for millions of directories. The database takes up to twice that, and some memory for each of its pages.
+const MAX_STORED: usize = 512 << 20;
 
 /// What a record in memory takes beside its key and value (bytes): measured, and rounded up.
 const RECORD_COST: usize = 96;
@@ -126,9 +126,6 @@ impl Store {
 
     /// Sets a key's value, in place of what it had.
     pub(crate) fn put(&mut self, key: &[u8], value: &[u8]) -> Result<(), StoreError> {
-        if self.len + cost(key, value) > self.limit {
-            return Err(StoreError::Full { limit: self.limit });
-        }
         if self.stored.is_none() && self.len > self.max_held {
             self.stored = Some(self.spill()?);
         }
@@ -143,8 +140,12 @@ impl Store {
                 before.map(|before| cost(key, before.value()))
             }
         };
-        self.len += cost(key, value);
-        self.len -= before.unwrap_or(0);
+        self.len = self.len + cost(key, value) - before.unwrap_or(0);
+        // What is changed stays possible: whiteouts need it, and writing the archive.
+        if self.len > self.limit && before.is_none() {
+            self.remove(key)?;
+            return Err(StoreError::Full { limit: self.limit });
+        }
         Ok(())
     }
 
@@ -230,10 +231,11 @@ impl Store {
             _database: database,
         };
         let mut records = stored.records()?;
-        for (key, value) in std::mem::take(&mut self.held) {
-            records.insert(&*key, &*value).map_err(StoreError::new)?;
+        for (key, value) in &self.held {
+            records.insert(&**key, &**value).map_err(StoreError::new)?;
         }
         drop(records);
+        self.held.clear();
         Ok(stored)
     }
 }
@@ -261,17 +263,31 @@ mod tests {
 
     #[test]
     fn a_store_keeps_to_its_limit_and_knows_what_it_holds() {
-        let mut store = Store::limited(&std::env::temp_dir(), 0, 3 * RECORD_COST + 6);
-        for (key, value) in [(b"a", b"1"), (b"b", b"2"), (b"b", b"3"), (b"c", b"4")] {
-            store.put(key, value).unwrap();
-        }
-        let full = store.put(b"d", b"").unwrap_err();
+        let mut store = Store::limited(&std::env::temp_dir(), 0, 2 * RECORD_COST + 4);
+        store.put(b"a", b"1").unwrap();
+        store.put(b"b", b"2").unwrap();
+        store.put(b"b", b"345").unwrap();
+        let full = store.put(b"c", b"").unwrap_err();
         assert!(matches!(full, StoreError::Full { .. }), "{full}");
+        assert_eq!(store.get(b"c").unwrap(), None);
         store.remove(b"a").unwrap();
         store.remove(b"a").unwrap();
-        store.put(b"d", b"").unwrap();
-        assert_eq!(store.get(b"b").unwrap().as_deref(), Some(b"3".as_slice()));
-        assert_eq!(store.len, 3 * RECORD_COST + 5);
+        store.put(b"b", b"6").unwrap();
+        store.put(b"c", b"").unwrap();
+        assert_eq!(store.get(b"b").unwrap().as_deref(), Some(b"6".as_slice()));
+        assert_eq!(store.len, 2 * RECORD_COST + 3);
+    }
+
+    #[test]
+    fn what_cannot_be_moved_stays() {
+        let nowhere = Path::new("/proc/self/no such folder");
+        let mut store = Store::limited(nowhere, 1, 1 << 20);
+        store.put(b"a", b"1").unwrap();
+        for _ in 0..2 {
+            let failed = store.put(b"b", b"2").unwrap_err();
+            assert!(matches!(failed, StoreError::Database(_)), "{failed}");
+            assert_eq!(store.get(b"a").unwrap().as_deref(), Some(b"1".as_slice()));
+        }
     }
 
     proptest! {

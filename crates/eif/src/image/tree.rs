@@ -43,6 +43,13 @@ const MAX_TARGET: usize = 4095;
 /// Largest file (bytes): a newc archive has 32 bits for its length.
 pub(crate) const MAX_FILE: u64 = u32::MAX as u64;
 
+/// Names that all whiteouts may find and leave, and that all paths may go through one by one. An honest layer's whiteouts leave
+/// each name once, and a path through links has some ten; a few kilobytes could keep a builder busy for days otherwise.
+const MAX_EFFORT: u64 = 1 << 26;
+
+/// Bytes of a path that count as one more name.
+const EFFORT_BYTES: usize = 64;
+
 /// What begins the key of a file with several names: behind all paths.
 const SHARED: u8 = 1;
 
@@ -75,6 +82,10 @@ pub(crate) enum PathError {
     Missing,
     #[error("links to a directory")]
     DirectoryTarget,
+    #[error(
+        "is one whiteout, or one path through symbolic links, too many: what they go through is read again and again"
+    )]
+    Effort,
     #[error(transparent)]
     Store(#[from] StoreError),
 }
@@ -94,6 +105,8 @@ pub(crate) struct Tree {
     /// Files with several names so far.
     shared: u64,
     layer: u32,
+    /// Names that were gone through so far.
+    effort: u64,
     /// Where bodies are that stayed in their archive.
     archive: Option<File>,
 }
@@ -118,6 +131,7 @@ impl Tree {
             store,
             shared: 0,
             layer: 0,
+            effort: 0,
             archive: None,
         }
     }
@@ -247,7 +261,8 @@ impl Tree {
         new_inode: impl FnOnce() -> u32,
     ) -> Result<Shared, StoreError> {
         let mut shared = self.shared(number)?;
-        if shared.written == 0 {
+        // Links to anything else have inode numbers of their own.
+        if shared.written == 0 && matches!(shared.node.kind, Kind::File(_)) {
             shared.inode = new_inode();
         }
         shared.written += 1;
@@ -318,9 +333,18 @@ impl Tree {
                 if name.layer < self.layer && !is_below(&kept, &key) {
                     self.remove(&key, &name)?;
                 } else {
+                    self.make_effort(&key)?;
                     kept = key;
                 }
             }
+        }
+    }
+
+    fn make_effort(&mut self, key: &[u8]) -> Result<(), PathError> {
+        self.effort += u64::try_from(1 + key.len() / EFFORT_BYTES).unwrap_or(u64::MAX);
+        match self.effort > MAX_EFFORT {
+            true => Err(PathError::Effort),
+            false => Ok(()),
         }
     }
 
@@ -353,11 +377,14 @@ impl Tree {
         Shared::decode(&shared.ok_or(StoreError::Damaged)?)
     }
 
-    /// Changes the number of names that a file has.
+    /// Changes the number of names that a file has; one without a name is gone.
     fn count(&mut self, number: u64, change: impl FnOnce(u32) -> u32) -> Result<(), StoreError> {
         let mut shared = self.shared(number)?;
         shared.names = change(shared.names);
-        self.store.put(&shared_key(number), &shared.encode())
+        match shared.names {
+            0 => self.store.remove(&shared_key(number)),
+            _ => self.store.put(&shared_key(number), &shared.encode()),
+        }
     }
 
     /// The key of a path, whose directories are walked; the last component is not followed.
@@ -381,7 +408,15 @@ impl Tree {
                 here.truncate(here.iter().rposition(|b| *b == 0).unwrap_or(0));
                 continue;
             }
+            // Of a link's target; a zero would be taken for the end of a name.
+            if component.contains(&0) {
+                return Err(match absent {
+                    Absent::Make => PathError::Zero,
+                    Absent::Refuse => PathError::Missing,
+                });
+            }
             let below = child(&here, &component);
+            self.make_effort(&below)?;
             match self.enter(&below, absent)? {
                 Kind::Directory => here = below,
                 Kind::Symlink(target) => {
@@ -508,12 +543,17 @@ mod tests {
         Tree::kept_in(Store::limited(&std::env::temp_dir(), max_held, 64 << 20))
     }
 
-    fn file(content: &[u8]) -> Kind {
-        Kind::File(Body::Bytes(content.to_vec()))
+    /// A file of one byte.
+    fn file(content: u8) -> Kind {
+        let (offset, len) = (content.into(), 1);
+        Kind::File(Body::Spool { offset, len })
     }
 
     fn written(mut tree: Tree) -> Vec<u8> {
-        let spool = Spool::new(tempfile::tempfile().unwrap());
+        let mut spool = Spool::new(tempfile::tempfile().unwrap());
+        let bytes: Vec<u8> = (0..=u8::MAX).collect();
+        spool.store(&mut bytes.as_slice()).unwrap();
+        spool.flush().unwrap();
         let mut archive = Archive::new(Vec::new(), 0);
         write_tree(&mut tree, &spool, b"rootfs", &mut archive).unwrap();
         archive.finish().unwrap()
@@ -523,8 +563,8 @@ mod tests {
     fn a_tree_keeps_to_its_limit() {
         let mut tree = Tree::kept_in(Store::limited(&std::env::temp_dir(), 0, 400));
         let attributes = Attributes::root(0o644);
-        tree.set(b"d/e", attributes, file(b"")).unwrap();
-        tree.set(b"d/e", attributes, file(b"")).unwrap();
+        tree.set(b"d/e", attributes, file(0)).unwrap();
+        tree.set(b"d/e", attributes, file(0)).unwrap();
         let refused = tree.set(b"l", attributes, Kind::Symlink(vec![b'x'; 200]));
         let refused = refused.unwrap_err();
         assert!(
@@ -532,7 +572,7 @@ mod tests {
             "{refused}"
         );
         tree.directory(b"d", attributes).unwrap();
-        tree.set(b"f", attributes, file(b"")).unwrap();
+        tree.set(b"f", attributes, file(0)).unwrap();
         let refused = tree.link(b"g", b"f").unwrap_err();
         assert!(
             matches!(refused, PathError::Store(StoreError::Full { .. })),
@@ -564,6 +604,67 @@ mod tests {
         written(tree);
     }
 
+    /// Hard links to what is no file have been written with inode numbers of their own since there are images.
+    #[test]
+    fn links_to_links_do_not_move_inode_numbers() {
+        let mut tree = tree(usize::MAX);
+        let attributes = Attributes::root(0o777);
+        tree.set(b"a", attributes, Kind::Symlink(b"x".to_vec()))
+            .unwrap();
+        tree.link(b"b", b"a").unwrap();
+        tree.set(b"c", attributes, file(1)).unwrap();
+        tree.link(b"d", b"c").unwrap();
+        let archive = written(tree);
+        let inode = |name: &str| {
+            let name = format!("rootfs/{name}\0");
+            let at = archive
+                .windows(name.len())
+                .position(|w| w == name.as_bytes());
+            let header = at.unwrap() - 110;
+            String::from_utf8(archive[header + 6..header + 14].to_vec()).unwrap()
+        };
+        let found = ["a", "b", "c", "d"].map(inode);
+        assert_eq!(found, ["00000002", "00000003", "00000004", "00000004"]);
+    }
+
+    #[test]
+    fn what_makes_no_end_of_effort_is_refused() {
+        let mut tree = tree(usize::MAX);
+        let attributes = Attributes::root(0o755);
+        tree.directory(b"d", attributes).unwrap();
+        tree.effort = MAX_EFFORT - 100;
+        for number in 0..30 {
+            let path = format!("d/{number}");
+            tree.set(path.as_bytes(), attributes, file(0)).unwrap();
+        }
+        for _ in 0..3 {
+            tree.opaque(b"d").unwrap();
+        }
+        assert!(matches!(tree.opaque(b"d").unwrap_err(), PathError::Effort));
+        tree.effort = MAX_EFFORT - 50;
+        let target = b"d/../".repeat(20);
+        tree.set(b"l", attributes, Kind::Symlink(target)).unwrap();
+        tree.set(b"l/a", attributes, file(0)).unwrap();
+        tree.set(b"l/b", attributes, file(0)).unwrap();
+        let refused = tree.set(b"l/c", attributes, file(0)).unwrap_err();
+        assert!(matches!(refused, PathError::Effort), "{refused}");
+    }
+
+    /// A zero in a link's target would make a path of two names out of one, through whatever is there.
+    #[test]
+    fn a_zero_in_a_links_target_leads_nowhere() {
+        let mut tree = tree(usize::MAX);
+        let attributes = Attributes::root(0o755);
+        tree.set(b"a", attributes, Kind::Symlink(b"/".to_vec()))
+            .unwrap();
+        tree.set(b"l", attributes, Kind::Symlink(b"a\0enclos".to_vec()))
+            .unwrap();
+        let refused = tree.set(b"l/agent", attributes, file(0)).unwrap_err();
+        assert!(matches!(refused, PathError::Zero), "{refused}");
+        tree.whiteout(b"l/agent").unwrap();
+        assert!(!tree.exists(b"l/agent").unwrap());
+    }
+
     #[test]
     fn directories_are_found_in_order_and_while_more_come() {
         let mut tree = tree(usize::MAX);
@@ -573,7 +674,7 @@ mod tests {
         }
         for number in 0..100 {
             let path = format!("a/{number}");
-            tree.set(path.as_bytes(), attributes, file(b"")).unwrap();
+            tree.set(path.as_bytes(), attributes, file(0)).unwrap();
         }
         let (mut next, mut found) = (Vec::new(), Vec::new());
         while let Some(path) = tree.next_directory(&next).unwrap() {
@@ -608,6 +709,7 @@ mod tests {
             path().prop_map(Order::File),
             path().prop_map(Order::File),
             (path(), path()).prop_map(|(path, target)| Order::Symlink(path, target)),
+            path().prop_map(|path| Order::Symlink(path, b"a\0b/..".to_vec())),
             (path(), path()).prop_map(|(path, target)| Order::Link(path, target)),
             path().prop_map(Order::Whiteout),
             path().prop_map(Order::Opaque),
@@ -623,7 +725,7 @@ mod tests {
                 Ok(())
             }
             Order::Directory(path) => tree.directory(path, attributes),
-            Order::File(path) => tree.set(path, attributes, file(&number.to_be_bytes())),
+            Order::File(path) => tree.set(path, attributes, file(u8::try_from(number).unwrap())),
             Order::Symlink(path, target) => {
                 tree.set(path, attributes, Kind::Symlink(target.clone()))
             }
@@ -645,6 +747,7 @@ mod tests {
                 let end = key.iter().rposition(|b| *b == 0).unwrap();
                 let parent = key[..end].to_vec();
                 assert!(directories.contains(&parent), "{key:?} is in no directory");
+                assert!(end + 1 < key.len(), "{key:?} has an empty name");
                 let name = Name::decode(&name).unwrap();
                 match name.meaning {
                     Meaning::Shared(number) => *counted.entry(number).or_insert(0) += 1,
@@ -655,8 +758,9 @@ mod tests {
             }
         }
         for number in 0..tree.shared {
-            let names = counted.get(&number).copied().unwrap_or(0);
-            assert_eq!(tree.shared(number).unwrap().names, names, "of {number}");
+            let stored = tree.store.get(&shared_key(number)).unwrap();
+            let names = stored.map(|shared| Shared::decode(&shared).unwrap().names);
+            assert_eq!(names, counted.get(&number).copied(), "of {number}");
         }
     }
 
