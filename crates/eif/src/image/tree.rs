@@ -48,7 +48,7 @@ pub(crate) const MAX_FILE: u64 = u32::MAX as u64;
 const MAX_EFFORT: u64 = 1 << 26;
 
 /// Bytes of a path that count as one more name.
-const EFFORT_BYTES: usize = 64;
+const EFFORT_BYTES: usize = 512;
 
 /// What begins the key of a file with several names: behind all paths.
 const SHARED: u8 = 1;
