@@ -15,7 +15,7 @@ use redb::{AccessGuard, Database, ReadableTable, StorageError, TableDefinition, 
 const MAX_HELD: usize = 28 << 20;
 
 /// Most bytes of all records, estimated: over two million files with ordinary names. A few kilobytes of an archive, packed,
-/// stand for millions of directories. The database takes up to twice that, and some memory for each of its pages.
+/// stand for millions of directories. The database takes up to three times that, and some memory for each of its pages.
 const MAX_STORED: usize = 512 << 20;
 
 /// What a record in memory takes beside its key and value (bytes): measured, and rounded up.

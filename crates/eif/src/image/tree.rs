@@ -37,17 +37,21 @@ const MAX_NAME: usize = 255;
 /// Longest path (bytes), Linux's limit less what comes before it in an image's archive, `rootfs/`.
 const MAX_PATH: usize = 4095 - 7;
 
+/// Longest path that is looked at (bytes): one that is written with many dots and slashes may be shorter than it seems.
+const MAX_WRITTEN: usize = 16 << 10;
+
 /// Longest target of a symbolic link (bytes), with the same reason.
 const MAX_TARGET: usize = 4095;
 
 /// Largest file (bytes): a newc archive has 32 bits for its length.
 pub(crate) const MAX_FILE: u64 = u32::MAX as u64;
 
-/// Names that all whiteouts may find and leave, and that all paths may go through one by one. An honest layer's whiteouts leave
-/// each name once, and a path through links has some ten; a few kilobytes could keep a builder busy for days otherwise.
-const MAX_EFFORT: u64 = 1 << 26;
+/// Names that all whiteouts may find and leave, and that all paths through links may go through one by one. An honest layer's
+/// whiteouts leave each name once, and a path through links has some ten; a few kilobytes could keep a builder busy for days
+/// otherwise, and so for half a minute.
+const MAX_EFFORT: u64 = 1 << 25;
 
-/// Bytes of a path that count as one more name.
+/// Bytes of a path, or of a link's target, that count as one more name.
 const EFFORT_BYTES: usize = 512;
 
 /// What begins the key of a file with several names: behind all paths.
@@ -340,8 +344,8 @@ impl Tree {
         }
     }
 
-    fn make_effort(&mut self, key: &[u8]) -> Result<(), PathError> {
-        self.effort += u64::try_from(1 + key.len() / EFFORT_BYTES).unwrap_or(u64::MAX);
+    fn make_effort(&mut self, text: &[u8]) -> Result<(), PathError> {
+        self.effort += u64::try_from(1 + text.len() / EFFORT_BYTES).unwrap_or(u64::MAX);
         match self.effort > MAX_EFFORT {
             true => Err(PathError::Effort),
             false => Ok(()),
@@ -404,6 +408,7 @@ impl Tree {
         let (mut here, mut followed) = (ROOT.to_vec(), 0);
         let mut ahead: Vec<Vec<u8>> = path.iter().rev().map(|c| c.to_vec()).collect();
         while let Some(component) = ahead.pop() {
+            self.make_effort(&here)?;
             if component == b".." {
                 here.truncate(here.iter().rposition(|b| *b == 0).unwrap_or(0));
                 continue;
@@ -416,10 +421,10 @@ impl Tree {
                 });
             }
             let below = child(&here, &component);
-            self.make_effort(&below)?;
             match self.enter(&below, absent)? {
                 Kind::Directory => here = below,
                 Kind::Symlink(target) => {
+                    self.make_effort(&target)?;
                     followed += 1;
                     if followed > MAX_LINKS {
                         return Err(PathError::Loop);
@@ -504,6 +509,9 @@ pub(crate) fn cleaned(path: &[u8]) -> Result<Vec<u8>, PathError> {
 }
 
 fn clean_components(path: &[u8]) -> Result<Vec<&[u8]>, PathError> {
+    if path.len() > MAX_WRITTEN {
+        return Err(PathError::LongPath);
+    }
     let mut kept: Vec<&[u8]> = Vec::new();
     for component in split(path) {
         if component != b".." {
@@ -587,6 +595,10 @@ mod tests {
         let mut refused = |path: &[u8]| tree.directory(path, attributes).unwrap_err();
         assert!(matches!(refused(b"a\0b"), PathError::Zero));
         assert!(matches!(refused(&[b'a'; 256]), PathError::LongName));
+        assert!(matches!(
+            refused(&b"b/../".repeat(4000)),
+            PathError::LongPath
+        ));
         assert!(matches!(refused(b"../a"), PathError::Parent));
         let deep = b"a/".repeat(2044);
         assert!(matches!(
@@ -641,7 +653,8 @@ mod tests {
             tree.opaque(b"d").unwrap();
         }
         assert!(matches!(tree.opaque(b"d").unwrap_err(), PathError::Effort));
-        tree.effort = MAX_EFFORT - 50;
+        // Each path: the link, its target, and a name and a step back twenty times.
+        tree.effort = MAX_EFFORT - 100;
         let target = b"d/../".repeat(20);
         tree.set(b"l", attributes, Kind::Symlink(target)).unwrap();
         tree.set(b"l/a", attributes, file(0)).unwrap();

@@ -10,16 +10,15 @@
 //! otherwise record, are fixed, and it is built inside its source tree, so that no path is recorded either. A kernel also holds its
 //! configuration, which names versions of tools: only those that make it count.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io::Write;
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use clap::Args;
-use tempfile::TempDir;
 
 use super::apt::Apt;
+use super::workplace::Workplace;
 use super::{Arch, find, missing_programs, output, put_in_place, root};
 use crate::failure::{Failure, Outcome};
 use crate::term;
@@ -188,7 +187,7 @@ pub(super) fn build(args: &Build) -> Outcome<PathBuf> {
     let root = root()?;
     fs::create_dir_all(&root).map_err(|error| Failure::file(None, "create", &root, error))?;
     let workplace = Workplace::new(&root)?;
-    let work = workplace.folder.path();
+    let work = workplace.path();
     let deb = match &args.deb {
         Some(deb) => deb.clone(),
         None => {
@@ -209,48 +208,6 @@ pub(super) fn build(args: &Build) -> Outcome<PathBuf> {
     output(make.args([&format!("-j{jobs}"), target.image]))?;
     let kept = target.keep(&source, work)?;
     put_in_place(&kept, &root.join(release))
-}
-
-/// What folders begin with in which kernels are being built.
-const WORKPLACE: &str = ".build-";
-
-/// A folder to build a kernel in, which is locked as long as somebody does.
-struct Workplace {
-    folder: TempDir,
-    _lock: File,
-}
-
-impl Workplace {
-    /// Makes one, and takes out what builds that were killed left: 2 GB each.
-    fn new(root: &Path) -> Outcome<Self> {
-        let failed = |action| move |error| Failure::file(None, action, root, error);
-        // Nobody else looks for folders without a lock while this one has none yet.
-        let all = File::open(root).map_err(failed("open"))?;
-        all.lock().map_err(failed("lock"))?;
-        for left in fs::read_dir(root).map_err(failed("read"))?.flatten() {
-            let is_workplace = left
-                .file_name()
-                .as_bytes()
-                .starts_with(WORKPLACE.as_bytes());
-            if is_workplace && is_free(&left.path()) {
-                // What cannot be taken out is in nobody's way.
-                let _ = fs::remove_dir_all(left.path());
-            }
-        }
-        let folder = tempfile::Builder::new()
-            .prefix(WORKPLACE)
-            .tempdir_in(root)?;
-        let lock = File::open(folder.path()).map_err(failed("open"))?;
-        lock.lock().map_err(failed("lock"))?;
-        Ok(Self {
-            folder,
-            _lock: lock,
-        })
-    }
-}
-
-fn is_free(workplace: &Path) -> bool {
-    File::open(workplace).is_ok_and(|folder| folder.try_lock().is_ok())
 }
 
 fn jobs(asked: Option<u32>) -> u32 {
@@ -338,22 +295,6 @@ mod tests {
                 "CONFIG_E=10"
             ]
         );
-    }
-
-    #[test]
-    fn what_killed_builds_left_is_taken_out_and_nothing_else() {
-        let root = tempfile::tempdir().unwrap();
-        for name in [".build-killed/source", "6.12.0-test"] {
-            fs::create_dir_all(root.path().join(name)).unwrap();
-        }
-        let first = Workplace::new(root.path()).unwrap();
-        assert!(!root.path().join(".build-killed").exists());
-        let second = Workplace::new(root.path()).unwrap();
-        assert!(first.folder.path().is_dir() && second.folder.path().is_dir());
-        drop((first, second));
-        let left = fs::read_dir(root.path()).unwrap().flatten();
-        let left: Vec<_> = left.map(|entry| entry.file_name()).collect();
-        assert_eq!(left, ["6.12.0-test"]);
     }
 
     #[test]

@@ -14,6 +14,7 @@
 
 mod apt;
 mod build;
+mod workplace;
 
 use std::ffi::OsStr;
 use std::fs;
@@ -23,6 +24,7 @@ use std::process::Command;
 use clap::{Args, Subcommand, ValueEnum};
 
 use apt::Apt;
+use workplace::Workplace;
 
 use crate::dirs;
 use crate::failure::{Failure, Outcome};
@@ -162,9 +164,7 @@ fn root() -> Outcome<PathBuf> {
 fn fetch(args: &Fetch) -> Outcome<PathBuf> {
     let root = root()?;
     fs::create_dir_all(&root).map_err(|error| Failure::file(None, "create", &root, error))?;
-    let work = tempfile::Builder::new()
-        .prefix(".fetch-")
-        .tempdir_in(&root)?;
+    let work = Workplace::new(&root)?;
     if let Some(deb) = &args.deb {
         return unpack(deb, work.path(), &root);
     }
@@ -299,7 +299,7 @@ mod tests {
             newest_in(&root.path().join("none"), Arch::X86_64).unwrap(),
             None
         );
-        for name in ["6.12.9-cloud", "6.12.117-cloud", ".fetch-7.0"] {
+        for name in ["6.12.9-cloud", "6.12.117-cloud", ".work-7.0"] {
             fs::create_dir(root.path().join(name)).unwrap();
             fs::write(root.path().join(name).join("vmlinuz"), "").unwrap();
         }
