@@ -369,7 +369,7 @@ fn check_path(path: &[u8]) -> Result<(), CpioError> {
     Ok(())
 }
 
-fn io_error(path: &[u8], source: io::Error) -> CpioError {
+pub(crate) fn io_error(path: &[u8], source: io::Error) -> CpioError {
     CpioError::Io {
         path: lossy(path),
         source,

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::{self, Read, Write};
 
-use crate::cpio::{Archive, Attributes, CpioError, Link};
+use crate::cpio::{Archive, Attributes, CpioError, Link, io_error};
 
 use super::node::{Body, Kind, Meaning, Name, Node, Shared};
 use super::spool::Spool;
@@ -113,11 +113,4 @@ impl<W: Write> Emitter<'_, W> {
 
 fn unreadable(path: &[u8], error: StoreError) -> CpioError {
     io_error(path, io::Error::other(error))
-}
-
-fn io_error(path: &[u8], source: io::Error) -> CpioError {
-    CpioError::Io {
-        path: String::from_utf8_lossy(path).into_owned(),
-        source,
-    }
 }

@@ -62,7 +62,7 @@ use process::enclave_config;
 use publish::folder_of;
 use runtime::KernelFacts;
 use spool::Spool;
-use tree::{Kind, Tree};
+use tree::Tree;
 
 /// The measured command line. Whatever an engine needs beside it comes from the hypervisor, unmeasured.
 ///
@@ -323,14 +323,9 @@ fn own_files(
     scratch: &Path,
     spool: &mut Spool,
 ) -> Result<Tree, ImageError> {
-    const PATH: &str = "enclos/config.json";
     let json = serde_json::to_vec(config).map_err(ImageError::Encode)?;
-    let body = spool
-        .store(&mut json.as_slice())
-        .map_err(ImageError::spool(PATH))?;
     let mut own = Tree::new(scratch);
-    let set = own.set(PATH.as_bytes(), Attributes::root(0o644), Kind::File(body));
-    set.map_err(|error| ImageError::path("the configuration", PATH.as_bytes(), error))?;
+    runtime::own_file(&mut own, spool, "enclos/config.json", &json)?;
     Ok(own)
 }
 

@@ -107,7 +107,7 @@ struct Files<'s> {
 }
 
 fn refused(path: &str) -> impl Fn(PathError) -> ImageError {
-    move |error| ImageError::path("the runtime", path.as_bytes(), error)
+    move |error| ImageError::path("Enclos's own files", path.as_bytes(), error)
 }
 
 impl<'s> Files<'s> {
@@ -149,16 +149,21 @@ impl<'s> Files<'s> {
         set.map_err(refused(path))
     }
 
-    fn bytes(&mut self, path: &str, mut bytes: &[u8]) -> Result<(), ImageError> {
-        let body = self
-            .spool
-            .store(&mut bytes)
-            .map_err(ImageError::spool(path))?;
-        let set = self
-            .tree
-            .set(path.as_bytes(), Attributes::root(0o644), Kind::File(body));
-        set.map_err(refused(path))
+    fn bytes(&mut self, path: &str, bytes: &[u8]) -> Result<(), ImageError> {
+        own_file(&mut self.tree, self.spool, path, bytes)
     }
+}
+
+/// Puts a file that Enclos writes itself into a tree.
+pub(crate) fn own_file(
+    tree: &mut Tree,
+    spool: &mut Spool,
+    path: &str,
+    mut bytes: &[u8],
+) -> Result<(), ImageError> {
+    let body = spool.store(&mut bytes).map_err(ImageError::spool(path))?;
+    let set = tree.set(path.as_bytes(), Attributes::root(0o644), Kind::File(body));
+    set.map_err(refused(path))
 }
 
 /// Modules and what they depend on, dependencies first.
